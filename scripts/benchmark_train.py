@@ -50,14 +50,14 @@ class Measured:
         tokens: Tokens of all rows, prompts included, padding not.
         seconds: From the beginning of the first step to the end of the last one.
         peak_bytes: The most memory that the process held.
-        loss: The mean of the steps' losses: both learn the same, so both should be near one another.
+        loss: The mean of the steps' losses: both learn the same, so both should be near one another. None of the floor.
         processor_seconds: What the processor was busy for in that time, user and system.
     """
 
     tokens: int
     seconds: float
     peak_bytes: int
-    loss: float
+    loss: float | None
     processor_seconds: float
 
     @property
@@ -288,7 +288,7 @@ def floor(model: str, steps: list[list[dict[str, list[int]]]]) -> Measured:
                 linear(given[: n * weight.shape[1]].view(n, -1), weight)
             for weight, n in reversed(counts):
                 given[: n * weight.shape[0]].view(n, -1) @ weight
-    return measured_between(began, now(), steps, float("nan"))
+    return measured_between(began, now(), steps, None)
 
 
 def now() -> Reading:
@@ -296,7 +296,9 @@ def now() -> Reading:
     return time.perf_counter(), time.process_time()
 
 
-def measured_between(began: Reading, ended: Reading, steps: list[list[dict[str, list[int]]]], loss: float) -> Measured:
+def measured_between(
+    began: Reading, ended: Reading, steps: list[list[dict[str, list[int]]]], loss: float | None
+) -> Measured:
     """A run that went through all steps between two readings of the clocks."""
     return Measured(tokens_of(steps), ended[0] - began[0], peak_bytes(), loss, ended[1] - began[1])
 
@@ -339,9 +341,10 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"medians of {len(runs['trl'])} runs each; TRL's setting: {report['trl_setting']}")
     print(f"{'':8}{'tokens/s':>10}{'a CPU s':>10}{'peak GB':>10}{'mean loss':>11}")
     for name, label in (("trl", "TRL"), ("loraft", "loraft"), ("floor", "floor")):
-        loss, rate = statistics.median(run["loss"] for run in runs[name]), report["tokens_per_second"][name]
+        losses, rate = [run["loss"] for run in runs[name]], report["tokens_per_second"][name]
+        loss = "" if None in losses else f"{statistics.median(losses):.3f}"
         busy, peak = report["tokens_per_processor_second"][name], report["peak_bytes"][name] / 1e9
-        print(f"{label:8}{rate:10.0f}{busy:10.0f}{peak:10.2f}{loss:11.3f}")
+        print(f"{label:8}{rate:10.0f}{busy:10.0f}{peak:10.2f}{loss:>11}")
     print(f"{'ratio':8}{report['rate_ratio']:10.2f}{report['processor_ratio']:10.2f}{report['memory_ratio']:10.2f}")
     print(f"loraft reaches {report['of_the_floor']:.0%} of the floor, by the processor's time")
 

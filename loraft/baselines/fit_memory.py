@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
+from loraft.config.change_config import with_values
 from loraft.config.choices import Method
 from loraft.config.config_file import inline
 from loraft.config.schema import RunConfig, of_streamed_layers
@@ -73,7 +74,7 @@ def fit_memory(config: RunConfig, *, gpu_memory: int | None = None, trust_remote
     device = select_device(config.model, stated).device
     for changes in _in_order_of_cost(config, beside_host=has_own_memory(device)):
         try:
-            plan = plan_run(_changed(config, changes), stated)
+            plan = plan_run(with_values(config, changes), stated)
         except ModelError:
             if "model.stream_layers" not in changes:
                 raise
@@ -143,14 +144,4 @@ def _merged(alternatives: Iterable[tuple[Values, ...]]) -> Iterator[Values]:
 
 def _hinders_streaming(config: RunConfig, changes: Values) -> bool:
     """Whether the layers of the changed config cannot be fed to the GPU."""
-    return any(hinders for hinders, *_ in of_streamed_layers(_changed(config, changes)))
-
-
-def _changed(config: RunConfig, changes: Values) -> RunConfig:
-    sections: dict[str, dict[str, object]] = {}
-    for key, value in changes.items():
-        section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = value
-    whole = sections.pop("", {})
-    inner = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    return config.model_copy(update={**whole, **inner})
+    return any(hinders for hinders, *_ in of_streamed_layers(with_values(config, changes)))

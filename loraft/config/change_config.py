@@ -1,4 +1,4 @@
-"""A config file with some of its values replaced, and all else as a person wrote it."""
+"""A config with some of its values replaced, and its file, in which all else is as a person wrote it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from io import StringIO
 from pathlib import Path
 
 from ruamel.yaml import YAML
+
+from loraft.config.schema import RunConfig
+
+
+def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
+    """The same config with other values at these keys, of sections or of their own; they are not checked."""
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = value
+    whole = sections.pop("", {})
+    inner = {name: getattr(config, name).model_copy(update=changed) for name, changed in sections.items()}
+    return config.model_copy(update={**whole, **inner})
 
 
 def changed_text(path: Path, overrides: Sequence[str], values: Mapping[str, object]) -> str:

@@ -183,10 +183,10 @@ def _prompts(session: Session, voice: Speaker, questions: Sequence[BatchPrompt],
 def _answered_by(session: Session, voice: Speaker, options: GenerationRequest) -> str:
     """What tells answers of this model with these settings from others: a hash over all that decides them.
 
-    The number of rows at a time is not among them: it decides speed and memory.
+    The number of rows at a time is not among them, nor how steps are launched: these decide speed and memory.
     """
-    settings: dict[str, object] = {**voice.settings(options)}
-    settings.pop("cuda_graphs", None)  # likewise
+    settings = voice.settings(options)
+    decides = {name: value for name, value in settings.items() if name != "cuda_graphs"}
     described = {
         "adapter": digests(voice.folder) if voice.name != BASE else None,
         "base": session.loaded.fingerprint,
@@ -194,7 +194,7 @@ def _answered_by(session: Session, voice: Speaker, options: GenerationRequest) -
         "dtype": str(session.loaded.placement.dtype),
         "options": asdict(options),
         "quantization": session.quantization.model_dump() if session.quantization else None,
-        "settings": {**settings, "rules": asdict(voice.settings(options)["rules"])},
+        "settings": {**decides, "rules": asdict(settings["rules"])},
         **voice.renderer.recorded,
         "template": voice.renderer.chat_template,
     }

@@ -18,18 +18,25 @@ from torch.nn.functional import rms_norm
 PROBED_SCALES = (1e-3, 1.0, 1e3)
 """The sizes of the numbers that a module is tried on: with small ones its epsilon shows."""
 
+FORMULAS = ((0.0, True), (1.0, False), (0.0, False))
+"""The norms of Llama, Gemma and OLMo 2: `offset` and `rounds` of `plain_norm`."""
 Form = Callable[[Tensor, Tensor, float], Tensor]
 """From x `[..., hidden]`, the weight `[hidden]` and epsilon to `[..., hidden]`."""
 
 
-def plain_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Llama's own: w · n with n = x / √(mean(x²) + ε), in float32 up to n and in the dtype of x from there."""
+def plain_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0, *, rounds: bool = True) -> Tensor:
+    """N · (weight + offset) with n = x / √(mean(x²) + ε) in float32; n is rounded to the dtype of x where `rounds`.
+
+    Else the product is. Where nothing else is said it is Llama's norm.
+    """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    n = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    scaled = n.to(x.dtype) * (weight + offset) if rounds else n * (weight.to(n.dtype) + offset)
+    return scaled.to(x.dtype)
 
 
 def cpu_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """The same in place, with a backward of its own.
+    """Llama's in place, with a backward of its own.
 
     That takes a third fewer passes over the hidden states, and keeps the 16-bit input, not two tensors of float32.
     """
@@ -54,7 +61,7 @@ def norm_for(device: torch.device) -> Form:
 
 def patch_rms_norm(model: nn.Module) -> int:
     """Let every frozen norm of `model` that computes Llama's formula train by it; the number of those found."""
-    found = [module for module in model.modules() if _is_llamas(module)]
+    found = [module for module in model.modules() if formula_of(module) == FORMULAS[0]]
     for module in found:
         module.__class__ = type(type(module).__name__, (_FrozenNorm, type(module)), {})
     return len(found)
@@ -64,27 +71,37 @@ class _FrozenNorm(nn.Module):
     """Set before the class of a norm: in training the form for the device, else what that class does."""
 
     weight: nn.Parameter
-    variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[..., hidden]` to `[..., hidden]`."""
         if self.training and hidden_states.dtype == self.weight.dtype and not self.weight.requires_grad:
-            return norm_for(hidden_states.device)(hidden_states, self.weight, self.variance_epsilon)
+            return norm_for(hidden_states.device)(hidden_states, self.weight, epsilon_of(self))
         plain: Tensor = super().forward(hidden_states)
         return plain
 
 
-def _is_llamas(module: nn.Module) -> bool:
-    weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+def epsilon_of(module: nn.Module) -> Any:
+    """A norm's epsilon, by either name that transformers has for it."""
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+def formula_of(module: nn.Module) -> tuple[float, bool] | None:
+    """The formula whose numbers a frozen norm gives, to the bit; None where it is none of these."""
+    weight, epsilon = getattr(module, "weight", None), epsilon_of(module)
     if not isinstance(weight, nn.Parameter) or not isinstance(epsilon, float) or len(list(module.parameters())) > 1:
-        return False
+        return None
     if weight.dim() != 1 or weight.requires_grad or len(inspect.signature(module.forward).parameters) != 1:
-        return False  # a norm that takes a gate besides computes another formula
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn(len(PROBED_SCALES), len(weight), generator=generator)
+        return None  # a norm that takes a gate besides computes another formula
+    numbers = torch.randn(len(PROBED_SCALES), len(weight), generator=torch.Generator().manual_seed(0))
     probe = (numbers * torch.tensor(PROBED_SCALES)[:, None]).to(weight)
     with torch.no_grad():
-        return torch.equal(module(probe), plain_norm(probe, weight, epsilon))
+        given = module(probe)
+        return next((each for each in FORMULAS if _gives(given, probe, weight, epsilon, each)), None)
+
+
+def _gives(given: Tensor, probe: Tensor, weight: Tensor, epsilon: float, formula: tuple[float, bool]) -> bool:
+    offset, rounds = formula
+    return torch.equal(given, plain_norm(probe, weight, epsilon, offset, rounds=rounds))
 
 
 class _RootMeanSquareNorm(torch.autograd.Function):

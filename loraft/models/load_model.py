@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -130,15 +130,15 @@ def load_model(
     tokenizer, notes = _tokenizer(handle, config, group)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
-    loaded, stream = _on_device(handle, config, family, placement, quantization, new, streamed=streamed)
+    loaded = _with_weights(handle, config, family, placement, quantization, new, to_host=streamed is not None)
+    stream = _stream_of(loaded, family, placement, streamed)
     tokens = new_tokens(handle, tokenizer)
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     mark_text(loaded, family.text_mark)
     loaded.requires_grad_(False)
     for parameter in (each for module in new for each in loaded.get_submodule(module).parameters()):
         parameter.zero_()
-    notes, name = (*placement.notes, *notes), handle.section.name_or_path
-    own = fingerprint(folder)
+    notes, name, own = (*placement.notes, *notes), handle.section.name_or_path, fingerprint(folder)
     return LoadedModel(
         loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens, stream
     )
@@ -149,23 +149,14 @@ def new_tokens(model: Model, tokenizer: Tokenizer) -> tuple[int, ...]:
     return ids_of(tokenizer, ModelHandle.of(model).section.add_tokens)
 
 
-def _on_device(
-    handle: ModelHandle,
-    config: PreTrainedConfig,
-    family: ModelSpec,
-    placement: DeviceConfig,
-    quantization: QuantizationSection | None,
-    new: Sequence[str],
-    *,
-    streamed: Fed | None,
-) -> tuple[PreTrainedModel, LayerStream | None]:
-    """The model of a config on the device, whole, or with what feeds its layers to it from the host."""
+def _stream_of(
+    loaded: PreTrainedModel, family: ModelSpec, placement: DeviceConfig, streamed: Fed | None
+) -> LayerStream | None:
+    """What feeds a model that was loaded to the host to its device; None where it is there already."""
     if streamed is None:
-        return _with_weights(handle, config, family, placement, quantization, new), None
-    on_host = replace(placement, device="cpu")
-    loaded = _with_weights(handle, config, family, on_host, quantization, new, through=placement.device)
+        return None
     ends = ends_of(loaded) if streamed == "ends" else None
-    return loaded, LayerStream(loaded, layers_of(loaded, family), torch.device(placement.device), ends)
+    return LayerStream(loaded, layers_of(loaded, family), torch.device(placement.device), ends)
 
 
 def _with_weights(
@@ -175,10 +166,15 @@ def _with_weights(
     placement: DeviceConfig,
     quantization: QuantizationSection | None,
     new: Sequence[str],
-    through: str | None = None,
+    *,
+    to_host: bool,
 ) -> PreTrainedModel:
-    """The model of a config with its files' weights, quantized while loading, `through` a device, or as they are."""
+    """The model of a config with its files' weights, quantized while loading or as they are.
+
+    `to_host` leaves them in the host's memory, quantized one after the other on the device.
+    """
     stored, asked = stored_in(handle), None
+    through, place = (placement.device, "cpu") if to_host else (None, placement.device)
     compute = compute_dtype(quantization, placement)
     if stored is not None:
         loading_as_stored(config, stored, compute)
@@ -189,7 +185,7 @@ def _with_weights(
     options = {
         "config": config,
         "dtype": placement.dtype,
-        "device_map": {"": placement.device} if placement.device != "cpu" or through else None,
+        "device_map": {"": place} if placement.device != "cpu" or to_host else None,
         "quantization_config": asked,
     }
     if stored is not None and stored.method in IN_INT32:

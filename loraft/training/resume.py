@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from loraft.adapters.save_adapter import restore
+from loraft.config.change_config import with_values
 from loraft.config.config_file import inline, load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
@@ -41,6 +43,8 @@ HARMLESS = frozenset(
     }
 )  # fmt: skip
 """Keys that change no step of the training."""
+BEFORE: Mapping[str, object] = {"training.tiled_mlp": False, "data.shared_prefix": "off"}
+"""What versions did that did not have these keys, whose `auto` computes the same but for rounding."""
 LENGTH = frozenset({"training.max_steps", "training.num_train_epochs"})
 BY_AN_EARLIER_VERSION = (
     " (an earlier version of loraft began it, which joined the end of a prompt to its answer, read control tokens in "
@@ -50,26 +54,29 @@ BY_AN_EARLIER_VERSION = (
 
 
 def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """A config with what its `auto` stood for when the run in the folder was begun: the optimizer, and tiles.
+    """A config with what its `auto` stood for when the run in the folder was begun.
 
     What is foreseen to fit depends on what else the device holds, and a run goes on with what it has.
     """
-    asked = [key for key in ("optim", "tiled_mlp") if getattr(config.training, key) == "auto"]
+    asked = [key for key in ("training.optim", *BEFORE) if attrgetter(key)(config) == "auto"]
     if not asked or not folder.config.exists():
         return config
     try:
         begun = _begun(folder)
     except ConfigError:  # which is told where the two are compared
         return config
-    taken = {key: getattr(begun.training, key) for key in asked}
-    return config.model_copy(update={"training": config.training.model_copy(update=taken)})
+    return with_values(config, {key: attrgetter(key)(begun) for key in asked})
 
 
 def _begun(folder: RunFolder) -> RunConfig:
-    """The config as it was decided when the run was begun; an earlier version, which has no tiles, tells none."""
+    """The config as it was decided when the run was begun, by an earlier version perhaps."""
     begun = load_config(folder.config)
-    tiled = begun.training.tiled_mlp is True
-    return begun.model_copy(update={"training": begun.training.model_copy(update={"tiled_mlp": tiled})})
+    return with_values(begun, {key: did for key, did in BEFORE.items() if not _is_written(begun, key)})
+
+
+def _is_written(config: RunConfig, key: str) -> bool:
+    section, _, name = key.partition(".")
+    return name in getattr(config, section).model_fields_set
 
 
 def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tuple[tuple[str, ...], int | None]:

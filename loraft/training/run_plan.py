@@ -71,7 +71,8 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
         InvalidInputError: With every problem that was found, of the model and of the data.
     """
     chosen_by_itself = config.training.optim == "auto"
-    known = _on_its_device(_resolved(_with_tiles(known_run(config, stated))))
+    known = _on_its_device(_resolved(known_run(config, stated)))
+    _require_tiles(known)
     config, data, packed = known.config, known.data, _packed(known)
     drawn = batch_sampler(config, data.train, data.train_sources)
     if not drawn.epoch(0):
@@ -123,12 +124,11 @@ def _saving_notes(asked: TrainingSection, saving: Saving) -> Iterator[str]:
         yield f"training.tiled_mlp changes nothing: no planned batch has more than the {TILE:,} tokens of a tile"
 
 
-def _with_tiles(known: KnownRun) -> KnownRun:
-    """The same; that tiles are to be and cannot be is refused."""
+def _require_tiles(known: KnownRun) -> None:
+    """Refuse tiles that are asked for and cannot be."""
     if known.config.training.tiled_mlp is True and not known.shape.feed_forward:
         why = f"no feed-forward part of type {known.shape.family.model_type} is known to compute token by token alone"
         raise ConfigError(why, key="training.tiled_mlp", remedy="write auto")
-    return known
 
 
 def pages_instead(known: KnownRun, memory: MemoryPlan) -> bool:
@@ -150,10 +150,12 @@ def with_optim(known: KnownRun, optim: OptimName) -> KnownRun:
 
 
 def _on_its_device(known: KnownRun) -> KnownRun:
-    """The same with what is said of a GPU's memory beside the host's, as it is where there is no such memory."""
+    """The same with what is said of a GPU alone as it is where there is none."""
     if has_own_memory(known.placement.device):
         return known
     config, notes = known.config, list(known.notes)
+    if config.training.kernels != "auto":
+        notes.append(f"training.kernels {config.training.kernels} is not used on a CPU")
     if config.model.stream_layers:
         notes.append("model.stream_layers changes nothing on a CPU: the layers are in main memory as it is")
     if config.training.gradient_checkpointing == "offload":
@@ -181,12 +183,6 @@ def _packed(known: KnownRun) -> bool:
             why, auto = f"rows of {family.model_type} cannot be laid end to end", "packing"
         raise ConfigError(why, key="data.packing", remedy=f"write {auto}: auto")
     return packed
-
-
-def _device_notes(known: KnownRun) -> list[str]:
-    """What is set and not used on this device."""
-    idle = known.placement.device == "cpu" and known.config.training.kernels != "auto"
-    return [f"training.kernels {known.config.training.kernels} is not used on a CPU"] if idle else []
 
 
 def _layout(known: KnownRun, *, packed: bool) -> BatchLayout:
@@ -236,7 +232,7 @@ def _resolved(known: KnownRun) -> KnownRun:
     settled = training.model_copy(update={"learning_rate": rate, "optim": optim, "router_aux_loss_coef": coefficient})
     if not known.placement.stated:
         require_optimizer(settled, known.placement.device)
-    notes = [*_device_notes(known), *([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
+    notes = [*([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
     if training.learning_rate == "auto":
         notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")
     if training.max_steps is not None and "num_train_epochs" in training.model_fields_set:

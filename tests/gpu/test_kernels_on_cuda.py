@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from loraft.kernels.cuda_rows import efficient_attention, row_ends_of
 from loraft.kernels.fused import trials
 from loraft.kernels.fused.chosen import fuse_chosen
-from loraft.kernels.fused.forms import fused_norm, plain_norm_of
+from loraft.kernels.fused.forms import fused_norm
 from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.kernels.packed_attention import attend_rows
 from loraft.kernels.rms_norm import cuda_norm, patch_rms_norm, plain_norm
@@ -95,7 +95,7 @@ def test_a_fused_norm_takes_rows_of_any_length(columns: int) -> None:
     x = torch.randn(65, columns, device="cuda").bfloat16().requires_grad_()
     weight, given = torch.randn(columns, device="cuda").bfloat16(), torch.randn_like(x)
     results = []
-    for form in (fused_norm, plain_norm_of):
+    for form in (fused_norm, plain_norm):
         out = form(x, weight, 1e-6, 0.0, rounds=True)
         results.append((out, torch.autograd.grad(out, x, given)[0]))
     for mine, plain in zip(*results, strict=True):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraft import api
+from loraft.config.change_config import with_values
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import Interrupted, RunFolderError
 from loraft.events import Event, Note
-from loraft.training.resume import rate_note
+from loraft.training.resume import BEFORE, as_begun, rate_note
+from loraft.training.run_dir import RunFolder
 from loraft.training.schedule import learning_rate
 from loraft.training.trainer import TrainResult
 from tests.training.building import contrary, rows, tiny_config, write_rows
@@ -59,6 +63,20 @@ def test_what_changes_no_step_is_taken_on_and_said_in_one_line(tmp_path: Path) -
     assert (result.saved / name).read_bytes() == (whole.saved / name).read_bytes()
     assert load_config(tmp_path / "run/config.yaml").training.logging_steps == 1
     assert not [note for note in resume(changed)[1] if note.startswith("since the run was begun")]
+
+
+@pytest.mark.parametrize("key", BEFORE)
+def test_a_run_of_a_version_without_a_key_goes_on_as_it_was(tmp_path: Path, key: str) -> None:
+    """What is written of it decides, and where nothing is, what such a version did."""
+    config, folder = tiny_config(tmp_path), RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    section, _, name = key.partition(".")
+    written = with_values(config, {key: "auto"}).model_dump(mode="json")
+    folder.config.write_text(json.dumps(written))
+    assert attrgetter(key)(as_begun(config, folder)) == "auto"
+    del written[section][name]
+    folder.config.write_text(json.dumps(written))
+    assert attrgetter(key)(as_begun(config, folder)) == BEFORE[key]
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any]:

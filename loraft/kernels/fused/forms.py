@@ -1,4 +1,7 @@
-"""The plain and the fused form of each operation. The fused ones take what lies on CUDA, in 16 or 32 bits."""
+"""The plain and the fused form of each operation; the plain norm is that of `rms_norm`.
+
+The fused ones take what lies on CUDA, in 16 or 32 bits.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,10 @@ from loraft.kernels.fused import triton_ops  # noqa: F401 - defines the operatio
 
 FUSED = {torch.float32, torch.bfloat16, torch.float16}
 """The dtypes of the fused forms."""
-FORMULAS = ((0.0, True), (1.0, False), (0.0, False))
-"""The norms of Llama, Gemma and OLMo 2, as `plain_norm_of` has them."""
-
-
-def plain_norm_of(x: Tensor, weight: Tensor, epsilon: float, offset: float, *, rounds: bool) -> Tensor:
-    """N · (weight + offset) with n = x / √(mean(x²) + ε); n is rounded to the dtype of x where `rounds`, else the end.
-
-    With 0 and true it is Llama's norm, with 1 and false Gemma's, with 0 and false OLMo 2's.
-    """
-    wide = x.float()
-    n = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
-    scaled = n.to(x.dtype) * (weight + offset) if rounds else n * (weight.float() + offset)
-    return scaled.to(x.dtype)
 
 
 def fused_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float, *, rounds: bool) -> Tensor:
-    """The same in one kernel, and its gradient by x in another; the weight is frozen."""
+    """`plain_norm` in one kernel, and its gradient by x in another; the weight is frozen."""
     out: Tensor = _Norm.apply(x, weight, epsilon, offset, rounds)  # type: ignore[no-untyped-call]
     return out
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
 from transformers.models.llama import modeling_llama
 
-from loraft.kernels.fused.forms import FORMULAS, FUSED, fused_gated, fused_norm, fused_rotated, plain_norm_of
-from loraft.kernels.rms_norm import PROBED_SCALES
+from loraft.kernels.fused.forms import FUSED, fused_gated, fused_norm, fused_rotated
+from loraft.kernels.rms_norm import epsilon_of, formula_of
 
 ROTATES = "apply_rotary_pos_emb"
 
 
 def fuse_norms(model: nn.Module) -> int:
     """Let every frozen norm of a known formula train by the fused form; the number of those found."""
-    found = [(module, formula) for module in model.modules() if (formula := _formula_of(module)) is not None]
+    found = [(module, formula) for module in model.modules() if (formula := formula_of(module)) is not None]
     for module, formula in found:
         _put_before(module, _FusedNorm, formula=formula)
     return len(found)
@@ -145,27 +145,3 @@ def _is_written_as(function: Any, model: Any) -> bool:
     """Whether two functions have the same instructions: transformers writes a family out by copying another."""
     mine, its = getattr(function, "__code__", None), model.__code__
     return mine is not None and (mine.co_code, mine.co_names) == (its.co_code, its.co_names)
-
-
-def epsilon_of(module: nn.Module) -> Any:
-    """A norm's epsilon, by either name that transformers has for it."""
-    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
-
-
-def _formula_of(module: nn.Module) -> tuple[float, bool] | None:
-    """The formula whose numbers a frozen norm gives, to the bit; None where it is none of these."""
-    weight, epsilon = getattr(module, "weight", None), epsilon_of(module)
-    if not isinstance(weight, nn.Parameter) or not isinstance(epsilon, float) or len(list(module.parameters())) > 1:
-        return None
-    if weight.dim() != 1 or weight.requires_grad or len(inspect.signature(module.forward).parameters) != 1:
-        return None  # a norm that takes a gate besides computes another formula
-    numbers = torch.randn(len(PROBED_SCALES), len(weight), generator=torch.Generator().manual_seed(0))
-    probe = (numbers * torch.tensor(PROBED_SCALES)[:, None]).to(weight)
-    with torch.no_grad():
-        given = module(probe)
-        return next((each for each in FORMULAS if _gives(given, probe, weight, epsilon, each)), None)
-
-
-def _gives(given: Tensor, probe: Tensor, weight: Tensor, epsilon: float, formula: tuple[float, bool]) -> bool:
-    offset, rounds = formula
-    return torch.equal(given, plain_norm_of(probe, weight, epsilon, offset, rounds=rounds))

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from loraft.kernels.fused.forms import (
-    FORMULAS,
     fused_gated,
     fused_norm,
     fused_rotated,
     plain_gated,
-    plain_norm_of,
     plain_rotated,
 )
+from loraft.kernels.rms_norm import FORMULAS, plain_norm
 
 NORMS, ROTARY, GATED = "norms", "rotary positions", "gated products"
 NO_TRITON = "triton is not installed"
@@ -30,7 +29,7 @@ COLUMNS, TOKENS, HEADS, KEY_HEADS, SIZE = 160, 33, 6, 2, 24
 
 def _norm_pairs() -> list[tuple[Callable[..., Any], ...]]:
     return [
-        tuple(partial(form, epsilon=1e-6, offset=offset, rounds=rounds) for form in (fused_norm, plain_norm_of))
+        tuple(partial(form, epsilon=1e-6, offset=offset, rounds=rounds) for form in (fused_norm, plain_norm))
         for offset, rounds in FORMULAS
     ]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loraft.kernels.fused import forms, fuse
 from loraft.kernels.fused.fuse import fuse_gated, fuse_norms, fuse_rotary
-from loraft.kernels.rms_norm import patch_rms_norm
+from loraft.kernels.rms_norm import FORMULAS, patch_rms_norm, plain_norm
 from tests.tiny import TINY_MODEL_TYPES, mostly_slow, tiny_model
 
 NORMS = {
@@ -40,8 +40,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
         return form
 
-    for name, plain in (("norm", "plain_norm_of"), ("gated", "plain_gated"), ("rotated", "plain_rotated")):
-        monkeypatch.setattr(fuse, f"fused_{name}", told(name, getattr(forms, plain)))
+    for name, plain in (("norm", plain_norm), ("gated", forms.plain_gated), ("rotated", forms.plain_rotated)):
+        monkeypatch.setattr(fuse, f"fused_{name}", told(name, plain))
     monkeypatch.setattr(fuse, "has_form", lambda _: True)
     return found
 
@@ -97,10 +97,10 @@ def test_trained_norms_and_another_activation_are_left_alone() -> None:
     assert fuse_gated(tiny_model("gemma", hidden_act="gelu_python_tanh")) == 0
 
 
-@pytest.mark.parametrize(("offset", "rounds"), forms.FORMULAS)
+@pytest.mark.parametrize(("offset", "rounds"), FORMULAS)
 def test_the_plain_norms_are_the_formula(offset: float, rounds: bool) -> None:
     x, weight = torch.tensor([[3.0, 4.0]]), torch.tensor([0.5, 2.0])
-    out = forms.plain_norm_of(x, weight, 0.0, offset, rounds=rounds)
+    out = plain_norm(x, weight, 0.0, offset, rounds=rounds)
     expected = torch.tensor([[3.0, 4.0]]) / 12.5**0.5 * (weight + offset)
     torch.testing.assert_close(out, expected)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from loraft.kernels.fused import chosen, trials
-from loraft.kernels.fused.forms import plain_gated, plain_norm_of, plain_rotated
+from loraft.kernels.fused.forms import plain_gated, plain_rotated
 from loraft.kernels.fused.trials import GATED, NO_TRITON, NORMS, ROTARY, difference, faults
+from loraft.kernels.rms_norm import plain_norm
 from tests.tiny import tiny_model
 
 
@@ -28,7 +29,7 @@ def broken(*_: Any) -> None:
 
 
 def test_what_is_off_or_breaks_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    norm = partial(plain_norm_of, epsilon=1e-6, offset=0.0, rounds=True)
+    norm = partial(plain_norm, epsilon=1e-6, offset=0.0, rounds=True)
     pairs: Any = {
         NORMS: lambda: [(norm, norm)],
         ROTARY: lambda: [(broken, plain_rotated)],
