@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.xlstm.modeling_xlstm import xLSTMMultiHeadLayerNorm
 
 from loraft.kernels import rms_norm
 from loraft.kernels.rms_norm import Form, cpu_norm, cuda_norm, patch_rms_norm, plain_norm
@@ -63,6 +64,13 @@ def test_another_formula_is_left_alone(model_type: str) -> None:
     classes = [type(module) for module in model.modules()]
     assert patch_rms_norm(model) == 0
     assert [type(module) for module in model.modules()] == classes
+
+
+def test_a_norm_that_takes_other_shapes_is_left_alone() -> None:
+    """What is no norm of hidden states cannot be given any."""
+    norm = xLSTMMultiHeadLayerNorm(num_heads=2, head_dim=8).requires_grad_(False)
+    assert patch_rms_norm(norm) == 0
+    assert type(norm) is xLSTMMultiHeadLayerNorm
 
 
 def test_a_trained_norm_and_evaluation_are_the_modules_own() -> None:
