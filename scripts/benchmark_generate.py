@@ -15,16 +15,16 @@ for a machine that others work on too, with one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
+from benchmark_record import Figure, add_option, record
 
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import ModelRequest
@@ -83,13 +83,12 @@ def main() -> None:
         "device": session.loaded.placement.device_name,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "dtype": session.loaded.placement.dtype_name,
-        "adapter": bool(options.adapter),
         "new_tokens": options.new_tokens,
         "rounds": options.rounds,
         "bare_products": bare,
-        "results": [asdict(result) for result in results],
     }
-    print(json.dumps(report, indent=2) if options.json else table(report, results))
+    print(table(report, results))
+    record(options.json, figures(report, results, options))
 
 
 def answerers(model: Any, tokenizer: Any, new_tokens: int) -> tuple[Answer, Answer]:
@@ -157,6 +156,19 @@ def compare(
     )
 
 
+def figures(report: dict[str, Any], results: Sequence[Compared], options: argparse.Namespace) -> list[Figure]:
+    """What a run of this script adds to a file of figures."""
+    unit = "tokens/processor s" if options.processor_time else "tokens/s"
+    kind = report["dtype"] + (" with an adapter" if options.adapter else "")
+    found = []
+    for each in results:
+        name = f"answers in {kind}, {each.batch_size} at a time"
+        found.append(Figure(name, unit, each.loraft, "transformers' generate", each.transformers, each.ratio))
+        bare = report["bare_products"][each.batch_size]
+        found.append(Figure(f"{name}, beside bare products", unit, each.loraft, "a loop of bare products", bare))
+    return found
+
+
 def table(report: dict[str, Any], results: Sequence[Compared]) -> str:
     """The report for a person."""
     head = f"{report['device']}, {report['machine']}, {report['dtype']}, torch {report['torch']}, "
@@ -180,7 +192,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--adapter", help="an adapter of that model, to answer with it")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as loraft takes it on this machine")
     parser.add_argument("--processor-time", action="store_true", help="count the processor's time, not the clock's")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_option(parser)
     return parser.parse_args()
 
 

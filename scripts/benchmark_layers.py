@@ -28,6 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark_record import Figure, add_option, gigabytes, record
+
 LAYERS = ("all", "last:4")
 WARM_UP = 2
 """The first steps, which are slower than the rest: kernels are made for new sizes, memory is first touched."""
@@ -61,8 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         report = kept_prefix(Path(name), options) if options.kept else summary(alternate(Path(name), options))
     (print_kept if options.kept else print_report)(report)
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    record(options.json, figures_of_kept(report) if options.kept else figures(report))
 
 
 def parse_options() -> argparse.Namespace:
@@ -71,7 +72,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="how often each is run, in turn [default: 3]")
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps in a run [default: 10]")
     parser.add_argument("--batch-size", type=int, default=8, help="rows in a step [default: 8]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    add_option(parser)
     parser.add_argument("--kept", action="store_true", help="measure epochs that read what frozen layers gave")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -186,6 +187,28 @@ def summary(runs: dict[str, dict[str, list[Measured]]]) -> dict[str, Any]:
             "memory_ratio": peak[last] / peak[every],
         }
     return report
+
+
+def figures_of_kept(report: dict[str, Any]) -> list[Figure]:
+    """What a run with `--kept` adds to a file of figures."""
+    name, unit, ratio = "a step with cache_frozen_prefix", "processor s", 1 / report["speed_ratio"]
+    first, later = report["first_epoch"], report["later_epochs"]
+    return [
+        Figure(f"{name}, later epochs", unit, later, "its first epoch", first, ratio),
+        Figure(f"{name}, first epoch", unit, first, "without the key", report["without_it"]),
+    ]
+
+
+def figures(report: dict[str, Any]) -> list[Figure]:
+    """What a run adds to a file of figures."""
+    found = []
+    every, last = LAYERS
+    for checkpointing, of_one in report.items():
+        name = f"a step with layers: {last}" + (", checkpointed" if checkpointing == "on" else "")
+        seconds, peak = of_one["seconds_a_step"], of_one["peak_bytes"]
+        found.append(Figure(name, "s", seconds[last], f"{every} layers", seconds[every]))
+        found.append(gigabytes(f"{name}: peak memory", peak[last], f"{every} layers", peak[every]))
+    return found
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmark_record import add_option, gigabytes, record
+
 BUILTIN = "builtin:smollm2-135m-instruct"
 METHODS, LENGTHS, CHECKPOINTING = ("lora", "qlora", "full"), (512, 2048), (False, True)
 
@@ -30,14 +32,17 @@ def main() -> None:
     parser.add_argument(
         "--only", metavar="TEXT", default="", help="the cells with this in their name, such as gpt2-qlora"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    add_option(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        cells = list(measured(Path(name), options.only))
+        cells = []
+        for cell in measured(Path(name), options.only):
+            cells.append(cell)
+            said = f"peak memory that check predicts, {cell['name']}"
+            figure = gigabytes(said, cell["predicted_bytes"], "held while training", cell["held_bytes"])
+            record(options.json, [figure])
     if cells:
         print(f"\n{len(cells)} runs, off by {min(c['off'] for c in cells):+.1%} to {max(c['off'] for c in cells):+.1%}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(cells, indent=2) + "\n")
 
 
 def measured(folder: Path, only: str) -> Iterator[dict[str, float]]:

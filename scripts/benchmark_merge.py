@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 
+from benchmark_record import Figure, add_option, gigabytes, record
+
 MODEL = "builtin:smollm2-135m-instruct"
 RANK = 16
 ALPHA = 32
@@ -62,17 +64,15 @@ def main() -> None:
                 for name in WORKERS:
                     of_dtype[name].append(measured(name, base, adapter, Path(folder) / "out", dtype))
     report = {dtype: summary(of_dtype) for dtype, of_dtype in runs.items()}
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print_report(report, arguments.repeat)
+    print_report(report, arguments.repeat)
+    record(arguments.json, figures(report))
 
 
 def parsed() -> argparse.Namespace:
     """The command line: what a person says, and what this script says to its own processes."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each (default 3)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_option(parser)
     for name in ("--worker", "--base", "--adapter", "--out", "--dtype"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -184,6 +184,21 @@ def summary(runs: dict[str, list[Measured]]) -> dict[str, object]:
         ),
         "speed_ratio_to_copying": median["copy"]["seconds"] / median["loraft"]["seconds"],
     }
+
+
+def figures(report: dict[str, dict[str, dict[str, dict[str, float]]]]) -> list[Figure]:
+    """What a run of this script adds to a file of figures."""
+    found = []
+    for dtype, of_dtype in report.items():
+        name = f"merging in {dtype}"
+        ours, theirs, copying = (of_dtype["median"][worker] for worker in ("loraft", "peft", "copy"))
+        found.append(Figure(name, "s", ours["seconds"], "peft", theirs["seconds"]))
+        found.append(gigabytes(f"{name}: peak memory", ours["peak_bytes"], "peft", theirs["peak_bytes"]))
+        anonymous = "peak_anonymous_bytes"
+        found.append(gigabytes(f"{name}: anonymous memory", ours[anonymous], "peft", theirs[anonymous]))
+        if dtype == "float32":
+            found.append(Figure(f"{name}, beside copying", "s", ours["seconds"], "a copy", copying["seconds"]))
+    return found
 
 
 def print_report(report: dict[str, dict[str, object]], repeat: int) -> None:

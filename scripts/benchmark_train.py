@@ -28,6 +28,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchmark_record import Figure, add_option, gigabytes, record
+
 TRL_SETTINGS: dict[str, dict[str, Any]] = {
     "padded": {"bf16": True},
     "padded, no autocast": {"bf16": False},
@@ -83,8 +85,7 @@ def main() -> None:
         runs = alternate(folder, config, plan, setting, options.pairs)
         report = summary(json.loads(plan.read_text()), setting, runs)
     print_report(report)
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    record(options.json, figures(report, options.batch_size), packages=["trl"])
 
 
 def parse_options() -> argparse.Namespace:
@@ -96,7 +97,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--probe-steps", type=int, default=6, help="steps to try TRL's settings on [default: 6]")
     parser.add_argument("--trl-setting", choices=TRL_SETTINGS, help="use this setting of TRL and try no other")
     parser.add_argument("--shared-prefix", action=argparse.BooleanOptionalAction, default=True, help="the key in data")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    add_option(parser)
     parser.add_argument("--worker", choices=["plan", "trl", "loraft", "floor"], help=argparse.SUPPRESS)
     for name in ("config", "plan", "out"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
@@ -332,6 +333,19 @@ def summary(plan: dict[str, Any], setting: str, runs: dict[str, list[Measured]])
         "rate_ratio": rate["loraft"] / rate["trl"],
         "memory_ratio": peak["loraft"] / peak["trl"],
     }
+
+
+def figures(report: dict[str, Any], batch_size: int) -> list[Figure]:
+    """What a run of this script adds to a file of figures."""
+    name, peer = f"LoRA training, {batch_size} rows a step", "TRL's SFTTrainer"
+    rate, busy, peak = (report[key] for key in ("tokens_per_second", "tokens_per_processor_second", "peak_bytes"))
+    bare = f"{name}, beside bare products"
+    return [
+        Figure(name, "tokens/s", rate["loraft"], peer, rate["trl"]),
+        Figure(name, "tokens/processor s", busy["loraft"], peer, busy["trl"]),
+        Figure(bare, "tokens/processor s", busy["loraft"], "a loop of bare products", busy["floor"]),
+        gigabytes(f"{name}: peak memory", peak["loraft"], peer, peak["trl"]),
+    ]
 
 
 def print_report(report: dict[str, Any]) -> None:
