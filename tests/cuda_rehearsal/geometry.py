@@ -38,7 +38,7 @@ from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.train_step import Throughput, Trainer, take_step
 from tests.cuda_rehearsal.device import CUDA, rehearsal
-from tests.cuda_rehearsal.pretend import pretend, quantized_parameter
+from tests.cuda_rehearsal.pretend import leave, pretend, quantized_parameter
 from tests.tiny import tiny_tokenizer
 from tests.training.building import write_rows
 
@@ -196,3 +196,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

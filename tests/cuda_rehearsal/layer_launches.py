@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.cuda_rehearsal.device import CUDA, rehearsal
 from tests.cuda_rehearsal.geometry import GEOMETRIES, held, on_device
-from tests.cuda_rehearsal.pretend import pretend
+from tests.cuda_rehearsal.pretend import leave, pretend
 
 SIZES = {
     "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -72,3 +72,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -24,7 +24,7 @@ from loraft.models.device import select_device
 from loraft.models.load_model import load_model
 from tests.cuda_rehearsal.device import rehearsal
 from tests.cuda_rehearsal.geometry import GEOMETRIES, write_model
-from tests.cuda_rehearsal.pretend import pretend
+from tests.cuda_rehearsal.pretend import leave, pretend
 
 
 def main() -> None:
@@ -46,3 +46,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -42,7 +42,7 @@ from loraft.training import loop
 from tests.cuda_rehearsal.cases import CASES, Case
 from tests.cuda_rehearsal.device import rehearsal
 from tests.cuda_rehearsal.ledger import Ledger
-from tests.cuda_rehearsal.pretend import pretend
+from tests.cuda_rehearsal.pretend import leave, pretend
 from tests.tiny import save_tiny
 from tests.training.building import ROWS_OF, tiny_config, write_rows
 from tests.training.test_trainer import stop_at
@@ -193,3 +193,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -17,7 +17,7 @@ import ctypes, sys
 ctypes.CDLL(sys.argv[1])
 import torch
 from tests.cuda_rehearsal.device import rehearsal
-from tests.cuda_rehearsal.pretend import pretend
+from tests.cuda_rehearsal.pretend import leave, pretend
 pretend()
 counts = []
 def counted(ledger, act):
@@ -42,6 +42,7 @@ with rehearsal() as ledger:
     print(ledger.live - before, end=" ")
     del y
     print(ledger.live - before)
+leave()
 """
 TOLD = ["item", "tolist", "a copy", "a copy from pinned memory", "one that is not pinned", "a mask", "a draw", "memory"]
 

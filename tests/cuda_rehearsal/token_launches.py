@@ -24,7 +24,7 @@ from loraft.inference.decoder_state import ordinary_attention
 from loraft.inference.sampling import SamplingParams
 from tests.cuda_rehearsal.device import CUDA, rehearsal
 from tests.cuda_rehearsal.geometry import on_device
-from tests.cuda_rehearsal.pretend import pretend
+from tests.cuda_rehearsal.pretend import leave, pretend
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.wide import wide_sizes
 
@@ -78,3 +78,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
