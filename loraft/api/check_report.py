@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loraft.adapters.model_card import shown
+from loraft.api.predicted_time import predicted_time
 from loraft.config.sections import FROM_WEIGHTS
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate, warmup_steps
@@ -22,6 +23,7 @@ class CheckReport:
         adapter: What is trained, by module and layer.
         memory: Bytes by part, and the peak.
         training: Batches, rate and optimizer.
+        time: How long steps take by the rates that the GPU's maker states; None where they are not known.
         measured: What a few steps took, where it was asked for, and the time of the whole run at that rate.
     """
 
@@ -32,16 +34,18 @@ class CheckReport:
     training: dict[str, Any]
     steps: int
     notes: tuple[str, ...]
+    time: dict[str, Any] | None = None
     measured: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON shows it."""
         told = {**vars(self), "notes": list(self.notes)}
-        return told if self.measured is not None else {key: part for key, part in told.items() if key != "measured"}
+        return {key: part for key, part in told.items() if part is not None}
 
 
 def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport:
     """The report of a plan whose run would be written to `folder`; `verbose` names each row that is there twice."""
+    time, not_predicted = predicted_time(plan)
     return CheckReport(
         model=_model(plan),
         data=plan.data.report.as_dict(verbose=verbose),
@@ -49,7 +53,8 @@ def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport
         memory={**plan.memory.as_dict(), "available_bytes": plan.placement.available_bytes},
         training=_training(plan, folder),
         steps=plan.steps,
-        notes=plan.notes,
+        notes=plan.notes if not_predicted is None else (*plan.notes, not_predicted),
+        time=time,
     )
 
 

@@ -66,6 +66,7 @@ def check(
     verbose: bool = False,
     device: Literal["cpu", "cuda"] | None = None,
     gpu_memory: int | None = None,
+    gpu_name: str | None = None,
     measure: int = 0,
     trust_remote_code: bool = False,
     observer: Observer = ignored,
@@ -78,6 +79,7 @@ def check(
         verbose: Name each row that stands in the data twice.
         device: Plan for it, instead of for the one that training would take here.
         gpu_memory: Plan for a CUDA GPU of so many bytes, which need not be here.
+        gpu_name: Plan for this CUDA GPU, such as `H100 SXM`, with its memory, and predict how long steps take there.
         measure: Take so many steps in a process of their own, to tell how long all of them take; keep nothing.
         trust_remote_code: Run the code that the model brings.
         observer: Is told how far measuring is.
@@ -87,8 +89,8 @@ def check(
     """
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=False))
     refuse_taken(folder, resume=folder.holds_run, overwrite=False)
-    chosen = device or ("cuda" if gpu_memory is not None else None)
-    plan = _planned(config, folder, None if chosen is None else StatedDevice(chosen, gpu_memory))
+    chosen = device or ("cuda" if gpu_memory is not None or gpu_name is not None else None)
+    plan = _planned(config, folder, None if chosen is None else StatedDevice(chosen, gpu_memory, gpu_name))
     found = report(plan, folder.path, verbose=verbose)
     if measure:
         found = replace(found, measured=_measured(plan, config, measure, observer))

@@ -14,6 +14,7 @@ from typing import Literal
 import psutil
 import torch
 
+from loraft.config.gpus import GPUS, Gpu, gpu_called, gpu_named
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 
@@ -41,6 +42,7 @@ class DeviceConfig:
         available_bytes: What of it was free when this was decided.
         notes: What was decided and why, for the user.
         stated: It is planned for only, and need not be in this machine.
+        gpu: What its maker states of it, where that is known.
     """
 
     device: str
@@ -50,6 +52,7 @@ class DeviceConfig:
     available_bytes: int
     notes: tuple[str, ...]
     stated: bool = False
+    gpu: Gpu | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -62,20 +65,36 @@ class StatedDevice:
     """A device that a run is planned for, whether this machine has it or not.
 
     Attributes:
-        memory_bytes: The memory of a GPU; None is that of this machine's.
+        memory_bytes: The memory of a GPU; None is that of the GPU that is named, or of this machine's.
+        gpu_name: What the GPU is called; None where nothing but its memory matters.
     """
 
     device: Literal["cpu", "cuda"]
     memory_bytes: int | None = None
+    gpu_name: str | None = None
 
 
-def _stated_gpu(model: ModelSection, memory_bytes: int) -> DeviceConfig:
-    """A CUDA GPU of so much memory, which multiplies bfloat16 natively."""
-    dtype = "bfloat16" if model.dtype == "auto" else model.dtype
-    name = f"a GPU of {memory_bytes / 1e9:.1f} GB"
-    free = max(memory_bytes - CUDA_TAKES, 0)
+def _stated_gpu(model: ModelSection, stated: StatedDevice) -> DeviceConfig:
+    """A CUDA GPU of so much memory, which multiplies bfloat16 natively unless it is one that is known not to.
+
+    Raises:
+        ModelError: Nothing is known of a GPU of that name.
+    """
+    name, gpu, memory = "a GPU", None, stated.memory_bytes
+    if stated.gpu_name is not None:
+        known = gpu_named(stated.gpu_name)
+        if known is None:
+            remedy = f"Known are {', '.join(GPUS)}; of another one say how much memory it has, by `gpu_memory`."
+            raise ModelError(f"no rates are known of {stated.gpu_name!r}", parameter="gpu_name", remedy=remedy)
+        name, gpu = known, GPUS[known]
+        memory = gpu.gigabytes * 10**9 if memory is None else memory
+    assert memory is not None, "else it is this machine's"
+    native = "bfloat16" if gpu is None or gpu.bfloat16 else "float16"
+    dtype = native if model.dtype == "auto" else model.dtype
+    name = f"{name} of {memory / 1e9:.1f} GB"
+    free = max(memory - CUDA_TAKES, 0)
     note = f"planned for {name} in dtype {dtype}, of which {free / 1e9:.1f} GB are left beside CUDA itself"
-    return DeviceConfig("cuda", DTYPES[dtype], name, memory_bytes, free, (note,), stated=True)
+    return DeviceConfig("cuda", DTYPES[dtype], name, memory, free, (note,), stated=True, gpu=gpu)
 
 
 def select_device(model: ModelSection, stated: StatedDevice | None = None) -> DeviceConfig:
@@ -84,8 +103,8 @@ def select_device(model: ModelSection, stated: StatedDevice | None = None) -> De
     Raises:
         ModelError: The dtype that is asked for does not train on this device, or there is no such device.
     """
-    if stated is not None and stated.memory_bytes is not None:
-        return _stated_gpu(model, stated.memory_bytes)
+    if stated is not None and (stated.memory_bytes is not None or stated.gpu_name is not None):
+        return _stated_gpu(model, stated)
     device = stated.device if stated is not None else None
     if device == "cuda" and not torch.cuda.is_available():
         remedy = "Say how much memory it is to be planned for."
@@ -115,7 +134,8 @@ def select_device(model: ModelSection, stated: StatedDevice | None = None) -> De
         chosen, reason = otherwise, f"since this {unit} has no bfloat16 products"
     exact = f"; {EXACT}" if device == "cuda" and chosen == "float32" else ""
     note = f"device {device} ({name}), dtype {chosen}, {reason}{exact}"
-    return DeviceConfig(device, DTYPES[chosen], name, total, available, (note,))
+    rates = gpu_called(name) if device == "cuda" else None
+    return DeviceConfig(device, DTYPES[chosen], name, total, available, (note,), gpu=rates)
 
 
 def main_memory() -> tuple[int, int]:

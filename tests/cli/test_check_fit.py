@@ -20,6 +20,22 @@ def test_a_run_is_planned_for_a_gpu_that_is_not_here(loraft: Loraft, config: Wri
     assert any("planned for a GPU of 24.0 GB" in note for note in document["notes"])
 
 
+def test_time_is_predicted_for_a_gpu_that_is_known(loraft: Loraft, config: WriteConfig) -> None:
+    path = str(config())
+    done = loraft("check", path, "model.dtype=auto", "--gpu-name", "rtx-4090", "--json")
+    document = json.loads(done.stdout)
+    assert document["model"]["device"] == "RTX 4090 of 24.0 GB"
+    time = document["time"]
+    assert 0 < time["milliseconds_a_step"]["from"] < time["milliseconds_a_step"]["to"]
+    assert time["all_steps_seconds"]["to"] == pytest.approx(
+        document["steps"] * time["milliseconds_a_step"]["to"] / 1000, rel=0.06
+    )
+    assert "measured on no GPU" in time["assumed"]
+    unknown = json.loads(loraft("check", path, "--gpu-memory", "24GB", "--json").stdout)
+    assert "time" not in unknown
+    assert any("no time is predicted" in note and "--gpu-name" in note for note in unknown["notes"])
+
+
 def test_a_config_is_written_that_fits(loraft: Loraft, config: WriteConfig) -> None:
     path, kept = str(config()), "training.gradient_checkpointing=false"
     whole = json.loads(loraft("check", path, kept, "--gpu-memory", "24GB", "--json").stdout)["memory"]["peak_bytes"]
@@ -59,6 +75,10 @@ def test_what_fits_is_left_as_it_is(loraft: Loraft, config: WriteConfig) -> None
         ["--device", "cpu", "--gpu-memory", "24GB"],
         ["--fit", "24GB", "--gpu-memory", "24GB"],
         ["--measure", "2", "--fit", "24GB"],
+        ["--device", "cpu", "--gpu-name", "L4"],
+        ["--measure", "2", "--gpu-name", "L4"],
+        ["--fit", "24GB", "--gpu-name", "L4"],
+        ["--gpu-name", "RTX 409"],
     ],
 )
 def test_contradictions_are_refused(loraft: Loraft, config: WriteConfig, options: list[str]) -> None:

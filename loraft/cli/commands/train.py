@@ -67,6 +67,9 @@ class CheckOptions:
     gpu_memory: int | None = option(
         "SIZE", "Plan for a CUDA GPU of so much memory, such as 24GB or 24GiB.", parser=size_in_bytes
     )
+    gpu_name: str | None = option(
+        "NAME", "Plan for this CUDA GPU, such as 'RTX 4090' or H100-SXM, and predict how long steps take there."
+    )
     fit: int | None = option(
         "SIZE",
         "Write CONFIG-fit.yaml, changed where it costs the least speed so that it fits into such a GPU.",
@@ -84,10 +87,13 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
     Config, files, rows, model, adapter targets, memory and steps, without loading a weight. Exit code 2 with every
     problem found, where training would be refused, and with the changes that make a run fit into memory.
     """
+    planned = told.device or told.gpu_memory or told.gpu_name or told.fit
     refuse(
         (told.device == "cpu" and (told.gpu_memory or told.fit), "--device cpu has no GPU memory: leave one out."),
-        (told.measure and (told.device or told.gpu_memory or told.fit), "--measure measures this machine alone."),
+        (told.device == "cpu" and told.gpu_name, "--device cpu is no GPU: leave one out."),
+        (told.measure and planned, "--measure measures this machine alone."),
         (told.gpu_memory and told.fit, "--fit says the memory itself: leave --gpu-memory out."),
+        (told.gpu_name and told.fit, "--fit says the memory itself: leave --gpu-name out."),
     )
     config = given.read()
     if told.fit is not None:
@@ -104,6 +110,7 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
             verbose=told.verbose,
             device=told.device,
             gpu_memory=told.gpu_memory,
+            gpu_name=told.gpu_name,
             measure=told.measure,
             observer=view or ignored,
             trust_remote_code=given.trust_remote_code,
