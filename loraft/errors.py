@@ -9,6 +9,7 @@
     │   ├── RunFolderError      the folder of a run, or a checkpoint in it
     │   └── ResourceError       memory or disk that is too small for what is asked
     ├── RunError                exit 3: it went wrong while running
+    │   ├── LostRankError       a process that trains with others has gone
     │   ├── NonFiniteError      a loss or gradient that is NaN or infinite
     │   ├── OutOfMemoryError    the device ran out of memory
     │   ├── DiskFullError       the disk filled up
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class Problem:
 class LoraftError(Exception):
     """The root of the tree; carries at least one `Problem`."""
 
-    exit_code: ClassVar[int] = 3
+    exit_code: int = 3
+    told_by_main: bool = False
+    """Every rank that trains the run raises the same, and the first one tells it."""
 
     def __init__(
         self,
@@ -86,6 +89,16 @@ class LoraftError(Exception):
         error.problems = found
         error.args = ("\n".join(str(problem) for problem in found),)
         return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An error goes from process to process with its problems, however it was made."""
+        return _remade, (type(self), self.args, vars(self))
+
+
+def _remade(kind: type[LoraftError], args: tuple[str, ...], attributes: dict[str, Any]) -> LoraftError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
 
 
 class InvalidInputError(LoraftError):
@@ -120,6 +133,14 @@ class ResourceError(InvalidInputError):
 
 class RunError(LoraftError):
     """It went wrong while running. Exit code 3."""
+
+
+class LostRankError(RunError):
+    """One of the processes that train together has gone, or does not answer."""
+
+    def __init__(self, message: str, *, exit_code: int = 3, **place: Any) -> None:
+        super().__init__(message, **place)
+        self.exit_code = exit_code
 
 
 class NonFiniteError(RunError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +42,10 @@ from loraft.models.device import StatedDevice
 from loraft.models.remote_code import as_trusted, is_trusted
 from loraft.rows.formats import Message
 from loraft.rows.places import files_here
+from loraft.rows.standard_input import with_input_kept
 from loraft.training.loop import noted_signals
-from loraft.training.resume import as_begun
+from loraft.training.ranks import ALONE, Ranks, joined
+from loraft.training.resume import as_begun, begun_batches, require_same_data
 from loraft.training.run_dir import (
     RunFolder,
     check_disk,
@@ -97,9 +100,16 @@ def check(
     return replace(found, notes=(*found.notes, FOLDER_IN_USE.format(folder.path))) if folder.holds_run else found
 
 
-def _planned(config: RunConfig, folder: RunFolder, stated: StatedDevice | None = None) -> RunPlan:
+def _planned(
+    config: RunConfig,
+    folder: RunFolder,
+    stated: StatedDevice | None = None,
+    *,
+    ranks: Ranks = ALONE,
+    batches_a_step: int | None = None,
+) -> RunPlan:
     """The plan of a run that memory and disk suffice for."""
-    plan = plan_run(config, stated)
+    plan = plan_run(config, stated, ranks=ranks, batches_a_step=batches_a_step)
     require_memory(config, plan)
     kept = plan.frozen_prefix_bytes
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit, frozen_prefix=kept)
@@ -115,7 +125,7 @@ def _measured(plan: RunPlan, config: RunConfig, steps: int, observer: Observer) 
     assert cost is not None, "else it is refused"
     tokens = sum(example.tokens for example in plan.data.train) / len(plan.data.train)
     settings = plan.config.training
-    rows = plan.steps * settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    rows = plan.steps * settings.per_device_train_batch_size * plan.batches.accumulation
     return {
         "steps": steps,
         "tokens_per_second": cost.tokens_per_second,
@@ -154,26 +164,47 @@ def train(
         Interrupted: By a signal; the state was saved. SIGUSR1 stops nothing: a checkpoint is saved after the next step.
     """
     resume = resume or resume_anyway
+    with (
+        joined(config.distributed) as ranks,
+        noted_signals(signal.SIGUSR1) as save_requests,  # planning too: before the first step it would end the process
+        ExitStack() as opened,
+    ):
+        observer = observer if ranks.main else ignored
+        chosen = ranks.on_main(lambda: _chosen_folder(config, name, observer, resume=resume, overwrite=overwrite))
+        folder = RunFolder(chosen.path, writes=ranks.main)
+        known, together = ranks.on_main(lambda: _known(config, folder, resume=resume))
+        plan = ranks.first_on_each_machine(lambda: _planned(known, folder, ranks=ranks, batches_a_step=together))
+        ranks.together(lambda: require_same_data(plan, ranks))
+        ranks.together(lambda: opened.enter_context(folder.open()))
+        return run_plan(
+            plan,
+            folder,
+            resume=resume,
+            resume_anyway=resume_anyway,
+            overwrite=overwrite,
+            observer=observer,
+            save_requests=save_requests,
+            answerer=lambda adapted: _answerer(adapted, plan),
+            command=command,
+            ranks=ranks,
+        )
+
+
+def _known(config: RunConfig, folder: RunFolder, *, resume: bool) -> tuple[RunConfig, int | None]:
+    """The config as its run was begun, and how many batches a step of it reads, where it is gone on with."""
+    config = with_input_kept(config)
+    return (as_begun(config, folder), begun_batches(folder)) if resume else (config, None)
+
+
+def _chosen_folder(config: RunConfig, name: str, observer: Observer, *, resume: bool, overwrite: bool) -> RunFolder:
+    """The folder of a run that is to be trained, in which that may be done."""
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=resume))
     refuse_taken(folder, resume=resume, overwrite=overwrite)
     if overwrite:
         refuse_own_inputs(folder, config)
     if config.training.output_dir is None and not resume:
         tell(observer, *left_unfinished(folder.path, name))
-    with noted_signals(signal.SIGUSR1) as save_requests:  # planning too: before the first step it would end the process
-        plan = _planned(as_begun(config, folder) if resume else config, folder)
-        with folder.open():
-            return run_plan(
-                plan,
-                folder,
-                resume=resume,
-                resume_anyway=resume_anyway,
-                overwrite=overwrite,
-                observer=observer,
-                save_requests=save_requests,
-                answerer=lambda adapted: _answerer(adapted, plan),
-                command=command,
-            )
+    return folder
 
 
 def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:

@@ -14,6 +14,7 @@ from loraft.config.sections import (
     OF_CAUSAL_LM,
     Allowed,
     DataSection,
+    DistributedSection,
     LoraSection,
     ModelSection,
     Names,
@@ -270,6 +271,7 @@ class RunConfig(Section):
     data: DataSection
     training: TrainingSection = TrainingSection()
     generation: Annotated[GenerationSection, OF_LMS] = GenerationSection()
+    distributed: DistributedSection = DistributedSection()
 
     @model_validator(mode="after")
     def _goes_together(self) -> RunConfig:

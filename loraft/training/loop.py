@@ -24,6 +24,7 @@ from loraft.models.device import DeviceConfig
 from loraft.training.checkpoint import RunState, newest_checkpoint, prune, save_checkpoint
 from loraft.training.optimizer import optimizer_state
 from loraft.training.prepared_steps import PreparedStep, PreparedSteps
+from loraft.training.ranks import Ranks
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 
@@ -31,6 +32,30 @@ LOGGED_WITHOUT_GRADIENT = 10
 """So many logged steps in a row with a gradient of zero are told."""
 NO_GRADIENT = 5e-5
 """A norm below it is 0.0000 in four decimals."""
+
+
+class Wishes:
+    """What signals ask for; what they ask one of several ranks for, all grant at the same place.
+
+    Attributes:
+        stop: The signal that asks for the end; 0 is none.
+        save: Whether one asks for a checkpoint.
+    """
+
+    def __init__(self, ranks: Ranks, stops: Sequence[int], saves: list[int]) -> None:
+        self._ranks, self._stops, self._saves = ranks, stops, saves
+        self.stop, self.save = 0, False
+
+    def share(self) -> Wishes:
+        """Look at the signals that have come to any rank."""
+        stop, save = self._ranks.greatest(next(iter(self._stops), 0), len(self._saves))
+        self.stop, self.save = int(stop), bool(save)
+        return self
+
+    def granted(self) -> None:
+        """A checkpoint was saved."""
+        self._saves.clear()
+        self.save = False
 
 
 @contextmanager
@@ -72,26 +97,26 @@ def fit(run: Trainer, state: RunState) -> None:
     hangs_up = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
     with noted_signals(signal.SIGINT, signal.SIGTERM, *hangs_up, once=True) as stops:
         try:
-            _train(run, state, stops)
+            _train(run, state, Wishes(run.ranks, stops, run.save_requests))
         except Exception as error:
             if not stops or isinstance(error, Interrupted):
                 raise
             raise _stopped(run, state, stops[0], meanwhile=error) from error
 
 
-def _train(run: Trainer, state: RunState, stops: Sequence[int]) -> None:
+def _train(run: Trainer, state: RunState, wishes: Wishes) -> None:
     clock = Throughput(state.step)
     if state.owes_evaluation:
-        if _evaluate(run, state, stops):
-            _save(run, state)
-        _grant_a_stop(run, state, stops)
+        if _evaluate(run, state, wishes):
+            _save(run, state, wishes)
+        _grant_a_stop(run, state, wishes.share())
     while not state.finished:
         run.adapted.model.train()
         before = state.step
         steps = _steps_left(run, state)
-        for prepared in _or_save(run, state, steps):
+        for prepared in _or_save(run, state, steps, wishes):
             _step(run, state, prepared, clock, steps)
-            _after_step(run, state, clock, stops)
+            _after_step(run, state, clock, wishes.share())
             if state.finished:
                 break
         if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
@@ -107,18 +132,17 @@ def computes_ahead(placement: DeviceConfig) -> bool:
 def _steps_left(run: Trainer, state: RunState) -> PreparedSteps:
     """The steps of the epoch that are left."""
     place = (state.drawn, state.pieces)
-    return PreparedSteps(
-        run.plan.batches.windows(run.plan.data.train, state.epoch, state.window, place), lay=run.prepare
-    )
+    windows = run.plan.batches.windows(run.plan.data.train, state.epoch, state.window, place)
+    return PreparedSteps(run.ranks.drawn_together(windows), lay=run.prepare)
 
 
-def _or_save(run: Trainer, state: RunState, steps: PreparedSteps) -> Iterator[PreparedStep]:
+def _or_save(run: Trainer, state: RunState, steps: PreparedSteps, wishes: Wishes) -> Iterator[PreparedStep]:
     """The steps; what was trained is saved before a stream's bad row is refused."""
     try:
         yield from steps
     except DataError:
         if state.step:
-            _save(run, state)
+            _save(run, state, wishes)
         raise
 
 
@@ -147,22 +171,22 @@ def all_trained(run: Trainer, state: RunState) -> bool:
     return state.step >= run.plan.steps or state.epoch >= epochs
 
 
-def _after_step(run: Trainer, state: RunState, clock: Throughput, stops: Sequence[int]) -> None:
+def _after_step(run: Trainer, state: RunState, clock: Throughput, wishes: Wishes) -> None:
     """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
     _tell(run, state, clock)
     improved = False
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
-        improved = _evaluate(run, state, stops)
-    if _due(run.plan.save_every, state) or improved or run.save_requests or stops:
-        _save(run, state)
-    _grant_a_stop(run, state, stops)
+        improved = _evaluate(run, state, wishes)
+    if _due(run.plan.save_every, state) or improved or wishes.save or wishes.stop:
+        _save(run, state, wishes)
+    _grant_a_stop(run, state, wishes)
 
 
-def _grant_a_stop(run: Trainer, state: RunState, stops: Sequence[int]) -> None:
+def _grant_a_stop(run: Trainer, state: RunState, wishes: Wishes) -> None:
     """End where a signal asked for it, unless nothing is left to do; the state was saved."""
-    if stops and (state.owes_evaluation or not state.finished):
-        raise _stopped(run, state, stops[0])
+    if wishes.stop and (state.owes_evaluation or not state.finished):
+        raise _stopped(run, state, wishes.stop)
 
 
 def _stopped(run: Trainer, state: RunState, signal_number: int, *, meanwhile: Exception | None = None) -> Interrupted:
@@ -220,7 +244,7 @@ def _look_for_movement(run: Trainer, state: RunState, norm: float) -> None:
         run.observer(Note(text))
 
 
-def _evaluate(run: Trainer, state: RunState, stops: Sequence[int]) -> bool:
+def _evaluate(run: Trainer, state: RunState, wishes: Wishes) -> bool:
     """Read the evaluation rows once and answer the samples; True when the model is better than at any one before.
 
     When a signal comes in the middle the evaluation stays owed, and is made up for on resuming.
@@ -228,13 +252,13 @@ def _evaluate(run: Trainer, state: RunState, stops: Sequence[int]) -> bool:
     plan, settings = run.plan, run.settings
     size, rows = settings.per_device_eval_batch_size, plan.data.eval
     run.adapted.model.eval()
-    found = evaluate_loss(run, rows, size, state.step, stop=lambda: bool(stops))
+    found = evaluate_loss(run, rows, size, state.step, stop=lambda: bool(wishes.share().stop))
     run.adapted.model.train()
     if found is None:
         return False
     answers: list[SampleAnswered] = []
     for prompt in settings.sample_prompts if plan.task.generates else ():
-        if stops:
+        if wishes.share().stop:
             return False
         answers.append(SampleAnswered(state.step, prompt, run.answer(prompt)))
     best = _compared(state, found, settings.metric_for_best_model)
@@ -282,8 +306,12 @@ def _compared(state: RunState, found: EvalLoss, metric: str) -> bool:
     return best
 
 
-def _save(run: Trainer, state: RunState) -> None:
-    run.save_requests.clear()
+def _save(run: Trainer, state: RunState, wishes: Wishes) -> None:
+    wishes.granted()
+    run.observer(Saved(state.step, run.ranks.on_main(lambda: _save_here(run, state))))
+
+
+def _save_here(run: Trainer, state: RunState) -> Path:
     run.folder.require()
     changing = {"files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim}
     place = save_checkpoint(
@@ -294,7 +322,7 @@ def _save(run: Trainer, state: RunState) -> None:
         optimizer_state(run.optimizer, run.adapted.trainable),
     )
     rotate_checkpoints(run, state)
-    run.observer(Saved(state.step, place))
+    return place
 
 
 def save_weights(run: Trainer, state: RunState, folder: Path) -> Path:

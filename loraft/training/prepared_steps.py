@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from loraft.dataset.sampler import StepBatches
 from loraft.tasks.batches import Batch
+from loraft.tokenization.examples import Example
 
 
 @dataclass(frozen=True)
@@ -14,25 +15,24 @@ class PreparedStep:
     """What an optimizer step reads.
 
     Attributes:
-        batches: Those of the window, on the device.
-        weight: What the summed loss of all is divided by.
+        window: What all ranks read.
+        rows: What this one reads of it, batch by batch.
+        batches: The same on the device.
+        counted: How many of them count, the first ones; the others keep ranks in step.
+        weight: What the summed loss of all ranks is divided by.
+        tokens: How many all ranks read, padding left out.
+        targets: How many are predicted, or rows decided.
         seconds: How long the host was at nothing but laying them.
     """
 
     window: StepBatches
+    rows: list[list[Example]]
     batches: tuple[Batch, ...]
+    counted: int
     weight: float
+    tokens: int
+    targets: int
     seconds: float = 0.0
-
-    @property
-    def tokens(self) -> int:
-        """How many are read, padding left out."""
-        return sum(batch.tokens for batch in self.batches)
-
-    @property
-    def targets(self) -> int:
-        """How many are predicted, or rows decided."""
-        return sum(batch.targets for batch in self.batches)
 
 
 class PreparedSteps(Iterator[PreparedStep]):

@@ -13,7 +13,7 @@ from loraft.adapters.save_adapter import restore
 from loraft.config.change_config import with_values
 from loraft.config.config_file import inline, load_config
 from loraft.config.schema import RunConfig, TrainingSection
-from loraft.errors import AdapterError, ConfigError, Problem, RunFolderError
+from loraft.errors import AdapterError, ConfigError, DataError, Problem, RunFolderError
 from loraft.events import Note
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
@@ -27,6 +27,7 @@ from loraft.training.checkpoint import (
 )
 from loraft.training.loop import all_trained, rotate_checkpoints, stops_early, weights_in
 from loraft.training.optimizer import restore_optimizer
+from loraft.training.ranks import Ranks
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, steps_of
 from loraft.training.schedule import learning_rate
@@ -66,6 +67,27 @@ def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
     except ConfigError:  # which is told where the two are compared
         return config
     return with_values(config, {key: attrgetter(key)(begun) for key in asked})
+
+
+def begun_batches(folder: RunFolder) -> int | None:
+    """How many batches a step of the run reads, however many ranks read them; None where that is not known."""
+    try:
+        told = json.loads(folder.manifest.read_text(encoding="utf-8"))["batches_a_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return told if isinstance(told, int) and told > 0 else None
+
+
+def require_same_data(plan: RunPlan, ranks: Ranks) -> None:
+    """Refuse ranks that read other rows, or take the model by another config, than the first one.
+
+    Raises:
+        DataError: This is one.
+    """
+    told = ranks.gathered((plan.data.fingerprint, plan.config, plan.steps))
+    if told[ranks.rank] != told[0]:
+        message = f"the rows, model or device of rank {ranks.rank} are not those of rank 0"
+        raise DataError(message, remedy="give every machine the same files and a GPU of the same kind")
 
 
 def _begun(folder: RunFolder) -> RunConfig:
@@ -165,8 +187,9 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
 
     What is taken on and the steps before are those of `compare_with_begun`.
     """
-    remove_partial(run.folder.checkpoints)
+    run.ranks.on_main(lambda: remove_partial(run.folder.checkpoints))
     newest, damaged = newest_checkpoint(run.folder.checkpoints)
+    run.ranks.together(lambda: _require_shared(run, newest))
     for text in damaged:
         run.observer(Note(text))
     if newest is None:
@@ -185,7 +208,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     for note in run.folder.cut_back(checkpoint.state["files"]):
         run.observer(Note(note))
     restore_rng(checkpoint.rng)
-    rotate_checkpoints(run, state)  # a kill may have come between a checkpoint and this
+    run.ranks.on_main(lambda: rotate_checkpoints(run, state))  # a kill may have come between a checkpoint and this
     longer = "num_train_epochs" if run.settings.max_steps is None else "max_steps"
     if not all_trained(run, state):
         longer = "early_stopping_patience, or with null"
@@ -196,6 +219,15 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     if steps_before is not None and steps_before != run.plan.steps and not state.finished:
         run.observer(Note(rate_note(run.settings, step=state.step, before=steps_before, now=run.plan.steps)))
     return True
+
+
+def _require_shared(run: Trainer, newest: Path | None) -> None:
+    """Refuse ranks that do not all see the checkpoint that is gone on from."""
+    seen = run.ranks.gathered(newest)
+    if newest != seen[0]:
+        message = f"rank {run.ranks.rank} does not see {seen[0].name if seen[0] else 'that there is no checkpoint'}"
+        remedy = "put training.output_dir on a disk that all machines share"
+        raise RunFolderError(message, where=str(run.folder.path), key="training.output_dir", remedy=remedy)
 
 
 def _restore_weights(run: Trainer, folder: Path) -> None:

@@ -31,10 +31,10 @@ OURS = re.compile(r"\.lock|\.beside|trackers|\.(config\.yaml|manifest\.json)\.\d
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one run, which this process writes, or only reads where another of its ranks does."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         self.config = path / "config.yaml"
         self.manifest = path / "manifest.json"
         self.metrics = path / "metrics.jsonl"
@@ -54,6 +54,9 @@ class RunFolder:
         Raises:
             RunFolderError: Another process is writing to it, or it cannot be written.
         """
+        if not self.writes:
+            yield
+            return
         lock, where = FileLock(self.path / LOCK), str(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,8 @@ class RunFolder:
 
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
         """Add one JSON line to `metrics` or `samples`; it is in the file when this returns."""
+        if not self.writes:
+            return
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -120,8 +125,8 @@ class RunFolder:
         Returns:
             A sentence for each file that has lost lines, or holds some that are no JSON: these are left out.
         """
-        notes = []
-        for path in (self.metrics, self.samples):
+        notes: list[str] = []
+        for path in (self.metrics, self.samples) if self.writes else ():
             size = sizes.get(path.name, 0)
             if not path.exists():
                 if size:
@@ -143,12 +148,14 @@ class RunFolder:
 
     def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
         """Write what the run is, each file whole or not at all."""
+        if not self.writes:
+            return
         write_whole(self.config, dump_config(config))
         write_whole(self.manifest, json.dumps(manifest, indent=1) + "\n")
 
     def empty(self) -> None:
         """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""
-        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config):
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config) if self.writes else ():
             if entry.name == LOCK:
                 continue
             if entry.is_dir() and not entry.is_symlink():

@@ -30,6 +30,7 @@ from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
 from loraft.training.memory import ROOM, MemoryPlan, Saving, plan_memory
 from loraft.training.optimizer import SMALLER, require_optimizer, resolve_optim
+from loraft.training.ranks import ALONE, Ranks
 from loraft.training.schedule import require_schedule
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
@@ -62,19 +63,29 @@ class RunPlan(KnownRun):
     frozen_prefix_bytes: int = 0
 
 
-def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
+def plan_run(
+    config: RunConfig, stated: StatedDevice | None = None, *, ranks: Ranks = ALONE, batches_a_step: int | None = None
+) -> RunPlan:
     """Decide everything about a run that can be decided before its weights are loaded.
 
     It is planned for a device that is stated, or for this machine's; whether it fits there is not asked.
+
+    Args:
+        config: The run.
+        stated: The device, where it is not this machine's.
+        ranks: The processes that train it together.
+        batches_a_step: The batches that all ranks read in a step, as the run was begun; None is
+            `training.gradient_accumulation_steps` on each.
 
     Raises:
         InvalidInputError: With every problem that was found, of the model and of the data.
     """
     chosen_by_itself = config.training.optim == "auto"
-    known = _on_its_device(_resolved(known_run(config, stated)))
+    known = among_ranks(_on_its_device(_resolved(known_run(config, stated))), ranks)
     _require_tiles(known)
     config, data, packed = known.config, known.data, _packed(known)
     drawn = batch_sampler(config, data.train, data.train_sources)
+    drawn = replace(drawn, accumulation=batches_a_step or drawn.accumulation * ranks.world)
     if not drawn.epoch(0):
         message = "an epoch draws no row: each source's rows times its weight are less than half a row"
         raise ConfigError(message, key="data.train", remedy="write greater weights")
@@ -98,6 +109,7 @@ def plan_run(config: RunConfig, stated: StatedDevice | None = None) -> RunPlan:
             *memory_notes,
             *_host_notes(memory),
             *schedule_notes,
+            *_rank_notes(config.training, drawn.accumulation, ranks),
             *base_notes(config),
         ),
     )
@@ -171,6 +183,34 @@ def _host_notes(memory: MemoryPlan) -> Iterator[str]:
     if memory.host_inputs:
         size = f"{memory.host_inputs / 1e9:.1f} GB of main memory"
         yield f"training.gradient_checkpointing offload: what goes into the layers takes {size}"
+
+
+def among_ranks(known: KnownRun, ranks: Ranks) -> KnownRun:
+    """The same as one of several ranks plans it: those of a machine share its main memory.
+
+    Raises:
+        ConfigError: It is asked for what several ranks cannot do.
+    """
+    if ranks.world == 1:
+        return known
+    if known.config.training.cache_frozen_prefix:
+        why = f"reads the batches of one process again, and {ranks.world} train together"
+        raise ConfigError(why, key=KEY, remedy="write false")
+    if known.placement.device != "cpu":
+        return known
+    free = known.placement.available_bytes // ranks.local_world
+    return replace(known, placement=replace(known.placement, available_bytes=free))
+
+
+def _rank_notes(training: TrainingSection, batches: int, ranks: Ranks) -> Iterator[str]:
+    size, asked = training.per_device_train_batch_size, training.gradient_accumulation_steps * ranks.world
+    begun = "" if batches == asked else f", as the run was begun: here it would have been {asked}"
+    if ranks.world > 1:
+        on = f"on {counted(ranks.machines, 'machine')}" if ranks.machines > 1 else "on this machine"
+        read = counted(batches, "batch of", "batches of")
+        yield f"{ranks.world} ranks train together {on}: a step reads {read} at most {size} rows{begun}"
+    elif begun:
+        yield f"a step reads {batches} batches of at most {size} rows{begun}"
 
 
 def _packed(known: KnownRun) -> bool:

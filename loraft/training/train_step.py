@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import TrainingSection
-from loraft.dataset.sampler import StepBatches
+from loraft.dataset.sampler import StepBatches, fills
 from loraft.errors import NonFiniteError
 from loraft.events import Observer
 from loraft.figures import label_figures
@@ -33,6 +33,7 @@ from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.optimizer import optimizer_of
 from loraft.training.prepared_steps import PreparedStep
+from loraft.training.ranks import ALONE, Ranks
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate
@@ -51,6 +52,7 @@ class Trainer:
     Attributes:
         answer: The model's answer to a prompt, as it is now.
         save_requests: The signals since the last checkpoint that ask for one out of turn.
+        ranks: The processes that train it together.
         loss: The model of `adapted`, giving the summed loss of a batch.
         scaler: Loss scaling; enabled for float16 only.
     """
@@ -61,6 +63,7 @@ class Trainer:
     answer: Callable[[str], str]
     observer: Observer
     save_requests: list[int]
+    ranks: Ranks = ALONE
     loss: TaskLoss = field(init=False)
     optimizer: Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
@@ -83,10 +86,17 @@ class Trainer:
     def prepare(self, window: StepBatches) -> PreparedStep:
         """The batches of a window on the device, and what their loss is divided by."""
         began = time.perf_counter()
-        laid = [self.plan.task.collate(rows, self.plan.layout) for rows in window.batches]
-        weight = sum(self.loss.weight(batch) for batch in laid)
+        size, filled = self.settings.per_device_train_batch_size, fills(self.plan.config)
+        rows, counted = self.ranks.share(window, size, filled=filled)
+        laid = [self.plan.task.collate(batch, self.plan.layout) for batch in rows]
+        weight, tokens, targets = self.ranks.totals(
+            sum(self.loss.weight(batch) for batch in laid[:counted]),
+            sum(batch.tokens for batch in laid[:counted]),
+            sum(batch.targets for batch in laid[:counted]),
+        )
         batches = tuple(batch.to(self.plan.placement.device) for batch in laid)
-        return PreparedStep(window, batches, weight, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return PreparedStep(window, rows, batches, counted, weight, int(tokens), int(targets), seconds)
 
     @property
     def router_aux_loss_coef(self) -> float:
@@ -167,24 +177,29 @@ def take_step(
         NonFiniteError: The loss or the gradient is NaN or infinite.
     """
     began = time.perf_counter()
-    window, losses = prepared.window, list[list[Tensor]]()
-    for batch, rows in zip(prepared.batches, window.batches, strict=True):
+    losses = list[list[Tensor]]()
+    run.ranks.seed(run.plan.config.seed, step)
+    for number, (batch, rows) in enumerate(zip(prepared.batches, prepared.rows, strict=True)):
         with noisy_embeddings(run.plan, run.adapted, rows):
             whole, parts = run.objective(batch, prepared)
+        if number >= prepared.counted:
+            whole, parts = whole * 0, [part * 0 for part in parts]
         run.scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
         del whole  # what is left of its graph would be in the way of the next one
         losses.append(parts)
+    run.ranks.sum_gradients(run.adapted.trainable.values())
     run.scaler.unscale_(run.optimizer)
     limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
     norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit)
     meanwhile()
     *found, clock.norm = torch.stack([*(part for kind in zip(*losses, strict=True) for part in kind), norm]).tolist()
-    clock.router_aux_loss = sum(found[len(losses) :]) if run.router_aux_loss_coef else None
-    loss = 0.0
-    for part_loss, rows in zip(found[: len(losses)], window.batches, strict=True):
-        loss += require_finite(part_loss, "the loss", step, rows, run)
-    if not run.scaler.is_enabled():
-        require_finite(clock.norm, "the gradient", step, [example for rows in window.batches for example in rows], run)
+    loss, of_routers = run.ranks.totals(sum(found[: len(losses)]), sum(found[len(losses) :]))
+    clock.router_aux_loss = of_routers if run.router_aux_loss_coef else None
+    if not math.isfinite(loss):
+        run.ranks.together(lambda: _require_finite_losses(run, step, prepared, found[: len(losses)]))
+    if not run.scaler.is_enabled() and not math.isfinite(clock.norm):
+        rows = [row for rows in prepared.rows for row in rows]
+        run.ranks.together(lambda: require_finite(clock.norm, "the gradient", step, rows, run))
     clock.rate = learning_rate(run.settings, step, run.plan.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = clock.rate * group.get("rate_factor", 1.0)
@@ -195,6 +210,12 @@ def take_step(
     clock.tokens += prepared.tokens
     clock.loss = loss / prepared.weight
     return loss
+
+
+def _require_finite_losses(run: Trainer, step: int, prepared: PreparedStep, losses: Sequence[float]) -> None:
+    """Name the first loss of this rank's batches that is not finite."""
+    for loss, rows in zip(losses, prepared.rows, strict=True):
+        require_finite(loss, "the loss", step, rows, run)
 
 
 class EvalLoss(NamedTuple):
@@ -220,24 +241,28 @@ def evaluate_loss(
         NonFiniteError: The loss after `step` is NaN or infinite on some of them.
     """
     weight, targets = 0.0, 0
-    read: list[Sequence[Example]] = []
     sums: list[Tensor] = []
     cells: list[Tensor] = []
+    share = run.ranks.share_whole([examples[start : start + size] for start in range(0, len(examples), size)])
     with torch.inference_mode():
-        for start in range(0, len(examples), size):
+        for number, rows in enumerate(share.batches):
             if stop():
                 return None
-            rows = examples[start : start + size]
             batch = run.plan.task.collate(rows, run.plan.layout)
-            weight += run.loss.weight(batch)
-            targets += batch.targets
             summed, decisions = run.loss.with_decisions(batch.to(run.plan.placement.device))
-            read.append(rows)
-            sums.append(summed)
-            cells += [] if decisions is None else [decisions]
-        found = zip(torch.stack(sums).tolist(), read, strict=True)  # nothing is waited for before the last batch
-        total = sum(require_finite(value, "the evaluation loss", step, rows, run) for value, rows in found)
-        return EvalLoss(total / weight, targets, class_figures(*torch.cat(cells, 1).cpu()) if cells else {})
+            if number < share.counted:
+                weight += run.loss.weight(batch)
+                targets += batch.targets
+                sums.append(summed)
+                cells += [] if decisions is None else [decisions]
+        found = torch.stack(sums).tolist() if sums else []  # nothing is waited for before the last batch
+    losses = zip(found, share.batches, strict=False)
+    checked = run.ranks.together(
+        lambda: [require_finite(value, "the evaluation loss", step, rows, run) for value, rows in losses]
+    )
+    total, weight, of_all = run.ranks.totals(sum(checked), weight, targets)
+    decided = [torch.cat(each, 1).cpu() for each in run.ranks.gathered(cells) if each]
+    return EvalLoss(total / weight, int(of_all), class_figures(*torch.cat(decided, 1)) if decided else {})
 
 
 def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:

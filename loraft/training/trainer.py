@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,13 @@ from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.kernels.tiled_mlp import tile_mlps
 from loraft.kernels.transfer import has_own_memory
-from loraft.models.load_model import LoadedModel, load_model
+from loraft.models.load_model import load_model
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
 from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
+from loraft.training.ranks import ALONE, Ranks
 from loraft.training.resume import compare_with_begun, refuse_another_base, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
@@ -98,6 +99,7 @@ def run_plan(
     save_requests: list[int],
     answerer: Answerer,
     command: Sequence[str],
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train as planned in a folder that was opened, from its newest checkpoint if `resume` is set.
 
@@ -110,26 +112,29 @@ def run_plan(
     began = time.monotonic()
     for note in plan.notes:
         observer(Note(note))
-    taken_on, steps_before = compare_with_begun(plan, folder, anyway=resume_anyway) if resume else ((), None)
+    taken_on: tuple[str, ...] = ()
+    steps_before: int | None = None
+    if resume:
+        taken_on, steps_before = ranks.on_main(lambda: compare_with_begun(plan, folder, anyway=resume_anyway))
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
-        adapted = build_model(plan)
+        adapted = ranks.together(lambda: build_model(plan), patiently=True)
         for note in adapted.notes:
             observer(Note(note))
         reset_peak(plan.placement.device)
         if resume and not resume_anyway:
-            refuse_another_base(folder, adapted.loaded)
+            ranks.on_main(lambda: refuse_another_base(folder, adapted.loaded))
         if overwrite:
             folder.empty()
-        with tracked(observer, plan.config, folder.path) as told:
+        with tracked(observer, plan.config, folder.path) if ranks.main else nullcontext(observer) as told:
             state = RunState()
-            run = Trainer(plan, folder, adapted, answerer(adapted), told, save_requests)
+            run = Trainer(plan, folder, adapted, answerer(adapted), told, save_requests, ranks)
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 folder.cut_back({})
                 begin_from_rows(plan, adapted, run.loss)
             if taken_on or resume_anyway or not goes_on:
-                _describe(plan, folder, adapted.loaded, command)
+                _describe(run, command)
             keep_frozen_prefix(run)
             fit(run, state)
             shutil.rmtree(folder.frozen_prefix, ignore_errors=True)
@@ -207,10 +212,11 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
                     module.gradient_checkpointing = False  # type: ignore[assignment]
 
 
-def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Sequence[str]) -> None:
+def _describe(run: Trainer, command: Sequence[str]) -> None:
     """Write what a run is, by which it will be known again: when it begins, and when a change is taken on."""
+    plan, loaded = run.plan, run.adapted.loaded
     train, held_out = plan.data.contents
-    named = plan.config.training.model_copy(update={"output_dir": folder.path.as_posix()})
+    named = plan.config.training.model_copy(update={"output_dir": run.folder.path.as_posix()})
     versions, revision = {name: version_of(name) for name in LIBRARIES}, plan.config.model.revision
     manifest = {
         "versions": {"loraft": __version__, "python": platform.python_version()} | versions,
@@ -219,16 +225,18 @@ def _describe(plan: RunPlan, folder: RunFolder, loaded: LoadedModel, command: Se
         "data": {
             "fingerprint": plan.data.fingerprint, "train": train, "eval": held_out, "held_out": plan.data.held_out,
         },
+        "ranks": run.ranks.world,
+        "batches_a_step": plan.batches.accumulation,
         **({"trust_remote_code": True} if is_trusted() else {}),
         "command": [shown_word(word) for word in command],
         "platform": sys.platform,
     }  # fmt: skip
-    folder.describe(plan.config.model_copy(update={"training": named}), manifest)
+    run.folder.describe(plan.config.model_copy(update={"training": named}), manifest)
 
 
 def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones. Where it lies, and of which step."""
-    run.folder.require()
+    run.ranks.on_main(run.folder.require)
     step = state.step
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
     is_better = state.best_step not in (None, step)
@@ -242,7 +250,7 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
         run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
     elif is_better and best.is_dir():
         run.observer(Note(f"the weights of step {step} are saved; those of the best evaluation are {best}"))
-    saved = save_weights(run, state, run.folder.path)
+    saved = run.ranks.on_main(lambda: save_weights(run, state, run.folder.path))
     run.observer(Saved(step, saved))
     return saved, step
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraft.cli.console import console_on, print_json, print_note, print_result, waiting
+from loraft.cli.launch import RanksOptions, as_rank, start_ranks
 from loraft.cli.options import ConfigOptions, JsonOption, flag, option, refuse, size_in_bytes
 from loraft.cli.text_tables import print_document, print_try_it
 from loraft.cli.views.preview_view import check_page, has_shades, render_preview, write_page
@@ -29,13 +30,36 @@ class BeginningOptions:
     overwrite: bool = flag("Replace the run that the folder holds.")
 
 
-def train(given: ConfigOptions, begin: BeginningOptions, as_json: JsonOption = False) -> None:
+def train(given: ConfigOptions, begin: BeginningOptions, spread: RanksOptions, as_json: JsonOption = False) -> None:
     """Fine-tune a model as the config says.
 
     Progress goes to standard error, the result to standard output. Ctrl-C saves the state; --resume goes on.
     """
     goes_on = begin.resume or begin.resume_anyway
     refuse((begin.overwrite and goes_on, "--overwrite begins anew and --resume goes on: choose one."))
+    spread.check()
+    if spread.starts_others:
+        start_ranks(spread, [*sys.argv[1:], *_named_folder(given, resume=goes_on, needed=spread.max_restarts > 0)])
+        return
+    with as_rank() as place:
+        again = place.restarts > 0
+        _train(given, replace(begin, resume=begin.resume or again, overwrite=begin.overwrite and not again), as_json)
+
+
+def _named_folder(given: ConfigOptions, *, resume: bool, needed: bool) -> list[str]:
+    """The override that names the run's folder, where processes that are started again have to find it."""
+    from loraft.config.config_file import load_config
+
+    config = load_config(Path(given.config), given.overrides or [])
+    if config.training.output_dir is not None or not needed:
+        return []
+    from loraft.training.run_dir import choose_run_folder
+
+    return [f"training.output_dir={choose_run_folder(None, given.name, resume=resume)}"]
+
+
+def _train(given: ConfigOptions, begin: BeginningOptions, as_json: bool) -> None:
+    goes_on = begin.resume or begin.resume_anyway
     config = given.read()
     with waiting("loading libraries"):
         from loraft.api import train as fine_tune

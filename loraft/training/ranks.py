@@ -1,0 +1,329 @@
+"""The processes that train one run together, each called by its rank, and what they agree on; one alone agrees.
+
+Only rank 0 speaks, names the run's folder and writes into it. What one rank meets is raised on all of them, so that
+none waits for another that has gone.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from loraft.config.sections import DistributedSection
+from loraft.dataset.sampler import StepBatches
+from loraft.errors import LoraftError, LostRankError, Problem, ResourceError
+from loraft.io.rank_environment import RankEnvironment
+from loraft.tokenization.examples import Example
+
+Result = TypeVar("Result")
+PATIENT = timedelta(days=30)
+"""How long ranks wait for one another before the first step: reading all rows may take hours."""
+SUMMED_AT_ONCE = 64 * 2**20
+"""How many bytes of gradients are copied together to be summed, at least."""
+LOST_WORDS = ("gloo", "connection closed", "connection reset", "timed out", "socket", "nccl", "broken pipe")
+
+
+class Share(NamedTuple):
+    """What one rank reads of the batches of a step.
+
+    Attributes:
+        batches: As many on every rank.
+        counted: How many of them count, the first ones: the others keep ranks in step.
+    """
+
+    batches: list[list[Example]]
+    counted: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among those that train a run together; by itself the only one.
+
+    Attributes:
+        world: How many there are.
+        local_rank: The number of this one on its machine.
+        local_world: How many are on its machine.
+        patient: The group that waits as long as it takes.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    patient: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that speaks and writes."""
+        return self.rank == 0
+
+    @property
+    def machines(self) -> int:
+        """How many machines there are, each with as many ranks."""
+        return self.world // self.local_world
+
+    def totals(self, *numbers: float) -> list[float]:
+        """The sums over all ranks."""
+        return self._reduced(numbers, dist.ReduceOp.SUM)
+
+    def greatest(self, *numbers: float) -> list[float]:
+        """The greatest on any rank, of each."""
+        return self._reduced(numbers, dist.ReduceOp.MAX)
+
+    def _reduced(self, numbers: Sequence[float], how: Any) -> list[float]:
+        if self.world == 1:
+            return list(numbers)
+        values = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(values, how)
+        return [float(value) for value in values]
+
+    def gathered(self, value: Result, *, patiently: bool = False) -> list[Result]:
+        """The values of all ranks, by rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.patient if patiently else None)
+        return values
+
+    def together(self, act: Callable[[], Result], *, patiently: bool = False) -> Result:
+        """What `act` gives on this rank; where it failed on one, every rank raises what that one did."""
+        if self.world == 1:
+            return act()
+        value, error = _tried(act)
+        self._require_none(error, patiently=patiently)
+        return value  # type: ignore[return-value]
+
+    def drawn_together(self, items: Iterator[Result]) -> Iterator[Result]:
+        """The items, each of which every rank has before one goes on."""
+        while (item := self.together(lambda: next(items, None))) is not None:
+            yield item
+
+    def on_main(self, act: Callable[[], Result], *, patiently: bool = False) -> Result:
+        """What `act` gives on rank 0, which alone does it; the others wait for it."""
+        if self.world == 1:
+            return act()
+        value, error = _tried(act) if self.main else (None, None)
+        self._require_none(error, patiently=patiently, by_main=True)
+        return self.gathered(value, patiently=patiently)[0]  # type: ignore[return-value]
+
+    def first_on_each_machine(self, act: Callable[[], Result]) -> Result:
+        """What `act` gives on this rank; one rank of a machine does it first, so that the others find its caches."""
+        if self.world == 1:
+            return act()
+        found = _tried(act) if self.local_rank == 0 else (None, None)
+        self._require_none(found[1], patiently=True, by_main=self.machines == 1)
+        value, error = found if self.local_rank == 0 else _tried(act)
+        self._require_none(error, patiently=True)
+        return value  # type: ignore[return-value]
+
+    def _require_none(self, error: Exception | None, *, patiently: bool, by_main: bool = False) -> None:
+        """Raise the error that the first rank to have one met, which is named where it is not rank 0 for all."""
+        group = self.patient if patiently else None
+        found = torch.tensor([float(error is not None)])
+        dist.all_reduce(found, group=group)
+        if not found.item():
+            return
+        met = self.gathered(None if error is None else _portable(error, self), patiently=patiently)
+        rank = next(rank for rank, each in enumerate(met) if each is not None)
+        first = met[rank]
+        assert first is not None, "it was chosen so"
+        everywhere = by_main or (
+            isinstance(first, LoraftError)
+            and all(isinstance(each, LoraftError) and each.problems == first.problems for each in met)
+        )
+        if isinstance(first, LoraftError) and not everywhere:
+            first = of_rank(first, rank, self.world)
+        first.told_by_main = True  # type: ignore[attr-defined]
+        raise first
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of all ranks, each of which has divided by what all of them read."""
+        if self.world == 1:
+            return
+        bucket: list[nn.Parameter] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter)
+            if sum(each.numel() * each.element_size() for each in bucket) >= SUMMED_AT_ONCE:
+                _sum_bucket(bucket)
+                bucket = []
+        if bucket:
+            _sum_bucket(bucket)
+
+    def share(self, window: StepBatches, size: int, *, filled: bool) -> Share:
+        """What this rank reads of the batches of a step.
+
+        Rows are dealt by their tokens, at most `size` to a batch; batches that are `filled` are dealt whole.
+        """
+        if self.world == 1:
+            return Share(window.batches, len(window.batches))
+        batches = window.batches
+        if not filled:
+            batches = deal_rows([row for batch in batches for row in batch], len(batches), size, self.world)
+        return self.share_whole(batches)
+
+    def share_whole(self, batches: Sequence[Sequence[Example]]) -> Share:
+        """Every so manyth of the batches; where there are fewer than on other ranks, a row that counts nothing."""
+        mine = [list(batch) for batch in batches[self.rank :: self.world]]
+        idle = -(-len(batches) // self.world) - len(mine)
+        shortest = min((row for batch in batches for row in batch), key=lambda row: row.tokens)
+        return Share([*mine, *([shortest] for _ in range(idle))], len(mine))
+
+    def seed(self, seed: int, step: int) -> None:
+        """Draw what a step draws by the seed, the step and the rank: ranks that resume need not keep generators."""
+        if self.world > 1:
+            drawn = np.random.SeedSequence([seed, step, self.rank]).generate_state(1, np.uint64)
+            torch.manual_seed(int(drawn[0] >> np.uint64(1)))
+
+
+ALONE = Ranks()
+
+
+def deal_rows(rows: Sequence[Example], batches: int, size: int, world: int) -> list[list[Example]]:
+    """Rows as so many batches of at most `size`, whose tokens differ little between the `world` ranks.
+
+    Batch i is of rank i modulo `world`. The longest row goes first, each to the rank that has the fewest tokens so far
+    among those with room, and there into its batch that has the fewest.
+    """
+    dealt: list[list[Example]] = [[] for _ in range(batches)]
+    tokens = [0] * batches
+    of_rank = [0] * world
+    for row in sorted(rows, key=lambda row: -row.tokens):
+        open_ = [at for at in range(batches) if len(dealt[at]) < size]
+        at = min(open_, key=lambda at: (of_rank[at % world], tokens[at], at))
+        dealt[at].append(row)
+        tokens[at] += row.tokens
+        of_rank[at % world] += row.tokens
+    return [batch for batch in dealt if batch]
+
+
+def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
+    gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, summed in zip(gradients, parts, strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def _tried(act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    try:
+        return act(), None
+    except Exception as error:
+        return None, error
+
+
+def _portable(error: Exception, ranks: Ranks) -> Exception:
+    """The error as other processes can have it, with its traceback where it is none of ours."""
+    if not isinstance(error, LoraftError):
+        error.add_note(f"on rank {ranks.rank}:\n{''.join(traceback.format_exception(error))}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def of_rank(error: LoraftError, rank: int, world: int) -> LoraftError:
+    """The same error, saying on which rank it was met."""
+    first, *others = error.problems
+    named = Problem(f"{first.message} (rank {rank} of {world})", first.where, first.key, first.remedy, first.parameter)
+    error.problems = (named, *others)
+    error.args = ("\n".join(str(problem) for problem in error.problems),)
+    return error
+
+
+@contextmanager
+def joined(settings: DistributedSection) -> Iterator[Ranks]:
+    """Join the others, where this process was started as one of several.
+
+    Raises:
+        ResourceError: There are more ranks on this machine than GPUs.
+        LostRankError: Another rank could not be reached, or went away.
+    """
+    place = RankEnvironment.read()
+    if place.world == 1:
+        yield ALONE
+        return
+    _choose_gpu(place.local_rank, place.local_world)
+    if place.world > place.local_world:
+        _choose_interface()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    patience = timedelta(seconds=settings.timeout_seconds)
+    begun_here = not dist.is_initialized()
+    try:
+        if begun_here:
+            store, _, _ = next(rendezvous("env://", timeout=patience))
+            # One that is started again would else find the addresses of those that were lost.
+            ours = PrefixStore(f"start {place.restarts}", store)
+            dist.init_process_group(backend, store=ours, rank=place.rank, world_size=place.world, timeout=patience)
+        patient = dist.new_group(backend="gloo", timeout=PATIENT)
+        yield Ranks(place.rank, place.world, place.local_rank, place.local_world, patient)
+    except Exception as error:
+        if not is_lost_contact(error):
+            raise
+        raise lost_contact(error, place.world) from error
+    if begun_here:
+        dist.destroy_process_group()
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether it tells that another rank does not answer, which torch tells by words alone."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and any(word in said for word in LOST_WORDS)
+    )
+
+
+def lost_contact(error: BaseException, world: int) -> LostRankError:
+    """What a rank that is left has to say."""
+    said = str(error).strip().splitlines()[0]
+    lost = LostRankError(
+        f"another of the {world} ranks has gone, or does not answer: {said}",
+        key="distributed.timeout_seconds",
+        remedy="look at what that rank or its machine says, then go on with `resume`",
+    )
+    lost.told_by_main = True
+    return lost
+
+
+def _choose_gpu(local_rank: int, local_world: int) -> None:
+    """Make the GPU of this rank the current one."""
+    if not torch.cuda.is_available():
+        return
+    there = torch.cuda.device_count()
+    if there < local_world:
+        message = f"{local_world} ranks are to train on this machine, which has {there} GPU{'' if there == 1 else 's'}"
+        raise ResourceError(message, parameter="num_processes", remedy=f"start {there}")
+    torch.cuda.set_device(local_rank)
+
+
+def _choose_interface() -> None:
+    """Have gloo talk to other machines through the interface by which the first one is reached.
+
+    It would take the address of this machine's own name, which is often that of the loopback.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        asked.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))  # sends nothing
+        here = asked.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == here for address in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
