@@ -15,6 +15,7 @@ from loraft.baselines.compare_methods import compare_methods
 from loraft.baselines.fit_memory import require_memory
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
+from loraft.distributed.ranks import ALONE, Ranks, joined
 from loraft.errors import AdapterError
 from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.evaluator import Evaluation
@@ -44,7 +45,6 @@ from loraft.rows.formats import Message
 from loraft.rows.places import files_here
 from loraft.rows.standard_input import with_input_kept
 from loraft.training.loop import noted_signals
-from loraft.training.ranks import ALONE, Ranks, joined
 from loraft.training.resume import as_begun, begun_batches, require_same_data
 from loraft.training.run_dir import (
     RunFolder,
@@ -163,7 +163,7 @@ def train(
         RunError: While running; the checkpoints before it stand.
         Interrupted: By a signal; the state was saved. SIGUSR1 stops nothing: a checkpoint is saved after the next step.
     """
-    resume = resume or resume_anyway
+    resume |= resume_anyway
     with (
         joined(config.distributed) as ranks,
         noted_signals(signal.SIGUSR1) as save_requests,  # planning too: before the first step it would end the process
@@ -171,14 +171,12 @@ def train(
     ):
         observer = observer if ranks.main else ignored
         chosen = ranks.on_main(lambda: _chosen_folder(config, name, observer, resume=resume, overwrite=overwrite))
-        folder = RunFolder(chosen.path, writes=ranks.main)
-        known, together = ranks.on_main(lambda: _known(config, folder, resume=resume))
-        plan = ranks.first_on_each_machine(lambda: _planned(known, folder, ranks=ranks, batches_a_step=together))
-        ranks.together(lambda: require_same_data(plan, ranks))
+        folder = RunFolder(chosen, writes=ranks.main)
+        known, batches = ranks.on_main(lambda: _known(config, folder, resume=resume))
+        plan = _planned_together(known, folder, ranks, batches)
         ranks.together(lambda: opened.enter_context(folder.open()))
         return run_plan(
-            plan,
-            folder,
+            *(plan, folder, ranks),
             resume=resume,
             resume_anyway=resume_anyway,
             overwrite=overwrite,
@@ -186,8 +184,14 @@ def train(
             save_requests=save_requests,
             answerer=lambda adapted: _answerer(adapted, plan),
             command=command,
-            ranks=ranks,
         )
+
+
+def _planned_together(config: RunConfig, folder: RunFolder, ranks: Ranks, batches: int | None) -> RunPlan:
+    """The plan of a run as this rank takes part in it, which is the same on all."""
+    plan = ranks.first_on_each_machine(lambda: _planned(config, folder, ranks=ranks, batches_a_step=batches))
+    ranks.together(lambda: require_same_data(plan, ranks))
+    return plan
 
 
 def _known(config: RunConfig, folder: RunFolder, *, resume: bool) -> tuple[RunConfig, int | None]:
@@ -196,7 +200,7 @@ def _known(config: RunConfig, folder: RunFolder, *, resume: bool) -> tuple[RunCo
     return (as_begun(config, folder), begun_batches(folder)) if resume else (config, None)
 
 
-def _chosen_folder(config: RunConfig, name: str, observer: Observer, *, resume: bool, overwrite: bool) -> RunFolder:
+def _chosen_folder(config: RunConfig, name: str, observer: Observer, *, resume: bool, overwrite: bool) -> Path:
     """The folder of a run that is to be trained, in which that may be done."""
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=resume))
     refuse_taken(folder, resume=resume, overwrite=overwrite)
@@ -204,7 +208,7 @@ def _chosen_folder(config: RunConfig, name: str, observer: Observer, *, resume: 
         refuse_own_inputs(folder, config)
     if config.training.output_dir is None and not resume:
         tell(observer, *left_unfinished(folder.path, name))
-    return folder
+    return folder.path
 
 
 def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:

@@ -22,8 +22,8 @@ import typer
 
 from loraft.cli.console import forget
 from loraft.cli.options import option, refuse
+from loraft.distributed.rank_environment import RankEnvironment
 from loraft.errors import Interrupted, LoraftError, LostRankError
-from loraft.io.rank_environment import RankEnvironment
 
 ERRORS = "LORAFT_RANK_ERRORS"
 """The folder where the processes that were started here leave their errors and their numbers."""

@@ -333,7 +333,7 @@ class DataSection(Section):
 
 
 class DistributedSection(Section):
-    """How several processes train one run together (`--num-processes`, torchrun, accelerate launch)."""
+    """How several processes train one run together: started by loraft train, torchrun or accelerate launch."""
 
     timeout_seconds: PositiveFloat = 600
     """How long one waits for another in a step, an evaluation or while a checkpoint is written, before all give up."""

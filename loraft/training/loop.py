@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from loraft.adapters.model_card import TrainingFacts
 from loraft.adapters.save_adapter import save_adapter, save_full
+from loraft.distributed.wishes import Wishes
 from loraft.errors import DataError, Interrupted, LoraftError
 from loraft.events import Note
 from loraft.figures import counted, perplexity
@@ -24,7 +25,6 @@ from loraft.models.device import DeviceConfig
 from loraft.training.checkpoint import RunState, newest_checkpoint, prune, save_checkpoint
 from loraft.training.optimizer import optimizer_state
 from loraft.training.prepared_steps import PreparedStep, PreparedSteps
-from loraft.training.ranks import Ranks
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 
@@ -32,30 +32,6 @@ LOGGED_WITHOUT_GRADIENT = 10
 """So many logged steps in a row with a gradient of zero are told."""
 NO_GRADIENT = 5e-5
 """A norm below it is 0.0000 in four decimals."""
-
-
-class Wishes:
-    """What signals ask for; what they ask one of several ranks for, all grant at the same place.
-
-    Attributes:
-        stop: The signal that asks for the end; 0 is none.
-        save: Whether one asks for a checkpoint.
-    """
-
-    def __init__(self, ranks: Ranks, stops: Sequence[int], saves: list[int]) -> None:
-        self._ranks, self._stops, self._saves = ranks, stops, saves
-        self.stop, self.save = 0, False
-
-    def share(self) -> Wishes:
-        """Look at the signals that have come to any rank."""
-        stop, save = self._ranks.greatest(next(iter(self._stops), 0), len(self._saves))
-        self.stop, self.save = int(stop), bool(save)
-        return self
-
-    def granted(self) -> None:
-        """A checkpoint was saved."""
-        self._saves.clear()
-        self.save = False
 
 
 @contextmanager
@@ -116,7 +92,7 @@ def _train(run: Trainer, state: RunState, wishes: Wishes) -> None:
         steps = _steps_left(run, state)
         for prepared in _or_save(run, state, steps, wishes):
             _step(run, state, prepared, clock, steps)
-            _after_step(run, state, clock, wishes.share())
+            _after_step(run, state, clock, wishes)
             if state.finished:
                 break
         if state.step == before:  # it was resumed anyway, and the epoch has fewer rows than were trained on
@@ -178,6 +154,7 @@ def _after_step(run: Trainer, state: RunState, clock: Throughput, wishes: Wishes
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
         improved = _evaluate(run, state, wishes)
+    wishes.share()
     if _due(run.plan.save_every, state) or improved or wishes.save or wishes.stop:
         _save(run, state, wishes)
     _grant_a_stop(run, state, wishes)

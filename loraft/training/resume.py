@@ -13,6 +13,7 @@ from loraft.adapters.save_adapter import restore
 from loraft.config.change_config import with_values
 from loraft.config.config_file import inline, load_config
 from loraft.config.schema import RunConfig, TrainingSection
+from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError, ConfigError, DataError, Problem, RunFolderError
 from loraft.events import Note
 from loraft.models.load_model import LoadedModel
@@ -27,7 +28,6 @@ from loraft.training.checkpoint import (
 )
 from loraft.training.loop import all_trained, rotate_checkpoints, stops_early, weights_in
 from loraft.training.optimizer import restore_optimizer
-from loraft.training.ranks import Ranks
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, steps_of
 from loraft.training.schedule import learning_rate
@@ -101,8 +101,10 @@ def _is_written(config: RunConfig, key: str) -> bool:
     return name in getattr(config, section).model_fields_set
 
 
-def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tuple[tuple[str, ...], int | None]:
-    """Compare config and data with those that the run in the folder was begun with, where it has come to a checkpoint.
+def compare_with_begun(
+    plan: RunPlan, folder: RunFolder, resume: bool, *, anyway: bool
+) -> tuple[tuple[str, ...], int | None]:
+    """Compare config and data with those that the run in the folder was begun with, to `resume` it from a checkpoint.
 
     What changes no step that was taken is taken on, a longer run among it; with `anyway` all is. Before the first
     checkpoint there may be no manifest yet, and nothing was trained on its rows.
@@ -113,6 +115,8 @@ def compare_with_begun(plan: RunPlan, folder: RunFolder, *, anyway: bool) -> tup
     Raises:
         RunFolderError: They differ in more than that, or can no longer be compared.
     """
+    if not resume:
+        return (), None
     _require_trust(folder)
     refused: list[str] = []
     taken_on: list[str] = []

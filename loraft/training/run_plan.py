@@ -16,6 +16,7 @@ from loraft.config.choices import Method, OptimName
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
 from loraft.dataset.streaming import StreamingSampler
+from loraft.distributed.ranks import ALONE, Ranks
 from loraft.errors import ConfigError
 from loraft.figures import counted
 from loraft.kernels.tiled_mlp import TILE
@@ -30,7 +31,6 @@ from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
 from loraft.training.memory import ROOM, MemoryPlan, Saving, plan_memory
 from loraft.training.optimizer import SMALLER, require_optimizer, resolve_optim
-from loraft.training.ranks import ALONE, Ranks
 from loraft.training.schedule import require_schedule
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
@@ -68,27 +68,17 @@ def plan_run(
 ) -> RunPlan:
     """Decide everything about a run that can be decided before its weights are loaded.
 
-    It is planned for a device that is stated, or for this machine's; whether it fits there is not asked.
-
-    Args:
-        config: The run.
-        stated: The device, where it is not this machine's.
-        ranks: The processes that train it together.
-        batches_a_step: The batches that all ranks read in a step, as the run was begun; None is
-            `training.gradient_accumulation_steps` on each.
+    It is planned for a device that is stated, or for this machine's; whether it fits there is not asked. Where the run
+    is gone on with, `batches_a_step` are those that all ranks read in a step, as it was begun.
 
     Raises:
         InvalidInputError: With every problem that was found, of the model and of the data.
     """
     chosen_by_itself = config.training.optim == "auto"
-    known = among_ranks(_on_its_device(_resolved(known_run(config, stated))), ranks)
+    known = _on_its_device(_resolved(known_run(config, stated)), ranks)
     _require_tiles(known)
     config, data, packed = known.config, known.data, _packed(known)
-    drawn = batch_sampler(config, data.train, data.train_sources)
-    drawn = replace(drawn, accumulation=batches_a_step or drawn.accumulation * ranks.world)
-    if not drawn.epoch(0):
-        message = "an epoch draws no row: each source's rows times its weight are less than half a row"
-        raise ConfigError(message, key="data.train", remedy="write greater weights")
+    drawn = _sampler(known, batches_a_step or config.training.gradient_accumulation_steps * ranks.world)
     batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
     memory, saving = plan_memory(known, drawn, packed=packed)
     memory_notes = []
@@ -99,7 +89,6 @@ def plan_run(
     memory_notes += _saving_notes(config.training, saving)
     training = config.training.model_copy(update=saving.settings)
     steps = steps_of(config, batches)
-    schedule_notes = [*require_schedule(training, steps)]
     known = replace(
         known,
         config=config.model_copy(update={"training": training}),
@@ -108,8 +97,8 @@ def plan_run(
             *_packing_notes(known, drawn, packed=packed),
             *memory_notes,
             *_host_notes(memory),
-            *schedule_notes,
-            *_rank_notes(config.training, drawn.accumulation, ranks),
+            *require_schedule(training, steps),
+            *ranks.notes(config.training, drawn.accumulation),
             *base_notes(config),
         ),
     )
@@ -122,8 +111,16 @@ def plan_run(
         steps=steps,
         eval_every=_every(training.eval_steps, steps),
         save_every=_every(training.save_steps, steps),
-        frozen_prefix_bytes=frozen_prefix_bytes(known, drawn, layout, steps),
+        frozen_prefix_bytes=frozen_prefix_bytes(known, drawn, layout, steps, ranks),
     )
+
+
+def _sampler(known: KnownRun, accumulation: int) -> BatchSampler:
+    drawn = batch_sampler(known.config, known.data.train, known.data.train_sources)
+    if not drawn.epoch(0):
+        message = "an epoch draws no row: each source's rows times its weight are less than half a row"
+        raise ConfigError(message, key="data.train", remedy="write greater weights")
+    return replace(drawn, accumulation=accumulation)
 
 
 def _saving_notes(asked: TrainingSection, saving: Saving) -> Iterator[str]:
@@ -161,8 +158,9 @@ def with_optim(known: KnownRun, optim: OptimName) -> KnownRun:
     return replace(known, config=known.config.model_copy(update={"training": training}))
 
 
-def _on_its_device(known: KnownRun) -> KnownRun:
-    """The same with what is said of a GPU alone as it is where there is none."""
+def _on_its_device(known: KnownRun, ranks: Ranks) -> KnownRun:
+    """The same with a rank's part of the device, and what is said of a GPU alone as it is where there is none."""
+    known = replace(known, placement=ranks.share_of(known.placement))
     if has_own_memory(known.placement.device):
         return known
     config, notes = known.config, list(known.notes)
@@ -183,34 +181,6 @@ def _host_notes(memory: MemoryPlan) -> Iterator[str]:
     if memory.host_inputs:
         size = f"{memory.host_inputs / 1e9:.1f} GB of main memory"
         yield f"training.gradient_checkpointing offload: what goes into the layers takes {size}"
-
-
-def among_ranks(known: KnownRun, ranks: Ranks) -> KnownRun:
-    """The same as one of several ranks plans it: those of a machine share its main memory.
-
-    Raises:
-        ConfigError: It is asked for what several ranks cannot do.
-    """
-    if ranks.world == 1:
-        return known
-    if known.config.training.cache_frozen_prefix:
-        why = f"reads the batches of one process again, and {ranks.world} train together"
-        raise ConfigError(why, key=KEY, remedy="write false")
-    if known.placement.device != "cpu":
-        return known
-    free = known.placement.available_bytes // ranks.local_world
-    return replace(known, placement=replace(known.placement, available_bytes=free))
-
-
-def _rank_notes(training: TrainingSection, batches: int, ranks: Ranks) -> Iterator[str]:
-    size, asked = training.per_device_train_batch_size, training.gradient_accumulation_steps * ranks.world
-    begun = "" if batches == asked else f", as the run was begun: here it would have been {asked}"
-    if ranks.world > 1:
-        on = f"on {counted(ranks.machines, 'machine')}" if ranks.machines > 1 else "on this machine"
-        read = counted(batches, "batch of", "batches of")
-        yield f"{ranks.world} ranks train together {on}: a step reads {read} at most {size} rows{begun}"
-    elif begun:
-        yield f"a step reads {batches} batches of at most {size} rows{begun}"
 
 
 def _packed(known: KnownRun) -> bool:
@@ -322,7 +292,9 @@ def _every(setting: float | None, steps: int) -> int | None:
     return max(1, round(setting * steps)) if setting < 1 else int(setting)
 
 
-def frozen_prefix_bytes(known: KnownRun, drawn: BatchSampler, layout: BatchLayout, steps: int) -> int:
+def frozen_prefix_bytes(
+    known: KnownRun, drawn: BatchSampler, layout: BatchLayout, steps: int, ranks: Ranks = ALONE
+) -> int:
     """The bytes of what the frozen layers give for every batch that a run reads; 0 where it is not kept.
 
     Raises:
@@ -331,6 +303,9 @@ def frozen_prefix_bytes(known: KnownRun, drawn: BatchSampler, layout: BatchLayou
     training, shape = known.config.training, known.shape
     if not training.cache_frozen_prefix:
         return 0
+    if ranks.world > 1:
+        why = f"reads the batches of one process again, and {ranks.world} train together"
+        raise ConfigError(why, key=KEY, remedy="write false")
     inside = shape.family.layers_path
     adapted = () if shape.targets is None else (*shape.targets.modules, *shape.targets.saved)
     outside = [name for name in adapted if not is_within(name, inside)]

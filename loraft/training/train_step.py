@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import TrainingSection
 from loraft.dataset.sampler import StepBatches, fills
+from loraft.distributed.ranks import ALONE, Ranks
 from loraft.errors import NonFiniteError
 from loraft.events import Observer
 from loraft.figures import label_figures
@@ -33,7 +34,6 @@ from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.optimizer import optimizer_of
 from loraft.training.prepared_steps import PreparedStep
-from loraft.training.ranks import ALONE, Ranks
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate
@@ -195,11 +195,7 @@ def take_step(
     *found, clock.norm = torch.stack([*(part for kind in zip(*losses, strict=True) for part in kind), norm]).tolist()
     loss, of_routers = run.ranks.totals(sum(found[: len(losses)]), sum(found[len(losses) :]))
     clock.router_aux_loss = of_routers if run.router_aux_loss_coef else None
-    if not math.isfinite(loss):
-        run.ranks.together(lambda: _require_finite_losses(run, step, prepared, found[: len(losses)]))
-    if not run.scaler.is_enabled() and not math.isfinite(clock.norm):
-        rows = [row for rows in prepared.rows for row in rows]
-        run.ranks.together(lambda: require_finite(clock.norm, "the gradient", step, rows, run))
+    _require_all_finite(run, step, prepared, found[: len(losses)], loss, clock.norm)
     clock.rate = learning_rate(run.settings, step, run.plan.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = clock.rate * group.get("rate_factor", 1.0)
@@ -212,10 +208,16 @@ def take_step(
     return loss
 
 
-def _require_finite_losses(run: Trainer, step: int, prepared: PreparedStep, losses: Sequence[float]) -> None:
-    """Name the first loss of this rank's batches that is not finite."""
-    for loss, rows in zip(losses, prepared.rows, strict=True):
-        require_finite(loss, "the loss", step, rows, run)
+def _require_all_finite(
+    run: Trainer, step: int, prepared: PreparedStep, losses: Sequence[float], loss: float, norm: float
+) -> None:
+    """Refuse a step of which the loss of all ranks or their gradient is not finite, by the rank whose it is."""
+    if not math.isfinite(loss):
+        for each, rows in zip(losses, prepared.rows, strict=True):
+            run.ranks.together(partial(require_finite, each, "the loss", step, rows, run))
+    if not run.scaler.is_enabled() and not math.isfinite(norm):
+        rows = [row for rows in prepared.rows for row in rows]
+        run.ranks.together(lambda: require_finite(norm, "the gradient", step, rows, run))
 
 
 class EvalLoss(NamedTuple):

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import shown, shown_word
 from loraft.adapters.save_adapter import restore
+from loraft.distributed.ranks import Ranks
 from loraft.events import Note, Observer
 from loraft.figures import perplexity
 from loraft.io.checksums import sha256_of_facts
@@ -36,7 +37,6 @@ from loraft.models.remote_code import is_trusted
 from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
-from loraft.training.ranks import ALONE, Ranks
 from loraft.training.resume import compare_with_begun, refuse_another_base, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
@@ -91,6 +91,7 @@ class TrainResult:
 def run_plan(
     plan: RunPlan,
     folder: RunFolder,
+    ranks: Ranks,
     *,
     resume: bool,
     resume_anyway: bool,
@@ -99,7 +100,6 @@ def run_plan(
     save_requests: list[int],
     answerer: Answerer,
     command: Sequence[str],
-    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train as planned in a folder that was opened, from its newest checkpoint if `resume` is set.
 
@@ -112,10 +112,7 @@ def run_plan(
     began = time.monotonic()
     for note in plan.notes:
         observer(Note(note))
-    taken_on: tuple[str, ...] = ()
-    steps_before: int | None = None
-    if resume:
-        taken_on, steps_before = ranks.on_main(lambda: compare_with_begun(plan, folder, anyway=resume_anyway))
+    taken_on, steps_before = ranks.on_main(lambda: compare_with_begun(plan, folder, resume, anyway=resume_anyway))
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
         adapted = ranks.together(lambda: build_model(plan), patiently=True)

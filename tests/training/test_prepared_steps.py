@@ -17,7 +17,7 @@ from tests.training.building import tiny_config, tiny_fit
 
 
 def laid(window: StepBatches) -> PreparedStep:
-    return PreparedStep(window, (), 1.0, seconds=3.0)
+    return PreparedStep(window, [], (), 0, 1.0, 0, 0, seconds=3.0)
 
 
 def windows(count: int, drawn: list[int]) -> Iterator[StepBatches]:

@@ -12,7 +12,7 @@ import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,10 +24,13 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from loraft.config.schema import TrainingSection
 from loraft.config.sections import DistributedSection
 from loraft.dataset.sampler import StepBatches
+from loraft.distributed.rank_environment import RankEnvironment
 from loraft.errors import LoraftError, LostRankError, Problem, ResourceError
-from loraft.io.rank_environment import RankEnvironment
+from loraft.figures import counted
+from loraft.models.device import DeviceConfig
 from loraft.tokenization.examples import Example
 
 Result = TypeVar("Result")
@@ -184,6 +187,23 @@ class Ranks:
         idle = -(-len(batches) // self.world) - len(mine)
         shortest = min((row for batch in batches for row in batch), key=lambda row: row.tokens)
         return Share([*mine, *([shortest] for _ in range(idle))], len(mine))
+
+    def share_of(self, placement: DeviceConfig) -> DeviceConfig:
+        """A device with the memory that is this rank's: those of a machine share its main memory."""
+        if placement.device != "cpu":
+            return placement
+        return replace(placement, available_bytes=placement.available_bytes // self.local_world)
+
+    def notes(self, training: TrainingSection, batches: int) -> Iterator[str]:
+        """What there is to say of who reads the batches of a step."""
+        size, asked = training.per_device_train_batch_size, training.gradient_accumulation_steps * self.world
+        begun = "" if batches == asked else f", as the run was begun: here it would have been {asked}"
+        read = f"a step reads {counted(batches, 'batch', 'batches')} of at most {size} rows{begun}"
+        if self.world > 1:
+            on = f"on {counted(self.machines, 'machine')}" if self.machines > 1 else "on this machine"
+            yield f"{self.world} ranks train together {on}: {read}"
+        elif begun:
+            yield read
 
     def seed(self, seed: int, step: int) -> None:
         """Draw what a step draws by the seed, the step and the rank: ranks that resume need not keep generators."""

@@ -1,0 +1,55 @@
+"""Ranks that are forked from this process, which has imported everything already."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from loraft.distributed.ranks import ALONE, Ranks
+
+Result = TypeVar("Result")
+
+
+def forked(world: int, act: Callable[[Ranks], Result], *, timeout: float = 60) -> list[Result | str]:
+    """What `act` gives on each of `world` ranks; of one that failed, its traceback."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        children = {}
+        for rank in range(world):
+            number = os.fork()
+            if number == 0:
+                _be_rank(folder, rank, world, act, timeout)
+            children[rank] = number
+        for number in children.values():
+            os.waitpid(number, 0)
+        files = (folder / str(rank) for rank in children)
+        return [pickle.loads(file.read_bytes()) if file.exists() else "killed" for file in files]
+
+
+def _be_rank(folder: Path, rank: int, world: int, act: Callable[[Ranks], object], timeout: float) -> None:
+    """Act as a rank and leave; what is printed goes nowhere, for it is not this process's to say."""
+    result: object = None
+    try:
+        torch.set_num_threads(1)
+        ranks = ALONE
+        if world > 1:
+            store = dist.FileStore(str(folder / "store"), world)
+            patience = timedelta(seconds=timeout)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
+            ranks = Ranks(rank, world, rank, world, dist.new_group(backend="gloo", timeout=patience))
+        result = act(ranks)
+        dist.barrier() if world > 1 else None
+    except BaseException:
+        result = traceback.format_exc()
+    (folder / f"{rank}.partial").write_bytes(pickle.dumps(result))
+    (folder / f"{rank}.partial").rename(folder / str(rank))
+    os._exit(0)

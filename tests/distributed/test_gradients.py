@@ -1,0 +1,82 @@
+"""C9 and C39 over ranks: the gradient of a step and the loss of an evaluation are those of one process."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loraft.distributed.ranks import Ranks
+from loraft.training.run_dir import RunFolder
+from loraft.training.run_plan import plan_run
+from loraft.training.train_step import Throughput, Trainer, evaluate_loss, take_step
+from loraft.training.trainer import build_model
+from tests.distributed.forked import forked
+from tests.training.building import Recorder, tiny_config
+
+SPLITS: dict[str, dict[str, Any]] = {
+    "packed": {},
+    "padded": {"data__packing": "off"},
+    "filled": {"data__packing": "fill", "data__max_length": 64},
+}
+"""How the rows of a step may lie in its batches."""
+CLOSE = 1e-5
+"""Float32 sums of the same numbers in another order."""
+
+
+def measured(folder: Path, ranks: Ranks, batches: int, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The loss, the gradient and the norm of the first step, and the loss of an evaluation on the training rows."""
+    config = tiny_config(folder, **overrides)
+    plan = plan_run(config, ranks=ranks, batches_a_step=batches)
+    run = Trainer(plan, RunFolder(folder, writes=False), build_model(plan), str, lambda _: None, [], ranks)
+    run.optimizer = recorded = Recorder(run)
+    clock = Throughput(0)
+    take_step(run, 1, run.prepare(next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))), clock)
+    found = evaluate_loss(run, plan.data.train, 3)
+    assert found is not None, "nothing stopped it"
+    gradient = torch.cat([each.flatten() for each in recorded.steps[0].values()])
+    return {
+        "gradient": gradient.numpy(), "loss": clock.loss, "norm": clock.norm, "tokens": clock.tokens,
+        "eval": (found.loss, found.targets, dict(found.figures)),
+    }  # fmt: skip
+
+
+CASES = [
+    ("causal_lm", "packed", "lora"), ("causal_lm", "padded", "full"), ("causal_lm", "filled", "lora"),
+    ("seq2seq_lm", "padded", "lora"), ("seq2seq_lm", "padded", "full"),
+    ("seq_cls", "packed", "lora"), ("seq_cls", "padded", "full"), ("causal_lm", "packed", "qlora"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "split", "method"), CASES)
+def test_gradient_and_evaluation_are_those_of_one_process(tmp_path: Path, task: str, split: str, method: str) -> None:
+    overrides = {"task": task, "method": method, "training__per_device_train_batch_size": 2, **SPLITS[split]}
+    tiny_config(tmp_path, **overrides)
+    (alone,) = forked(1, lambda ranks: measured(tmp_path, ranks, 4, overrides))
+    assert not isinstance(alone, str), alone
+    for world in (2, 3):
+        for each in forked(world, lambda ranks: measured(tmp_path, ranks, 4, overrides)):
+            assert not isinstance(each, str), each
+            largest = abs(alone["gradient"]).max()
+            assert abs(each["gradient"] - alone["gradient"]).max() <= CLOSE * max(1.0, largest)
+            assert each["loss"] == pytest.approx(alone["loss"], rel=CLOSE)
+            assert each["norm"] == pytest.approx(alone["norm"], rel=CLOSE)
+            assert each["tokens"] == alone["tokens"]
+            assert each["eval"][0] == pytest.approx(alone["eval"][0], rel=1e-6)
+            assert each["eval"][1:] == alone["eval"][1:]
+
+
+@pytest.mark.parametrize(("batches", "world"), [*product((1, 2, 3, 4, 7), (2, 3, 4))])
+def test_each_row_of_a_step_is_read_by_one_rank(tmp_path: Path, batches: int, world: int) -> None:
+    config = tiny_config(tmp_path, training__per_device_train_batch_size=2)
+    plan = plan_run(config, batches_a_step=batches)
+    for window in plan.batches.windows(plan.data.train, 0, 0, (0, 0)):
+        shares = [Ranks(rank, world).share(window, 2, filled=False) for rank in range(world)]
+        assert len({len(share.batches) for share in shares}) == 1, "ranks keep in step"
+        read = [row.where for share in shares for batch in share.batches[: share.counted] for row in batch]
+        assert sorted(read) == sorted(row.where for batch in window.batches for row in batch)
+        assert all(0 < len(batch) <= 2 for share in shares for batch in share.batches)
