@@ -216,11 +216,12 @@ ALONE = Ranks()
 
 
 def deal_rows(rows: Sequence[Example], batches: int, size: int, world: int) -> list[list[Example]]:
-    """Rows as so many batches of at most `size`, whose tokens differ little between the `world` ranks.
+    """The rows of so many batches, as batches of at most `size` whose tokens differ little between the `world` ranks.
 
-    Batch i is of rank i modulo `world`. The longest row goes first, each to the rank that has the fewest tokens so far
-    among those with room, and there into its batch that has the fewest.
+    Batch i is of rank i modulo `world`, and each rank has as many. The longest row goes first, each to the rank that
+    has the fewest tokens so far among those with room, and there into its batch that has the fewest.
     """
+    batches = -(-batches // world) * world
     dealt: list[list[Example]] = [[] for _ in range(batches)]
     tokens = [0] * batches
     of_rank = [0] * world

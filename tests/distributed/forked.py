@@ -40,6 +40,8 @@ def _be_rank(folder: Path, rank: int, world: int, act: Callable[[Ranks], object]
     result: object = None
     try:
         torch.set_num_threads(1)
+        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+        os.environ.update({name: str(number) for name, number in place.items()})
         ranks = ALONE
         if world > 1:
             store = dist.FileStore(str(folder / "store"), world)
