@@ -70,12 +70,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen[test] += 1
             if seen[test] > mark.args[0]:
                 item.add_marker(pytest.mark.slow)
-        if "gpu" in item.keywords and not has_cuda():
+        if item.get_closest_marker("gpu") and not has_cuda():  # keywords hold the names of folders too
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none"))
     if not slow:
-        left_out = [item for item in items if "slow" in item.keywords]
+        left_out = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=left_out)  # each that is skipped would be set up, and told of
-        items[:] = [item for item in items if "slow" not in item.keywords]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 def pytest_collection_finish() -> None:
@@ -94,7 +94,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     began, loaded = time.process_time(), len(sys.modules)
     yield
     taken = time.process_time() - began
-    if taken > QUICK and "slow" not in item.keywords and len(sys.modules) < loaded + 20:
+    if taken > QUICK and not item.get_closest_marker("slow") and len(sys.modules) < loaded + 20:
         item.user_properties.append((TAKEN, taken))
 
 

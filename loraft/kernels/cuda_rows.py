@@ -29,8 +29,8 @@ def form_for_rows(query: Tensor, *, dropout: float, window: int | None) -> Form 
     if in_16_bits and not dropout and varlen_takes(window):
         return partial(varlen_attention, window=window)
     aligned = query.shape[-1] * query.element_size() % ALIGNED == 0
-    if window is None and aligned and (in_16_bits or query.dtype == torch.float32):
-        return partial(efficient_attention, dropout=dropout)
+    if aligned and (in_16_bits or query.dtype == torch.float32):
+        return partial(efficient_attention, dropout=dropout, window=window)
     return None
 
 
@@ -77,18 +77,44 @@ def varlen_attention(
 
 
 def efficient_attention(
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float, *, dropout: float = 0.0
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float,
+    *, dropout: float = 0.0, window: int | None = None,
+) -> Tensor:  # fmt: skip
     """By the kernel that scaled-dot-product attention takes in float32, which takes rows, and drops weights, too.
 
-    torch calls it so for nested tensors (torch/nested/_internal/sdpa.py). It wants as many keys as queries.
+    torch calls it so for nested tensors (torch/nested/_internal/sdpa.py). It wants as many keys as queries. Windows
+    are those of the kernel, which hides what is `window` tokens back (kernel_forward.h and kernel_backward.h).
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     q, k, v = (tensor.contiguous()[None] for tensor in (query, key, value))
-    found = torch.ops.aten._efficient_attention_forward(
-        q, k, v, None, ends, ends, longest, longest, dropout, CAUSAL, torch.is_grad_enabled(), scale=scale
-    )
-    out: Tensor = found[0][0]
-    return out
+    out: Tensor = _EfficientRows.apply(q, k, v, ends, longest, scale, dropout, window)  # type: ignore[no-untyped-call]
+    return out[0]
+
+
+class _EfficientRows(torch.autograd.Function):
+    """The kernel with its backward: torch's own derivative of it leaves the window out, and is wrong then."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, scale: float, dropout: float,
+        window: int | None,
+    ) -> Tensor:  # fmt: skip
+        out, logsumexp, seed, offset, *longest_of = torch.ops.aten._efficient_attention_forward(
+            q, k, v, None, ends, ends, longest, longest, dropout, CAUSAL, any(ctx.needs_input_grad),
+            scale=scale, window_size=window,
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, ends, out, logsumexp, seed, offset)
+        ctx.how = (*longest_of, dropout, scale, window)
+        return cast("Tensor", out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, ends, out, logsumexp, seed, offset = ctx.saved_tensors
+        of_queries, of_keys, dropout, scale, window = ctx.how
+        d_q, d_k, d_v, _ = torch.ops.aten._efficient_attention_backward(
+            grads[0], q, k, v, None, out, ends, ends, of_queries, of_keys, logsumexp, dropout, seed, offset, CAUSAL,
+            False, scale=scale, window_size=window,
+        )  # fmt: skip
+        return d_q, d_k, d_v, None, None, None, None, None

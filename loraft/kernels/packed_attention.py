@@ -4,11 +4,12 @@ A forward that is given no `row_lengths` holds one row in each line of the batch
 
 Which kernel, and why:
 
-- CUDA: one kernel for all rows (`cuda_rows`), windows, dropout and float32 among them.
+- CUDA: one kernel for all rows (`cuda_rows`), windows, dropout and float32 among them; for scores that are capped
+  flex attention (`fused/capped_rows`), where a run has tried it.
 - CPU, rows up to `PRODUCTS_UP_TO` tokens (by dtype): plain products with a backward of our own. In bfloat16 the
   backward of scaled-dot-product attention costs a multiple of it; in float32 it gains little, and on short rows only.
 - Longer rows or attention dropout on a CPU: scaled-dot-product attention, row by row.
-- A soft cap, or where no kernel takes it a sliding window shorter than the row: products written out, row by row.
+- Else a soft cap, or a sliding window shorter than the row: products written out, row by row.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from loraft.kernels.cuda_rows import form_for_rows, row_ends_of
+from loraft.kernels.fused.capped_rows import AT_ONCE, capped_attention
 from loraft.kernels.lora_linear import product_dtype
 from loraft.kernels.shared_prefix import taken_back, written_out
 
@@ -70,6 +72,7 @@ def rows_attention(
     if prefix:
         q, k, v = (written_out(tensor, lengths, prefix) for tensor in (q, k, v))
     more: dict[str, Any] = {"dropout": dropout, "softcap": softcap, "window": sliding_window}
+    more["capped_at_once"] = getattr(module, AT_ONCE, False)
     out = attend_rows(q, k, v, lengths, scale, ends=others.get("row_ends"), **more)
     out = taken_back(out, lengths, prefix) if prefix else out
     return out.view(batch, time, heads, -1), None
@@ -86,6 +89,7 @@ def attend_rows(
     dropout: float = 0.0,
     softcap: float | None = None,
     window: int | None = None,
+    capped_at_once: bool = False,
 ) -> Tensor:
     """Causal attention within each of the rows that lie end to end.
 
@@ -95,11 +99,11 @@ def attend_rows(
         value: Likewise.
         lengths: The number of tokens of each row; they sum to `time`.
         scale: The factor on the scores.
-        ends: `[rows + 1]`, int32 and on the device, where rows begin and the last one ends; made where it is needed
-            and None.
+        ends: `[rows + 1]`, int32 and on the device, where rows begin and the last one ends; None has it made.
         dropout: On the attention weights.
         softcap: Scores become `softcap · tanh(scores / softcap)`.
         window: A token sees itself and the `window - 1` before it.
+        capped_at_once: On CUDA all rows take one kernel where there is a soft cap.
 
     Returns:
         `[time, heads, head_size]`, in the dtype of autocast, or of `value` where it is off.
@@ -115,6 +119,8 @@ def attend_rows(
         if form is not None:
             ends = row_ends_of(lengths, query.device) if ends is None else ends
             return form(query, key, value, ends, longest, scale)
+    if query.is_cuda and softcap is not None and capped_at_once and not dropout:
+        return capped_attention(query, key, value, lengths, scale, cap=softcap, window=window)
     if query.device.type == "cpu" and not written_out and not dropout and longest <= PRODUCTS_UP_TO.get(query.dtype, 0):
         out: Tensor = _RowProducts.apply(query, key, value, tuple(lengths), scale)  # type: ignore[no-untyped-call]
         return out

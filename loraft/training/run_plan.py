@@ -38,6 +38,7 @@ LINE_STEP = 32
 """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
 PAGED = "training.optim auto is paged_adamw_32bit: with adamw the run might not fit in memory"
 CAPPED = "{} caps the scores of attention, which are written out row by row: a row takes memory by its length squared"
+CAPPED_AT_ONCE = "{} caps the scores of attention: flex attention is compiled for them, and tried before the first step"
 TILED = f"training.tiled_mlp auto is on: without it, {TILE:,} tokens at a time, the run would not fit in memory"
 CHECKPOINTED = "training.gradient_checkpointing auto is on: without it the run would not fit in memory"
 
@@ -329,7 +330,8 @@ def _packing_notes(known: KnownRun, drawn: BatchSampler, *, packed: bool) -> lis
     if known.config.data.packing == "auto" and not packed and known.task.packs:
         model_type = known.shape.family.model_type
         return [f"rows are padded on the right: {model_type} is not laid end to end with this attention"]
-    capped = getattr(load_config(known.model, known.task.group), "attn_logit_softcapping", None)
-    if packed and capped is not None and known.placement.device == "cuda":
-        return [CAPPED.format(known.shape.family.model_type)]
+    facts = load_config(known.model, known.task.group)
+    if packed and getattr(facts, "attn_logit_softcapping", None) is not None and known.placement.device == "cuda":
+        at_once = known.config.training.kernels == "auto" and not getattr(facts, "attention_dropout", 0.0)
+        return [(CAPPED_AT_ONCE if at_once else CAPPED).format(known.shape.family.model_type)]
     return []

@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad
 
-from loraft.kernels.fused import chosen
+from loraft.kernels.fused import capped_rows, chosen
 from tests.cuda_rehearsal.device import FakeGraph, attention, pinned_from_now_on, recording
+from tests.cuda_rehearsal.flex import flex_attention
 
 NAME, CAPABILITY, TOTAL_GIB, FREE_GIB = "a GPU that is not there", (9, 0), 80, 79
 
@@ -38,6 +39,7 @@ def pretend(total: int = TOTAL_GIB << 30, free: int = FREE_GIB << 30) -> None:
     _quantize_plainly()
     _dequantize_plainly()
     chosen.faults = _always({})  # type: ignore[assignment]  # there are no numbers to try a kernel by
+    chosen.capped_fault, capped_rows.compiled = _always(None), _always(flex_attention)  # type: ignore[assignment]
     clip_grad._has_foreach_support = _always(True)  # it looks at the type of the tensors
 
 

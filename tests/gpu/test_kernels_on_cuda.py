@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from loraft.kernels.cuda_rows import efficient_attention, row_ends_of
-from loraft.kernels.fused import trials
+from loraft.kernels.fused import row_trials, trials
+from loraft.kernels.fused.capped_rows import _blocks
 from loraft.kernels.fused.chosen import fuse_chosen
 from loraft.kernels.fused.forms import fused_norm
 from loraft.kernels.lora_linear import patch_lora_linears
@@ -53,22 +54,40 @@ def test_the_norm_is_the_plain_formula(dtype: torch.dtype, hidden: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", trials.TOLERANCE)
+@pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize("key_value_heads", [4, 2])
-def test_rows_in_one_kernel_are_those_of_attention_row_by_row(key_value_heads: int, dtype: torch.dtype) -> None:
+def test_rows_in_one_kernel_are_those_of_attention_row_by_row(
+    key_value_heads: int, window: int | None, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     lengths = [130, 1, 64, 33]
     shapes = ((sum(lengths), heads, 32) for heads in (4, key_value_heads, key_value_heads))
     given = [torch.randn(shape, device="cuda").to(dtype).requires_grad_() for shape in shapes]
+    ends = row_ends_of(lengths, given[0].device)
     with no_waits():
-        ours = efficient_attention(*given, row_ends_of(lengths, given[0].device), max(lengths), 0.2)  # type: ignore[misc]
+        ours = efficient_attention(*given, ends, max(lengths), 0.2, window=window)  # type: ignore[misc]
     on_cpu = [tensor.detach().float().cpu().requires_grad_() for tensor in given]
-    plain = attend_rows(*on_cpu, lengths, 0.2)  # type: ignore[misc]
+    plain = attend_rows(*on_cpu, lengths, 0.2, window=window)  # type: ignore[misc]
     weights = torch.randn_like(plain)
     mine = [ours, *torch.autograd.grad(ours, given, weights.to(ours))]
     theirs = [plain, *torch.autograd.grad(plain, on_cpu, weights)]
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     for gpus, cpus in zip(mine, theirs, strict=True):
-        assert (gpus.float().cpu() - cpus).norm() <= tolerance * cpus.norm()
+        # Of a window of one token the scores have no gradient.
+        assert (gpus.float().cpu() - cpus).norm() <= tolerance * max(cpus.norm(), 1.0)
+
+
+@pytest.mark.parametrize("dtype", row_trials.TOLERANCE)
+@pytest.mark.parametrize("head_size", [64, 256])
+def test_capped_scores_of_all_rows_are_those_written_out(head_size: int, dtype: torch.dtype) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: it comes with a torch for CUDA")
+    for lengths, window in (*row_trials.TRIED, ([1, 700, 3], 128)):
+        assert row_trials.distance("cuda", dtype, head_size, lengths, window) <= row_trials.TOLERANCE[dtype]
+
+
+def test_blocks_of_capped_scores_are_found_without_a_wait() -> None:
+    with no_waits():
+        _blocks((130, 1, 64, 33), 40, torch.device("cuda"))
 
 
 def test_dropout_keeps_the_mean_of_attention_and_zeroes_weights() -> None:

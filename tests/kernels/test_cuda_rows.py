@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraft.kernels.cuda_rows import efficient_attention, form_for_rows, row_ends_of, varlen_attention
 
@@ -18,8 +22,8 @@ from loraft.kernels.cuda_rows import efficient_attention, form_for_rows, row_end
         (torch.bfloat16, 64, 0.1, None, efficient_attention),
         (torch.float32, 64, 0.0, None, efficient_attention),
         (torch.float32, 64, 0.1, None, efficient_attention),
-        (torch.float32, 64, 0.0, 128, None),
-        (torch.bfloat16, 64, 0.1, 128, None),
+        (torch.float32, 64, 0.0, 128, efficient_attention),
+        (torch.bfloat16, 64, 0.1, 128, efficient_attention),
         (torch.bfloat16, 20, 0.1, None, None),
         (torch.float32, 20, 0.0, None, efficient_attention),
         (torch.float64, 64, 0.0, None, None),
@@ -32,7 +36,8 @@ def test_a_kernel_is_found_by_dtype_window_and_dropout(
     form = form_for_rows(query, dropout=dropout, window=window)
     assert (form.func if isinstance(form, partial) else form) is expected
     if isinstance(form, partial):
-        assert form.keywords == ({"window": window} if expected is varlen_attention else {"dropout": dropout})
+        dropped = {} if expected is varlen_attention else {"dropout": dropout}
+        assert form.keywords == dropped | {"window": window}
 
 
 def test_rows_begin_where_the_ones_before_end() -> None:
@@ -45,3 +50,35 @@ def test_keys_are_repeated_for_the_queries_that_share_them() -> None:
     query, key = torch.empty(7, 4, 8, device="meta"), torch.empty(7, 2, 8, device="meta")
     out = efficient_attention(query, key, key, torch.empty(3, dtype=torch.int32, device="meta"), 4, 0.3)
     assert out.shape == query.shape
+
+
+class Watched(TorchDispatchMode):
+    """Notes the window that each kernel of attention is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows: dict[str, int | None] = {}
+
+    def __torch_dispatch__(self, func: Callable[..., Any], _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if "efficient_attention" in str(func):
+            self.windows[str(func)] = kwargs.get("window_size")
+        if "efficient_attention_backward" in str(func):  # what torch 2.13 says of its shapes is not so
+            return (*(torch.empty_like(each) for each in args[1:4]), args[1].new_empty(0))
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_c51_the_backward_pass_knows_the_window(window: int | None) -> None:
+    """The derivative that torch has of it leaves it out: gradients would be those of attention to all before."""
+    query = torch.empty(7, 4, 8, device="meta", requires_grad=True)
+    key, ends = (
+        torch.empty(7, 2, 8, device="meta", requires_grad=True),
+        torch.empty(3, dtype=torch.int32, device="meta"),
+    )
+    with Watched() as watched:
+        out: Tensor = efficient_attention(query, key, key, ends, 4, 0.3, dropout=0.1, window=window)
+        out.sum().backward()
+    assert query.grad is not None
+    assert key.grad is not None
+    assert list(watched.windows.values()) == [window, window]

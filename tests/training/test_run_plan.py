@@ -113,6 +113,8 @@ def test_capped_attention_is_said_on_a_gpu(tmp_path: Path, model_type: str, devi
     stated = StatedDevice(device, 24 * 10**9 if device == "cuda" else None)
     notes = plan_run(tiny_config(tmp_path, model_type=model_type, model__dtype="bfloat16"), stated).notes
     assert len([note for note in notes if "caps the scores" in note]) == said
+    plain = tiny_config(tmp_path, model_type=model_type, model__dtype="bfloat16", training__kernels="plain")
+    assert len([note for note in plan_run(plain, stated).notes if "row by row" in note]) == said
 
 
 def test_fill_says_how_many_steps_remain(tmp_path: Path) -> None:
