@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ from loraft.errors import Interrupted, LoraftError, LostRankError
 
 ERRORS = "LORAFT_RANK_ERRORS"
 """The folder where the processes that were started here leave their errors and their numbers."""
+PORT = 29500
+"""That of machine 0 where none is named, as with torchrun and accelerate launch."""
+LEAD = 3
+"""Seconds that the first one has to tell what all know, before the others end."""
 GRACE = 600
 """Seconds in which a process that is asked to stop may save."""
 
@@ -39,7 +44,7 @@ class RanksOptions:
     num_machines: int = option("M", "Train on M machines, on each of which this is started.", default=1, min=1)
     machine_rank: int = option("R", "The number of this machine, from 0.", default=0, min=0)
     main_process_ip: str | None = option("HOST", "The address of machine 0, where there are several.")
-    main_process_port: int = option("PORT", "A free port of machine 0.", default=29500, min=1, max=65535)
+    main_process_port: int = option("PORT", "A free port of machine 0.", default=PORT, min=1, max=65535)
     max_restarts: int = option(
         "N", "When a process is lost, start all again and go on from the newest checkpoint, N times at most.",
         default=0, min=0,
@@ -55,6 +60,8 @@ class RanksOptions:
         """Refuse what does not go together."""
         refuse(
             (self.num_machines > 1 and not self.main_process_ip, "--num-machines needs --main-process-ip."),
+            (self.num_machines == 1 and self.main_process_ip is not None, "--main-process-ip needs --num-machines."),
+            (self.num_machines == 1 and self.main_process_port != PORT, "--main-process-port needs --num-machines."),
             (self.machine_rank >= self.num_machines, "--machine-rank is from 0 and below --num-machines."),
             (
                 self.num_machines > 1 and self.max_restarts,
@@ -151,7 +158,8 @@ def as_rank() -> Iterator[RankEnvironment]:
     """Be one of several that train together, where this process is: only rank 0 speaks.
 
     What all ranks raise together is told once: by rank 0, or by the process that started them, to which that is an end
-    and no loss, after which nothing is started again.
+    and no loss, after which nothing is started again. What was met before they found together, in the config say, is
+    told by the first of each machine.
     """
     place, folder = RankEnvironment.read(), os.environ.get(ERRORS)
     if folder is not None:
@@ -163,8 +171,7 @@ def as_rank() -> Iterator[RankEnvironment]:
             yield place
         except LoraftError as error:
             if folder is None:
-                if not error.told_by_main:
-                    speak()
+                _tell_once(error, place, speak)
                 raise
             written = file.with_suffix(".partial")
             written.write_bytes(pickle.dumps(error))
@@ -174,9 +181,25 @@ def as_rank() -> Iterator[RankEnvironment]:
                 _end_others(Path(folder))
             agreed = error.told_by_main or place.world == 1
             raise typer.Exit(0 if agreed and not is_loss else 3) from None
-        except Exception:
-            speak()
+        except Exception as error:
+            _tell_once(error, place, speak)
             raise
+
+
+def _tell_once(error: Exception, place: RankEnvironment, speak: Callable[[], None]) -> None:
+    """Speak, where nobody else tells the same; else let the first one tell it.
+
+    As soon as one has ended, what started them asks the others to stop: for one that still speaks this is late.
+    """
+    if place.world == 1:
+        return
+    told_by_main = getattr(error, "told_by_main", False)
+    if not told_by_main and (isinstance(error, LostRankError) or place.local_rank == 0):
+        speak()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN if place.rank == 0 else signal.SIG_DFL)
+    if told_by_main and place.rank > 0:
+        time.sleep(LEAD)
 
 
 def _end_others(folder: Path) -> None:

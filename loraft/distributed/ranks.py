@@ -7,9 +7,7 @@ none waits for another that has gone.
 from __future__ import annotations
 
 import os
-import pickle
 import socket
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +26,8 @@ from loraft.config.schema import TrainingSection
 from loraft.config.sections import DistributedSection
 from loraft.dataset.sampler import StepBatches
 from loraft.distributed.rank_environment import RankEnvironment
-from loraft.errors import LoraftError, LostRankError, Problem, ResourceError
+from loraft.distributed.roll_call import is_lost_contact, of_rank, portable, said_by_all, unreached
+from loraft.errors import LoraftError, ResourceError
 from loraft.figures import counted
 from loraft.models.device import DeviceConfig
 from loraft.tokenization.examples import Example
@@ -38,7 +37,6 @@ PATIENT = timedelta(days=30)
 """How long ranks wait for one another before the first step: reading all rows may take hours."""
 SUMMED_AT_ONCE = 64 * 2**20
 """How many bytes of gradients are copied together to be summed, at least."""
-LOST_WORDS = ("gloo", "connection closed", "connection reset", "timed out", "socket", "nccl", "broken pipe")
 
 
 class Share(NamedTuple):
@@ -141,9 +139,9 @@ class Ranks:
         dist.all_reduce(found, group=group)
         if not found.item():
             return
-        met = self.gathered(None if error is None else _portable(error, self), patiently=patiently)
+        met = self.gathered(None if error is None else portable(error, self.rank), patiently=patiently)
         rank = next(rank for rank, each in enumerate(met) if each is not None)
-        first = met[rank]
+        first = error if self.rank == rank else met[rank]
         assert first is not None, "it was chosen so"
         everywhere = by_main or (
             isinstance(first, LoraftError)
@@ -250,26 +248,6 @@ def _tried(act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
         return None, error
 
 
-def _portable(error: Exception, ranks: Ranks) -> Exception:
-    """The error as other processes can have it, with its traceback where it is none of ours."""
-    if not isinstance(error, LoraftError):
-        error.add_note(f"on rank {ranks.rank}:\n{''.join(traceback.format_exception(error))}")
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-def of_rank(error: LoraftError, rank: int, world: int) -> LoraftError:
-    """The same error, saying on which rank it was met."""
-    first, *others = error.problems
-    named = Problem(f"{first.message} (rank {rank} of {world})", first.where, first.key, first.remedy, first.parameter)
-    error.problems = (named, *others)
-    error.args = ("\n".join(str(problem) for problem in error.problems),)
-    return error
-
-
 @contextmanager
 def joined(settings: DistributedSection) -> Iterator[Ranks]:
     """Join the others, where this process was started as one of several.
@@ -295,33 +273,17 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
             ours = PrefixStore(f"start {place.restarts}", store)
             dist.init_process_group(backend, store=ours, rank=place.rank, world_size=place.world, timeout=patience)
         patient = dist.new_group(backend="gloo", timeout=PATIENT)
-        yield Ranks(place.rank, place.world, place.local_rank, place.local_world, patient)
     except Exception as error:
         if not is_lost_contact(error):
             raise
-        raise lost_contact(error, place.world) from error
+        raise unreached(place, settings.timeout_seconds) from error
+    try:
+        yield Ranks(place.rank, place.world, place.local_rank, place.local_world, patient)
+    except Exception as error:
+        store = dist.distributed_c10d._get_default_store()
+        raise said_by_all(error, store, place, settings.timeout_seconds) from error
     if begun_here:
         dist.destroy_process_group()
-
-
-def is_lost_contact(error: BaseException) -> bool:
-    """Whether it tells that another rank does not answer, which torch tells by words alone."""
-    said = str(error).lower()
-    return isinstance(error, dist.DistError) or (
-        type(error) is RuntimeError and any(word in said for word in LOST_WORDS)
-    )
-
-
-def lost_contact(error: BaseException, world: int) -> LostRankError:
-    """What a rank that is left has to say."""
-    said = str(error).strip().splitlines()[0]
-    lost = LostRankError(
-        f"another of the {world} ranks has gone, or does not answer: {said}",
-        key="distributed.timeout_seconds",
-        remedy="look at what that rank or its machine says, then go on with `resume`",
-    )
-    lost.told_by_main = True
-    return lost
 
 
 def _choose_gpu(local_rank: int, local_world: int) -> None:

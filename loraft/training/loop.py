@@ -16,6 +16,7 @@ from typing import Any
 
 from loraft.adapters.model_card import TrainingFacts
 from loraft.adapters.save_adapter import save_adapter, save_full
+from loraft.distributed.roll_call import is_lost_contact
 from loraft.distributed.wishes import Wishes
 from loraft.errors import DataError, Interrupted, LoraftError
 from loraft.events import Note
@@ -75,7 +76,7 @@ def fit(run: Trainer, state: RunState) -> None:
         try:
             _train(run, state, Wishes(run.ranks, stops, run.save_requests))
         except Exception as error:
-            if not stops or isinstance(error, Interrupted):
+            if not stops or isinstance(error, Interrupted) or is_lost_contact(error):
                 raise
             raise _stopped(run, state, stops[0], meanwhile=error) from error
 

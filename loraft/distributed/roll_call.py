@@ -1,0 +1,145 @@
+"""What ranks that are left behind say: why the others ended, or which of them do not answer.
+
+A rank that ends early leaves word of its error in the store by which all of them joined. One that has lost contact
+leaves its own, waits a little for those of the others, and then knows who is silent.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import torch.distributed as dist
+
+from loraft.distributed.rank_environment import RankEnvironment
+from loraft.errors import LoraftError, LostRankError, Problem
+
+WAITED = 3.0
+"""Seconds that a rank which has lost contact waits for the word of the others."""
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOST_WORDS = ("gloo", "connection closed", "connection reset", "timed out", "socket", "nccl", "broken pipe")
+LATE_WORDS = ("timed out", "timeout")
+REMEDY = "look at what that rank or its machine says, then go on with `resume`"
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether it tells that another rank does not answer, which torch tells by words alone."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and any(word in said for word in LOST_WORDS)
+    )
+
+
+def unreached(place: RankEnvironment, seconds: float) -> LostRankError:
+    """What a rank has to say to which not all others came, or which did not reach the first one."""
+    message = f"rank {place.rank} of {place.world} waited {seconds:g} seconds for the others, which are not all there"
+    return _lost(message, exit_code=3)
+
+
+def said_by_all(error: Exception, store: dist.Store, place: RankEnvironment, seconds: float) -> Exception:
+    """What a rank raises that ends by an error: where that is not known to all yet, they will raise the same.
+
+    Args:
+        error: What it met; that it lost contact with others is the consequence of something else.
+        store: All ranks joined by it.
+        place: Which rank it is.
+        seconds: How long it waited for others.
+    """
+    if getattr(error, "told_by_main", False):
+        return error
+    lost = is_lost_contact(error)
+    word = None if lost else portable(error, place.rank)
+    if word is not None:
+        word.told_by_main = error.told_by_main = True  # type: ignore[attr-defined]
+    with _undisturbed():
+        words = _call_roll(store, place, word)
+    if word is not None:
+        return error
+    for rank, found in sorted(words.items()):
+        if found is not None:
+            return of_rank(found, rank, place.world) if isinstance(found, LoraftError) else found
+    late = any(word in str(error).lower() for word in LATE_WORDS)
+    silent = _lost(_who_is_silent(set(words), place, seconds if late else None))
+    silent.told_by_main = place.rank != min(words, default=place.rank)
+    return silent
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A launcher asks those that are left to stop, as soon as one has ended: they are about to."""
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS} if here else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _call_roll(store: dist.Store, place: RankEnvironment, word: Exception | None) -> Mapping[int, Exception | None]:
+    """Leave word, and read that of the other ranks; None is that one has lost contact.
+
+    One that met an error lets go of the others, so that they need not wait, and stays until they have read of it: what
+    started them would else ask them to stop.
+    """
+    words: dict[int, Exception | None] = {}
+
+    def call() -> None:
+        with suppress(Exception):  # the store may be what is lost
+            store.set(f"left {place.rank}", pickle.dumps(word))
+            if word is not None:
+                dist.destroy_process_group()
+            until = time.monotonic() + WAITED
+            while len(words) < place.world and time.monotonic() < until:
+                for rank in set(range(place.world)) - set(words):
+                    if store.check([f"left {rank}"]):
+                        words[rank] = pickle.loads(store.get(f"left {rank}"))
+                time.sleep(0.05)
+
+    caller = threading.Thread(target=call, daemon=True)  # what asks a machine that is cut off waits for long
+    caller.start()
+    caller.join(WAITED + 1)
+    return dict(words)
+
+
+def _who_is_silent(there: set[int], place: RankEnvironment, waited: float | None) -> str:
+    silent = sorted(set(range(place.world)) - there)
+    what = "gone" if waited is None else f"not answered for {waited:g} seconds"
+    if not there:
+        return f"rank {place.rank} of {place.world} has lost contact: the machine of rank 0 does not answer"
+    if not silent:
+        after = "" if waited is None else f" for {waited:g} seconds"
+        return f"the {place.world} ranks had no contact with one another{after}, and all of them are there"
+    if len(silent) == 1:
+        return f"rank {silent[0]} of {place.world} has {what}"
+    named = ", ".join(map(str, silent[:-1]))
+    return f"ranks {named} and {silent[-1]} of {place.world} have {what}"
+
+
+def _lost(message: str, *, exit_code: int = 3) -> LostRankError:
+    return LostRankError(message, exit_code=exit_code, key="distributed.timeout_seconds", remedy=REMEDY)
+
+
+def portable(error: Exception, rank: int) -> Exception:
+    """A copy of the error for other processes, which tells of its traceback where it is none of ours."""
+    try:
+        copy: Exception = pickle.loads(pickle.dumps(error))
+    except Exception:
+        copy = RuntimeError(f"{type(error).__name__}: {error}")
+    if not isinstance(error, LoraftError):
+        copy.add_note(f"on rank {rank}:\n{''.join(traceback.format_exception(error))}")
+    return copy
+
+
+def of_rank(error: LoraftError, rank: int, world: int) -> LoraftError:
+    """The same error, saying on which rank it was met."""
+    first, *others = error.problems
+    named = Problem(f"{first.message} (rank {rank} of {world})", first.where, first.key, first.remedy, first.parameter)
+    error.problems = (named, *others)
+    error.args = ("\n".join(str(problem) for problem in error.problems),)
+    return error

@@ -1,0 +1,158 @@
+"""One run by several processes, whoever starts them: the same result, told once, and errors as one process has them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import Done, loraft, refused
+from tests.distributed.starting import Act, launching
+from tests.words import Wording
+
+Launch = Callable[[], object]
+MEASURED = {"seconds", "tokens_per_second", "peak_bytes", "step_seconds", "time"}
+TWO = ("--num-processes", "2")
+
+
+def torchrun(*words: str) -> Launch:
+    def launch() -> None:
+        from torch.distributed.run import main
+
+        main(["--standalone", "--nproc-per-node", "2", "-m", "loraft", *words])
+
+    return launch
+
+
+def accelerate(*words: str) -> Launch:
+    def launch() -> None:
+        from accelerate.commands.launch import main
+
+        asked = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        sys.argv = ["accelerate", "--multi_gpu", *asked, "--main_process_port", free_port(), "-m", "loraft", *words]
+        main()
+
+    return launch
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def done(place: Path, *words: str, before: Act = lambda _: None, launch: Launch | None = None) -> Done:
+    with launching(place, *words, before=before, launch=launch) as launched:
+        return launched.end()
+
+
+def trained(run: Path) -> tuple[bytes, list[dict[str, object]]]:
+    """The weights that a run ended with, and its metrics but for what was measured by a clock."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    metrics = [{key: of for key, of in json.loads(line).items() if key not in MEASURED} for line in lines]
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes(), metrics
+
+
+@pytest.mark.slow
+def test_every_launcher_gives_the_same_run_and_tells_it_once(place: Path) -> None:
+    """`--num-processes`, torchrun and accelerate launch; `--json` prints one document."""
+    ours = done(place, "train", "c.yaml", "training.output_dir=ours", *TWO, "--json")
+    assert ours.returncode == 0, ours.stderr
+    assert json.loads(ours.stdout)["run_folder"] == "ours"
+    assert ours.stderr.count("2 ranks train together on this machine") == 1
+    assert ours.stderr.count("step 4/4") == 1
+    for name, launcher in (("torchrun", torchrun), ("accelerate", accelerate)):
+        other = done(place, launch=launcher("train", "c.yaml", f"training.output_dir={name}", "--json"))
+        assert other.returncode == 0, other.stderr
+        assert json.loads(other.stdout)["run_folder"] == name
+        assert other.stderr.count("step 4/4") == 1
+        assert trained(place / name) == trained(place / "ours")
+    manifest = json.loads((place / "ours" / "manifest.json").read_text())
+    assert manifest["ranks"] == 2
+
+
+def bad_row(place: Path) -> None:
+    with (place / "train.jsonl").open("a") as rows:
+        rows.write('{"messages": 7}\n')
+
+
+def taken(place: Path) -> None:
+    (place / "run").mkdir()
+    (place / "run" / "config.yaml").write_text("")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "harm"),
+    [
+        (["training.max_steps=-1"], None),
+        (["model.name_or_path=nowhere"], None),
+        ([], taken),
+        ([], bad_row),
+    ],
+    ids=["config", "model", "folder", "row"],
+)
+def test_an_error_is_told_once_as_by_one_process(
+    place: Path, words: list[str], harm: Callable[[Path], None] | None
+) -> None:
+    if harm is not None:
+        harm(place)
+    alone = loraft("train", "c.yaml", *words, "--json", cwd=place)
+    told = done(place, "train", "c.yaml", *words, *TWO, "--json")
+    assert (told.returncode, told.stdout, told.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+    assert told.returncode == 2
+    by_torchrun = done(place, launch=torchrun("train", "c.yaml", *words, "--json"))
+    assert (by_torchrun.stdout, by_torchrun.stderr) == (alone.stdout, alone.stderr)
+
+
+def fault_in(module: str, name: str, rank: int, fault: Callable[[], object]) -> Act:
+    """Have a function fail on one rank."""
+
+    def harm(number: int) -> None:
+        def failing(*_: object, **__: object) -> None:
+            fault()
+
+        if number == rank:
+            setattr(import_module(module), name, failing)
+
+    return harm
+
+
+def bug() -> None:
+    raise ZeroDivisionError("a bug")
+
+
+BUILDING, STEP = ("loraft.training.trainer", "build_model"), ("loraft.training.loop", "take_step")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "rank"), [(BUILDING, 1), (STEP, 1), (STEP, 0)], ids=["building", "step", "main"])
+def test_a_bug_on_one_rank_shows_its_traceback_once(place: Path, where: tuple[str, str], rank: int) -> None:
+    harm = fault_in(*where, rank, bug)
+    ours = done(place, "train", "c.yaml", *TWO, before=harm)
+    assert ours.returncode == 1
+    theirs = done(place, launch=torchrun("train", "c.yaml", "--overwrite"), before=harm)
+    for said in (ours.stderr, theirs.stderr):
+        assert said.count('raise ZeroDivisionError("a bug")') == 1, said
+        assert said.count("This is a bug in loraft") == 1
+        assert rank == 0 or "on rank 1:" in said
+        assert "error: " not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--num-machines", "2"],
+        ["--num-machines", "2", "--main-process-ip", "10.0.0.1", "--machine-rank", "2"],
+        ["--num-machines", "2", "--main-process-ip", "10.0.0.1", "--max-restarts", "1"],
+        ["--main-process-ip", "10.0.0.1"],
+        ["--main-process-port", "29501"],
+        ["--machine-rank", "1"],
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, words: list[str], wording: Wording) -> None:
+    wording(refused(loraft("train", "c.yaml", *words, cwd=tmp_path)))
