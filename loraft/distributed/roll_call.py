@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from loraft.distributed.rank_environment import RankEnvironment
 from loraft.errors import LoraftError, LostRankError, Problem
 
-WAITED = 3.0
+WAITED = 2.0
 """Seconds that a rank which has lost contact waits for the word of the others."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOST_WORDS = ("gloo", "connection closed", "connection reset", "timed out", "socket", "nccl", "broken pipe")
@@ -41,7 +42,7 @@ def unreached(place: RankEnvironment, seconds: float) -> LostRankError:
     return _lost(message, exit_code=3)
 
 
-def said_by_all(error: Exception, store: dist.Store, place: RankEnvironment, seconds: float) -> Exception:
+def said_by_all(error: Exception, store: Store, place: RankEnvironment, seconds: float) -> Exception:
     """What a rank raises that ends by an error: where that is not known to all yet, they will raise the same.
 
     Args:
@@ -81,7 +82,7 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _call_roll(store: dist.Store, place: RankEnvironment, word: Exception | None) -> Mapping[int, Exception | None]:
+def _call_roll(store: Store, place: RankEnvironment, word: Exception | None) -> Mapping[int, Exception | None]:
     """Leave word, and read that of the other ranks; None is that one has lost contact.
 
     One that met an error lets go of the others, so that they need not wait, and stays until they have read of it: what
@@ -91,7 +92,7 @@ def _call_roll(store: dist.Store, place: RankEnvironment, word: Exception | None
 
     def call() -> None:
         with suppress(Exception):  # the store may be what is lost
-            store.set(f"left {place.rank}", pickle.dumps(word))
+            store.set(f"left {place.rank}", pickle.dumps(word))  # type: ignore[arg-type]  # it takes bytes
             if word is not None:
                 dist.destroy_process_group()
             until = time.monotonic() + WAITED

@@ -6,6 +6,7 @@ else is as it would be: sessions, environment, signals, exit codes. A test may d
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,9 @@ from loraft.__main__ import main
 from tests.cli.running import Done
 
 SECONDS = 90
+TWO = ("--num-processes", "2")
+MEASURED = {"seconds", "tokens_per_second", "peak_bytes", "step_seconds", "time"}
+Launch = Callable[[], object]
 Act = Callable[[int], object]
 """What a test does in a rank, whose number it is given, before that one begins."""
 
@@ -99,7 +103,7 @@ def _rank_starter(before: Act) -> Callable[..., Fork]:
 class Launched:
     """A launcher that goes on in a process of its own, which leads a group."""
 
-    def __init__(self, cwd: Path, launch: Callable[[], object], before: Act) -> None:
+    def __init__(self, cwd: Path, launch: Launch, before: Act) -> None:
         self.run, self.out, self.err = cwd / "run", cwd / ".stdout", cwd / ".stderr"
 
         def act() -> None:
@@ -136,9 +140,7 @@ class Launched:
 
 
 @contextmanager
-def launching(
-    cwd: Path, *words: str, before: Act = lambda _: None, launch: Callable[[], object] | None = None
-) -> Iterator[Launched]:
+def launching(cwd: Path, *words: str, before: Act = lambda _: None, launch: Launch | None = None) -> Iterator[Launched]:
     """A launcher meanwhile: loraft itself, or another; nothing of its group is left behind."""
     launched = Launched(cwd, launch or (lambda: be_loraft(words)), before)
     try:
@@ -158,3 +160,27 @@ def _descendants(pid: int) -> list[int]:
     with suppress(psutil.NoSuchProcess):
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     return []
+
+
+def torchrun(*words: str) -> Launch:
+    """Start two ranks by torchrun."""
+
+    def launch() -> None:
+        from torch.distributed.run import main
+
+        main(["--standalone", "--nproc-per-node", "2", "-m", "loraft", *words])
+
+    return launch
+
+
+def done(place: Path, *words: str, before: Act = lambda _: None, launch: Launch | None = None) -> Done:
+    """How a launcher ended."""
+    with launching(place, *words, before=before, launch=launch) as launched:
+        return launched.end()
+
+
+def trained(run: Path) -> tuple[bytes, list[dict[str, object]]]:
+    """The weights that a run ended with, and its metrics but for what was measured by a clock."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    metrics = [{key: of for key, of in json.loads(line).items() if key not in MEASURED} for line in lines]
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes(), metrics

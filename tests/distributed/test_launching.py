@@ -11,22 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import Done, loraft, refused
-from tests.distributed.starting import Act, launching
+from tests.cli.running import loraft, refused
+from tests.distributed.starting import TWO, Act, Launch, done, torchrun, trained
 from tests.words import Wording
-
-Launch = Callable[[], object]
-MEASURED = {"seconds", "tokens_per_second", "peak_bytes", "step_seconds", "time"}
-TWO = ("--num-processes", "2")
-
-
-def torchrun(*words: str) -> Launch:
-    def launch() -> None:
-        from torch.distributed.run import main
-
-        main(["--standalone", "--nproc-per-node", "2", "-m", "loraft", *words])
-
-    return launch
 
 
 def accelerate(*words: str) -> Launch:
@@ -43,18 +30,6 @@ def accelerate(*words: str) -> Launch:
 def free_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return str(server.getsockname()[1])
-
-
-def done(place: Path, *words: str, before: Act = lambda _: None, launch: Launch | None = None) -> Done:
-    with launching(place, *words, before=before, launch=launch) as launched:
-        return launched.end()
-
-
-def trained(run: Path) -> tuple[bytes, list[dict[str, object]]]:
-    """The weights that a run ended with, and its metrics but for what was measured by a clock."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    metrics = [{key: of for key, of in json.loads(line).items() if key not in MEASURED} for line in lines]
-    return (run / "adapter" / "adapter_model.safetensors").read_bytes(), metrics
 
 
 @pytest.mark.slow
