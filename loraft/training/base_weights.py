@@ -168,6 +168,10 @@ class ExpertSizes:
     adapted: int
     kept: int
 
+    def beside(self, layers: int) -> int:
+        """What is held beside the weights: those of one layer dequantized and with an update, and what layers keep."""
+        return self.packed + self.adapted + self.kept * layers
+
 
 def experts_of_a_layer(
     model: PreTrainedModel, family: ModelSpec, packed: Collection[str], targets: TargetModules | None

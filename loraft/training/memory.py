@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ class TrainingSizes:
         quantization: How the quantized weights are stored; None where none are.
         quantized_rows: The outputs of the modules whose weights these are.
         experts: The experts of a mixture in a layer.
+        largest_trained: The numbers of the largest trained tensor.
         start_parameters: What an adapter began with, where it is kept and saved beside what is trained.
         streamed: The bytes of each layer that is fed to the device from the host.
         ends: Those of embeddings and head, where these are.
@@ -66,6 +68,7 @@ class TrainingSizes:
     quantized_rows: int
     optimizer_bytes: int
     device: str
+    largest_trained: int = 0
     start_parameters: int = 0
     fused: bool = False
     experts: ExpertSizes = NO_EXPERTS
@@ -128,17 +131,22 @@ def predict(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> MemoryPlan
     weights -= sum(sizes.ends) - max(sizes.ends, default=0)
     trained = 4 * sizes.trainable_parameters
     activations, logits = (_on_cuda if sizes.device == "cuda" else _on_cpu)(sizes, checkpointing=checkpointing)
+    layers = 1 if checkpointing else max((stack.graph_layers for stack in sizes.stacks), default=0)
     return MemoryPlan(
         weights=weights + trained if sizes.whole_model else weights,
         adapter=0 if sizes.whole_model else trained + 4 * sizes.start_parameters,
         gradients=trained,
         optimizer=sizes.optimizer_bytes,
-        activations=activations + _of_experts(sizes, checkpointing=checkpointing),
+        activations=activations + sizes.dtype_bytes * sizes.experts.beside(layers),
         logits=logits,
         # torch.cuda's own peak, which is what is compared, leaves out the context.
         runtime=0 if sizes.device == "cuda" else held_bytes("cpu"),
         host_weights=sum(map(pinned_bytes, (*sizes.streamed, *sizes.ends))),
-        host_inputs=sum(map(pinned_bytes, _all_inputs(sizes))) if checkpointing == "offload" else 0,
+        host_inputs=sum(
+            stack.graph_layers * pinned_bytes(sizes.dtype_bytes * stack.inputs // stack.graph_layers)
+            for stack in sizes.stacks
+            if checkpointing == "offload" and stack.graph_layers
+        ),
     )
 
 
@@ -158,7 +166,10 @@ def _cast_weights(sizes: TrainingSizes) -> int:
 
 
 def _on_cpu(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int, int]:
-    """Activations and two gradients of a layer's widest tensor, as the heap holds them; and the logits of a chunk."""
+    """Activations and two gradients of a layer's widest tensor, as the heap holds them; and the logits of a chunk.
+
+    Where all weights are trained their gradients come as activations go, and the largest twice, before it is added.
+    """
     kept = sum(_kept(stack, sizes, checkpointing=checkpointing) for stack in sizes.stacks)
     gradients = sum(
         sizes.dtype_bytes * (2 * stack.at_once * stack.layer.inner + stack.batch_tokens * stack.layer.hidden)
@@ -166,8 +177,11 @@ def _on_cpu(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int,
         for stack in sizes.stacks
     )
     holes = HOLES if sizes.quantization is None else HOLES_OF_QUANTIZED
-    in_heap = int((1 if checkpointing else holes) * (kept + gradients))
-    return _cast_weights(sizes) + in_heap, _chunk_bytes(sizes)
+    held = int((1 if checkpointing else holes) * (kept + gradients))
+    if sizes.whole_model:
+        last = sum(_one_layer(stack, sizes) for stack in sizes.stacks) + gradients
+        held = max(held - 4 * sizes.trainable_parameters, last + (4 + sizes.dtype_bytes) * sizes.largest_trained)
+    return _cast_weights(sizes) + held, _chunk_bytes(sizes)
 
 
 def _on_cuda(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int, int]:
@@ -230,20 +244,6 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     if sizes.device == "cpu" and stack.longest_row <= products_up_to:
         a_token += width * layer.heads * stack.longest_row
     return stack.batch_tokens * a_token
-
-
-def _all_inputs(sizes: TrainingSizes) -> Iterator[int]:
-    """What goes into each layer that keeps activations."""
-    for stack in sizes.stacks:
-        for _ in range(stack.graph_layers):
-            yield sizes.dtype_bytes * stack.inputs // stack.graph_layers
-
-
-def _of_experts(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> int:
-    """What the experts of a layer take beside their weights: dequantized, with an update, and the gradient of that."""
-    experts = sizes.experts
-    layers = 1 if checkpointing else max((stack.graph_layers for stack in sizes.stacks), default=0)
-    return sizes.dtype_bytes * (experts.packed + experts.adapted + experts.kept * layers)
 
 
 class Saving(NamedTuple):
@@ -327,6 +327,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         quantization=shape.quantization,
         quantized_rows=shape.few_bits.rows,
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
+        largest_trained=max((math.prod(tensor.shape) for tensor in shape.trained), default=0),
         start_parameters=shape.targets.parameters if shape.targets and known.config.lora.init in FROM_WEIGHTS else 0,
         experts=shape.experts,
         streamed=_streamed(known),

@@ -75,9 +75,11 @@ def test_where_every_weight_is_trained_the_weights_are_weights_and_no_adapters()
     assert (plan.weights, plan.adapter, plan.gradients, plan.trained_bytes) == (400, 0, 400, 400)
     on_a_cpu = predict(replace(sizes, device="cpu"), checkpointing=False)
     assert on_a_cpu.logits == 4 * 50 * 12, "a trained head's logits are held in float32 with their gradient"
-    norms, cast_weights = HOLES * 10 * 16 * 8 * 3, 2 * 100
-    frozen = predict(replace(SIZES, device="cpu"), checkpointing=False)
-    assert on_a_cpu.activations == frozen.activations + norms + cast_weights
+    a_layer = 10 * (2 * (60 + 2 * 16 + 3 * 8) + 2 * 2 * 5 + 8 * 16)
+    backward, casts = 10 * 2 * (2 * 16 + 8), 2 * 100
+    assert on_a_cpu.activations == HOLES * (3 * a_layer + backward) - 4 * 100 + casts, "gradients come as these go"
+    last = predict(replace(sizes, device="cpu", largest_trained=2000), checkpointing=False)
+    assert last.activations == a_layer + backward + 6 * 2000 + casts, "the largest comes in 16 bits and in 32"
 
 
 @pytest.mark.parametrize(("changed", "tensors"), [({"gated": False}, -1), ({"written_out": True}, 3)])
