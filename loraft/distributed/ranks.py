@@ -25,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from loraft.config.schema import TrainingSection
 from loraft.config.sections import DistributedSection
 from loraft.dataset.sampler import StepBatches
+from loraft.distributed.deal_rows import deal_rows
 from loraft.distributed.rank_environment import RankEnvironment
 from loraft.distributed.roll_call import is_lost_contact, of_rank, portable, said_by_all, unreached
 from loraft.errors import LoraftError, ResourceError
@@ -192,14 +193,15 @@ class Ranks:
             return placement
         return replace(placement, available_bytes=placement.available_bytes // self.local_world)
 
-    def notes(self, training: TrainingSection, batches: int) -> Iterator[str]:
-        """What there is to say of who reads the batches of a step."""
+    def notes(self, training: TrainingSection, batches: int, trained: int) -> Iterator[str]:
+        """What there is to say of who reads the batches of a step, and of the `trained` numbers that they sum."""
         size, asked = training.per_device_train_batch_size, training.gradient_accumulation_steps * self.world
         begun = "" if batches == asked else f", as the run was begun: here it would have been {asked}"
         read = f"a step reads {counted(batches, 'batch', 'batches')} of at most {size} rows{begun}"
         if self.world > 1:
             on = f"on {counted(self.machines, 'machine')}" if self.machines > 1 else "on this machine"
-            yield f"{self.world} ranks train together {on}: {read}"
+            summed = f"{gradient_bytes(trained) / 1e6:.1f} MB of gradients are summed"
+            yield f"{self.world} ranks train together {on}: {read}, and {summed}"
         elif begun:
             yield read
 
@@ -213,23 +215,9 @@ class Ranks:
 ALONE = Ranks()
 
 
-def deal_rows(rows: Sequence[Example], batches: int, size: int, world: int) -> list[list[Example]]:
-    """The rows of so many batches, as batches of at most `size` whose tokens differ little between the `world` ranks.
-
-    Batch i is of rank i modulo `world`, and each rank has as many. The longest row goes first, each to the rank that
-    has the fewest tokens so far among those with room, and there into its batch that has the fewest.
-    """
-    batches = -(-batches // world) * world
-    dealt: list[list[Example]] = [[] for _ in range(batches)]
-    tokens = [0] * batches
-    of_rank = [0] * world
-    for row in sorted(rows, key=lambda row: -row.tokens):
-        open_ = [at for at in range(batches) if len(dealt[at]) < size]
-        at = min(open_, key=lambda at: (of_rank[at % world], tokens[at], at))
-        dealt[at].append(row)
-        tokens[at] += row.tokens
-        of_rank[at % world] += row.tokens
-    return [batch for batch in dealt if batch]
+def gradient_bytes(trained: int) -> int:
+    """The bytes that a rank gives the others in a step, of so many trained numbers, all of which are float32."""
+    return trained * 4
 
 
 def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:

@@ -99,7 +99,7 @@ def plan_run(
             *memory_notes,
             *_host_notes(memory),
             *require_schedule(training, steps),
-            *ranks.notes(config.training, drawn.accumulation),
+            *ranks.notes(config.training, drawn.accumulation, known.shape.trainable_parameters),
             *base_notes(config),
         ),
     )

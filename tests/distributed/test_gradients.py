@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraft.distributed.ranks import Ranks
+from loraft.distributed.ranks import Ranks, gradient_bytes
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import plan_run
 from loraft.training.train_step import Throughput, Trainer, evaluate_loss, take_step
@@ -68,6 +69,37 @@ def test_gradient_and_evaluation_are_those_of_one_process(tmp_path: Path, task: 
             assert each["tokens"] == alone["tokens"]
             assert each["eval"][0] == pytest.approx(alone["eval"][0], rel=1e-6)
             assert each["eval"][1:] == alone["eval"][1:]
+
+
+class Summed(TorchDispatchMode):
+    """Counts the bytes that are given to the other ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "allreduce" in str(func):
+            self.bytes += sum(tensor.nbytes for tensor in args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def summed(folder: Path, ranks: Ranks) -> tuple[int, int]:
+    """The bytes that a step sums, and those that the plan has."""
+    plan = plan_run(tiny_config(folder), ranks=ranks)
+    run = Trainer(plan, RunFolder(folder, writes=False), build_model(plan), str, lambda _: None, [], ranks)
+    prepared = run.prepare(next(plan.batches.windows(plan.data.train, 0, 0, (0, 0))))
+    with Summed() as counted:
+        take_step(run, 1, prepared, Throughput(0))
+    return counted.bytes, gradient_bytes(plan.shape.trainable_parameters)
+
+
+@pytest.mark.slow
+def test_a_step_sums_the_bytes_that_the_plan_says(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    for found in forked(2, lambda ranks: summed(tmp_path, ranks)):
+        assert not isinstance(found, str), found
+        assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
 @pytest.mark.parametrize(("batches", "world"), [*product((1, 2, 3, 4, 7), (2, 3, 4))])

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraft.distributed.deal_rows import deal_rows
 from loraft.distributed.rank_environment import RankEnvironment
-from loraft.distributed.ranks import ALONE, Ranks, deal_rows
+from loraft.distributed.ranks import ALONE, Ranks
 from loraft.errors import ConfigError, Interrupted, LoraftError, LostRankError, Problem
 from loraft.training.run_plan import plan_run
 from tests.distributed.forked import forked
