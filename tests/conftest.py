@@ -31,6 +31,8 @@ from tests.words import WORDS, Wording, Words
 QUICK = 1.5
 """Seconds of the processor that a test may take which is not slow; the first to import something is forgiven."""
 TAKEN = "seconds of the processor"
+ON_CPU = "LORAFT_GPU_TESTS_ON_CPU"
+"""Where it is set, tests of a GPU that say something of a CPU too run where there is no GPU: `tests/gpu` tells why."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,7 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen[test] += 1
             if seen[test] > mark.args[0]:
                 item.add_marker(pytest.mark.slow)
-        if item.get_closest_marker("gpu") and not has_cuda():  # keywords hold the names of folders too
+        gpu = item.get_closest_marker("gpu")  # keywords hold the names of folders too
+        if gpu is not None and not has_cuda() and not (gpu.kwargs.get("or_cpu") and ON_CPU in os.environ):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none"))
     if not slow:
         left_out = [item for item in items if item.get_closest_marker("slow")]

@@ -1,43 +1,44 @@
-"""Encoder-decoders and classifiers on a GPU: 16 bits and 4 bits, from a config to answers and classes."""
+"""Every task on a GPU, in 16 bits, in 4 and whole: from a config to answers or classes, and to a merged model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from loraft import api
-from loraft.inference.requests import GenerationRequest
-from tests.training.wide import wide_config
+from tests.gpu.runs import METHODS, said, written
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(or_cpu=True)
 
-METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"model__dtype": "bfloat16"},
-    "qlora": {"method": "qlora", "training__optim": "paged_adamw_8bit", "model__dtype": "bfloat16"},
-    "full": {"method": "full", "model__dtype": "bfloat16"},
-}
-
-
-@pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
-@pytest.mark.parametrize("model_type", ["t5", "bart"])
-def test_an_encoder_decoder_trains_evaluates_and_answers(
-    tmp_path: Path, model_type: str, options: dict[str, Any]
-) -> None:
-    run = api.train(wide_config(tmp_path, task="seq2seq_lm", model_type=model_type, data__eval=0.2, **options))
-    assert run.eval_loss is not None
-    answer = api.generate(
-        str(run.run_folder), prompt="the order", options=GenerationRequest(max_new_tokens=8)
-    ).completion
-    assert len(answer.token_ids) <= 8
-    assert api.evaluate(str(run.run_folder)).measured.loss == pytest.approx(run.eval_loss, rel=2e-2)  # other kernels
+TASKS = [
+    ("causal_lm", "llama"),
+    ("seq2seq_lm", "t5"),
+    ("seq2seq_lm", "bart"),
+    ("seq_cls", "bert"),
+    ("seq_cls", "llama"),
+]
 
 
-@pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
-@pytest.mark.parametrize("model_type", ["bert", "llama"])
-def test_a_classifier_trains_and_tells_classes(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
-    run = api.train(wide_config(tmp_path, task="seq_cls", model_type=model_type, data__eval=0.2, **options))
-    assert run.eval_loss is not None
-    (shares,) = api.predict(str(run.run_folder), texts=[("the order is late", None)])
-    assert sum(shares.values()) == pytest.approx(1.0, abs=1e-3)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("task", "model_type"), TASKS)
+def test_a_task_goes_from_its_config_to_a_merged_model(tmp_path: Path, task: str, model_type: str, method: str) -> None:
+    place = written(tmp_path, task=task, model_type=model_type, **METHODS[method])
+    assert said(place, "check", "c.yaml")["memory"]
+    logged = said(place, "train", "c.yaml")
+    measured = said(place, "evaluate", "run")["loss"]
+    assert measured == pytest.approx(logged["eval_loss"], rel=2e-2)  # by other kernels than in training
+    assert answered(place, "run", task)
+    if method == "full":
+        return
+    report = said(place, "merge", "run", "merged", "--dtype", "float32")
+    assert report["base"] == ("dequantized" if method == "qlora" else "original")
+    assert answered(place, "merged", task)
+
+
+def answered(place: Path, target: str, task: str) -> bool:
+    """Whether a target gives an answer of its length, or the probabilities of all classes."""
+    if task == "seq_cls":
+        told = said(place, "predict", target, "--text", "the order is late")
+        return abs(sum(told["probabilities"].values()) - 1) < 1e-3
+    told = said(place, "generate", target, "--prompt", "the order", "--max-new-tokens", "8")
+    return len(told["token_ids"]) <= 8

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import bitsandbytes.functional as bnb
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from loraft.config.sections import QuantizationSection
 from loraft.kernels.cuda_rows import efficient_attention, row_ends_of
 from loraft.kernels.fused import row_trials, trials
 from loraft.kernels.fused.capped_rows import _blocks
@@ -19,6 +21,7 @@ from loraft.kernels.fused.forms import fused_norm
 from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.kernels.packed_attention import attend_rows
 from loraft.kernels.rms_norm import cuda_norm, patch_rms_norm, plain_norm
+from loraft.merging.quantize_roundtrip import quantize_roundtrip
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_model
 
@@ -88,6 +91,20 @@ def test_capped_scores_of_all_rows_are_those_written_out(head_size: int, dtype: 
 def test_blocks_of_capped_scores_are_found_without_a_wait() -> None:
     with no_waits():
         _blocks((130, 1, 64, 33), 40, torch.device("cuda"))
+
+
+@pytest.mark.gpu(or_cpu=True)
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_a_weight_in_4_bits_is_what_the_cpu_makes_of_it(kind: str, double: bool) -> None:
+    """By the code that is stored, and by what merging makes of a base on the CPU."""
+    weight = torch.randn(192, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    section = QuantizationSection.model_validate({"type": kind, "double_quant": double, "compute_dtype": "bfloat16"})
+    there = weight.to("cuda" if torch.cuda.is_available() else "cpu")
+    codes, state = bnb.quantize_4bit(there, blocksize=64, quant_type=kind, compress_statistics=double)
+    cpus, _ = bnb.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=double)
+    assert torch.equal(codes.cpu(), cpus)
+    assert torch.equal(bnb.dequantize_4bit(codes, state).cpu(), quantize_roundtrip(weight, section, torch.bfloat16))
 
 
 def test_dropout_keeps_the_mean_of_attention_and_zeroes_weights() -> None:

@@ -35,6 +35,7 @@ def config_of(folder: Path, output: str, **options: Any) -> Any:
     return config.model_copy(update={"model": config.model.model_copy(update=section)})
 
 
+@pytest.mark.gpu(or_cpu=True)
 @pytest.mark.parametrize("method", [IN_16_BITS, QLORA], ids=["lora", "qlora"])
 @pytest.mark.parametrize("kept", [False, True, "offload"])
 def test_fed_layers_and_kept_inputs_train_what_resident_ones_do(tmp_path: Path, method: Any, kept: Any) -> None:
