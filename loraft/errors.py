@@ -166,6 +166,11 @@ class Interrupted(LoraftError):
         super().__init__(message, remedy=remedy)
         self.signal_number = signal_number
 
+    @classmethod
+    def by(cls, stop: KeyboardInterrupt) -> Interrupted:
+        """A signal that came where there was nothing to save."""
+        return cls("stopped.", signal_number=getattr(stop, "signal_number", 2))
+
     @property
     def stopped_exit_code(self) -> int:
         """128 plus the signal's number, as a shell tells it."""

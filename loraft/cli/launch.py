@@ -107,7 +107,7 @@ def start_ranks(asked: RanksOptions, arguments: Sequence[str]) -> None:
             ended = {rank: each.exitcode for rank, each in error.failures.items() if rank not in silent}
         except SignalException as error:
             if not _left(Path(folder)):
-                raise Interrupted("stopped", signal_number=int(error.sigval)) from None
+                raise Interrupted("stopped.", signal_number=int(error.sigval)) from None
         require_success(_left(Path(folder)), ended, asked.num_processes * asked.num_machines)
 
 
@@ -169,24 +169,25 @@ def as_rank() -> Iterator[RankEnvironment]:
     with _muted(place.rank > 0) as speak:
         try:
             yield place
-        except LoraftError as error:
-            if folder is None:
+        except (Exception, KeyboardInterrupt) as error:
+            if folder is None or not isinstance(error, LoraftError | KeyboardInterrupt):
                 _tell_once(error, place, speak)
                 raise
-            written = file.with_suffix(".partial")
-            written.write_bytes(pickle.dumps(error))
-            written.rename(file)
-            is_loss = isinstance(error, LostRankError)
-            if is_loss:
-                _end_others(Path(folder))
-            agreed = error.told_by_main or place.world == 1
-            raise typer.Exit(0 if agreed and not is_loss else 3) from None
-        except Exception as error:
-            _tell_once(error, place, speak)
-            raise
+            raise typer.Exit(_left_behind(error, file, place)) from None
 
 
-def _tell_once(error: Exception, place: RankEnvironment, speak: Callable[[], None]) -> None:
+def _left_behind(error: LoraftError | KeyboardInterrupt, file: Path, place: RankEnvironment) -> int:
+    """Write the error for the process that started this one, and give the exit code; 0 where all end by the same."""
+    written = file.with_suffix(".partial")
+    written.write_bytes(pickle.dumps(Interrupted.by(error) if isinstance(error, KeyboardInterrupt) else error))
+    written.rename(file)
+    if isinstance(error, LostRankError):
+        _end_others(file.parent)
+        return error.exit_code
+    return 0 if place.world == 1 or getattr(error, "told_by_main", False) else 3
+
+
+def _tell_once(error: BaseException, place: RankEnvironment, speak: Callable[[], None]) -> None:
     """Speak, where nobody else tells the same; else let the first one tell it.
 
     As soon as one has ended, what started them asks the others to stop: for one that still speaks this is late.

@@ -267,7 +267,7 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
         raise unreached(place, settings.timeout_seconds) from error
     try:
         yield Ranks(place.rank, place.world, place.local_rank, place.local_world, patient)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         store = dist.distributed_c10d._get_default_store()
         raise said_by_all(error, store, place, settings.timeout_seconds) from error
     if begun_here:

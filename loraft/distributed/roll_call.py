@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from loraft.distributed.rank_environment import RankEnvironment
-from loraft.errors import LoraftError, LostRankError, Problem
+from loraft.errors import Interrupted, LoraftError, LostRankError, Problem
 
 WAITED = 2.0
 """Seconds that a rank which has lost contact waits for the word of the others."""
@@ -42,7 +42,9 @@ def unreached(place: RankEnvironment, seconds: float) -> LostRankError:
     return _lost(message, exit_code=3)
 
 
-def said_by_all(error: Exception, store: Store, place: RankEnvironment, seconds: float) -> Exception:
+def said_by_all(
+    error: Exception | KeyboardInterrupt, store: Store, place: RankEnvironment, seconds: float
+) -> Exception | KeyboardInterrupt:
     """What a rank raises that ends by an error: where that is not known to all yet, they will raise the same.
 
     Args:
@@ -53,17 +55,19 @@ def said_by_all(error: Exception, store: Store, place: RankEnvironment, seconds:
     """
     if getattr(error, "told_by_main", False):
         return error
-    lost = is_lost_contact(error)
-    word = None if lost else portable(error, place.rank)
+    word = None if is_lost_contact(error) else portable(error, place.rank)
     if word is not None:
-        word.told_by_main = error.told_by_main = True  # type: ignore[attr-defined]
+        for each in (word, error):
+            each.told_by_main = True  # type: ignore[union-attr]
     with _undisturbed():
         words = _call_roll(store, place, word)
     if word is not None:
         return error
     for rank, found in sorted(words.items()):
         if found is not None:
-            return of_rank(found, rank, place.world) if isinstance(found, LoraftError) else found
+            if isinstance(found, LoraftError) and not isinstance(found, Interrupted) and rank > 0:
+                return of_rank(found, rank, place.world)
+            return found
     late = any(word in str(error).lower() for word in LATE_WORDS)
     silent = _lost(_who_is_silent(set(words), place, seconds if late else None))
     silent.told_by_main = place.rank != min(words, default=place.rank)
@@ -126,8 +130,10 @@ def _lost(message: str, *, exit_code: int = 3) -> LostRankError:
     return LostRankError(message, exit_code=exit_code, key="distributed.timeout_seconds", remedy=REMEDY)
 
 
-def portable(error: Exception, rank: int) -> Exception:
+def portable(error: Exception | KeyboardInterrupt, rank: int) -> Exception:
     """A copy of the error for other processes, which tells of its traceback where it is none of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.by(error)
     try:
         copy: Exception = pickle.loads(pickle.dumps(error))
     except Exception:

@@ -108,9 +108,9 @@ def test_sigusr1_before_the_first_step_is_granted_after_it(place: Path, monkeypa
 
     load = runs.plan_run
 
-    def asked(*given: object) -> object:
+    def asked(*given: object, **named: object) -> object:
         os.kill(os.getpid(), signal.SIGUSR1)
-        return load(*given)  # type: ignore[arg-type]
+        return load(*given, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runs, "plan_run", asked)
     with running(place, *ENDLESS) as run:

@@ -105,6 +105,8 @@ class Launched:
 
     def __init__(self, cwd: Path, launch: Launch, before: Act) -> None:
         self.run, self.out, self.err = cwd / "run", cwd / ".stdout", cwd / ".stderr"
+        self.out.write_text("")
+        self.err.write_text("")
 
         def act() -> None:
             os.setsid()
@@ -126,17 +128,9 @@ class Launched:
             assert self.process.poll() is None, self.err.read_text()
             time.sleep(0.01)
 
-    def wait_for_steps(self) -> None:
-        """Wait until training goes on."""
-        self.wait_for((self.run / "metrics.jsonl").exists)
-
     def end(self) -> Done:
         """How it ended."""
         return Done(self.process.wait(), self.out.read_text(), self.err.read_text())
-
-    def checkpoints(self) -> list[str]:
-        """The names of what lies in the folder of checkpoints."""
-        return sorted(os.listdir(self.run / "checkpoints"))
 
 
 @contextmanager

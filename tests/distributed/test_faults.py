@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
+from loraft.training.train_step import Trainer
 from tests.distributed.conftest import lay_out
-from tests.distributed.starting import TWO, Act, done, trained
+from tests.distributed.starting import TWO, Act, Launched, done, launching, torchrun, trained
 
 TIMEOUT, ROLL, SPARE = 4, 2, 15
 """Seconds: how long ranks wait for one another, for their word, and what a machine that is busy adds."""
 STEP, EVALUATION = "loraft.training.loop:take_step", "loraft.training.loop:evaluate_loss"
-SAVE = "loraft.training.checkpoint:seal"
+SAVE, LOG = "loraft.training.checkpoint:seal", "loraft.training.run_dir:RunFolder.append"
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +35,52 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[dict
     return trained(place / "run")
 
 
-def at_call(where: str, rank: int, number: int, fault: Callable[[], object]) -> Act:
-    """Have something happen to a rank when it calls a function for the so manyth time."""
+def at_call(where: str, rank: int, number: int, fault: Callable[..., object], each: Callable[[], object] = int) -> Act:
+    """Have something happen to a rank when it calls a function for the so manyth time, with what it was called."""
 
     def prepare(this: int) -> None:
         if this != rank:
             return
-        module, _, name = where.partition(":")
-        real, calls = getattr(import_module(module), name), [0]
+        module, _, path = where.partition(":")
+        *owners, name = path.split(".")
+        owner = reduce(getattr, owners, import_module(module))
+        real, calls = getattr(owner, name), [0]
 
         def faulty(*args: object, **kwargs: object) -> object:
             calls[0] += 1
+            each()
             if calls[0] == number:
-                fault()
+                fault(*args)
             return real(*args, **kwargs)
 
-        setattr(import_module(module), name, faulty)
+        setattr(owner, name, faulty)
 
     return prepare
 
 
-def signalled(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
+def signalled(number: int) -> Callable[..., None]:
+    return lambda *_: os.kill(os.getpid(), number)
+
+
+def out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def not_a_number(run: Trainer, *_: object) -> None:
+    next(iter(run.adapted.trainable.values())).data.fill_(float("nan"))
+
+
+def rank_of(number: int) -> Callable[[Launched], int]:
+    """The process of a rank."""
+
+    def find(launched: Launched) -> int:
+        return sorted(each.pid for each in psutil.Process(launched.process.pid).children())[number]
+
+    return find
 
 
 def goes_on(place: Path, unbroken: object) -> None:
@@ -84,3 +114,82 @@ def test_a_lost_rank_is_named_and_the_run_goes_on(
     assert "gloo" not in ended.stderr
     assert "Traceback" not in ended.stderr
     goes_on(place, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "rank", "fault", "said"),
+    [
+        (STEP, 1, not_a_number, ["the loss is nan at step 3", "(rank 1 of 2)"]),
+        (STEP, 1, out_of_memory, ["ran out of memory", "(rank 1 of 2)"]),
+        (SAVE, 0, full_disk, ["the disk filled up while the checkpoint of step 3 was written"]),
+        (LOG, 0, full_disk, ["the disk filled up"]),
+    ],
+    ids=["nan", "memory", "saving", "logging"],
+)
+def test_what_one_rank_meets_all_raise_and_one_tells(
+    place: Path, where: str, rank: int, fault: Callable[..., object], said: list[str]
+) -> None:
+    """With the exit code of one process where loraft starts them: torchrun's own is 1."""
+    harm, words = at_call(where, rank, 3, fault), ("train", "c.yaml", "--overwrite", "--json")
+    ours = done(place, *words, *TWO, before=harm)
+    theirs = done(place, launch=torchrun(*words), before=harm)
+    assert (ours.returncode, theirs.returncode) == (3, 1)
+    for ended in (ours, theirs):
+        document = json.loads(ended.stdout)
+        assert document["exit_code"] == 3
+        assert len(document["problems"]) == 1
+        assert all(words in document["problems"][0]["message"] for words in said), document
+        assert ended.stderr.count("error: ") == 1
+        assert "Traceback" not in ended.stderr
+    assert not list((place / "run").rglob("*partial*"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_or_to_all_saves_once_and_the_run_goes_on(place: Path, unbroken: object) -> None:
+    """Ctrl-C at a terminal reaches the launcher alone, whose ranks lead sessions of their own."""
+    slowly = at_call(STEP, 1, 0, lambda *_: None, each=lambda: time.sleep(0.3))
+    for words, to, number, code in (
+        ([], rank_of(1), signal.SIGTERM, 143),
+        (["--resume"], lambda launched: -launched.process.pid, signal.SIGINT, 130),
+    ):
+        with launching(place, "train", "c.yaml", *TWO, *words, before=slowly) as launched:
+            launched.wait_for(lambda: "tokens/s" in launched.err.read_text())
+            if not words:
+                launched.process.send_signal(signal.SIGUSR1)
+            os.kill(to(launched), number)
+            ended = launched.end()
+        assert ended.returncode == code, ended.stderr
+        assert ended.stderr.count("stopped at step") == 1
+        assert "error: " not in ended.stderr
+    goes_on(place, unbroken)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_before_the_first_step_ends_all(place: Path) -> None:
+    def stopping(launched: Launched) -> None:
+        launched.wait_for(lambda: "rank" in launched.err.read_text())
+        os.kill(rank_of(1)(launched), signal.SIGTERM)
+
+    slowly = at_call("loraft.training.trainer:build_model", 1, 1, lambda *_: time.sleep(5))
+    for launch in (None, torchrun("train", "c.yaml")):
+        with launching(place, "train", "c.yaml", *TWO, before=slowly, launch=launch) as launched:
+            stopping(launched)
+            ended = launched.end()
+        assert ended.returncode == (143 if launch is None else 1), ended.stderr
+        assert ended.stderr.count("stopped.") == 1
+        assert "error: " not in ended.stderr
+
+
+@pytest.mark.slow
+def test_sigusr1_to_the_launcher_saves_once_and_stops_nothing(place: Path) -> None:
+    slowly = at_call(STEP, 1, 0, lambda *_: None, each=lambda: time.sleep(0.3))
+    with launching(
+        place, "train", "c.yaml", "training.save_steps=4", "data.eval=null", *TWO, before=slowly
+    ) as launched:
+        launched.wait_for(launched.run.joinpath("metrics.jsonl").exists)
+        launched.process.send_signal(signal.SIGUSR1)
+        ended = launched.end()
+    assert ended.returncode == 0
+    assert ended.stderr.count("saved run/checkpoints") == 2
+    assert not list((place / "run").rglob("*partial*"))
