@@ -84,10 +84,10 @@ class Checkpoint:
 
 
 def rng_state() -> dict[str, Tensor]:
-    """The states of the generators that training draws from: torch's on the CPU and on each CUDA device."""
+    """The states of the generators that training draws from: torch's on the CPU and on the GPU that it trains on."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+        states[f"cuda:{torch.cuda.current_device()}"] = torch.cuda.get_rng_state()
     return states
 
 
