@@ -38,7 +38,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmark_gpu_models import GEOMETRIES, MOST_TOKENS, TINY, mixed_lengths, operations, seconds_of_row, write_rows
+from benchmark_gpu_models import (
+    COMPLETE,
+    GEOMETRIES,
+    MOST_TOKENS,
+    TINY,
+    mixed_lengths,
+    operations,
+    seconds_of_row,
+    write_rows,
+)
 from benchmark_record import Figure, add_option, gigabytes, record, rounded
 
 from loraft.version import __version__
@@ -116,6 +125,8 @@ class Bench:
     def model(self, name: str, *, hollow: bool = False) -> str:
         """The folder of a model, which is written the first time; with the first one a product is measured."""
         folder = str(self.folder / (f"tiny-{name}" if self.options.tiny else name))
+        if self.rate and (Path(folder) / COMPLETE).exists():
+            return folder
         side = 8192 if self.options.device == "cuda" else 256
         job = {"folder": folder, "sizes": self.sizes(name), "device": self.options.device, "hollow": hollow}
         found = self.work("prepare", side=side, **job)
