@@ -166,11 +166,9 @@ def test_what_is_said_of_all_methods_is_said_once(tmp_path: Path, monkeypatch: p
 def test_real_processes(tmp_path: Path) -> None:
     """And none of them is this one: what it holds is not counted."""
     held = bytearray(os.urandom(1 << 20)) * 900
-    found = api.compare_methods(tiny_config(tmp_path), steps=2)
-    assert [each.outcome for each in found.methods] == ["measured"] * 3
-    for each in found.methods:
-        assert each.measured is not None
-        assert each.measured.memory["peak_bytes"] < len(held)
+    (lora,) = api.compare_methods(tiny_config(tmp_path), methods=["lora"], steps=2).methods
+    assert lora.measured is not None, lora.why
+    assert lora.measured.memory["peak_bytes"] < len(held)
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def started(
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        _become(words, cwd, [(_files(cwd)[0], None), (_files(cwd)[1], output), (_files(cwd)[2], errors)])
+        become(words, cwd, [(_files(cwd)[0], None), (_files(cwd)[1], output), (_files(cwd)[2], errors)])
     return child
 
 
@@ -88,8 +88,8 @@ def _files(cwd: Path) -> list[Path]:
     return [cwd / f".{name}" for name in ("stdin", "stdout", "stderr")]
 
 
-def _become(words: Sequence[str], cwd: Path, streams: Sequence[tuple[Path, int | None]]) -> NoReturn:
-    """Turn this process into loraft."""
+def become(words: Sequence[str], cwd: Path, streams: Sequence[tuple[Path, int | None]]) -> NoReturn:
+    """Turn this process, a fork, into loraft; streams that are not named stay the ones that it has."""
     code = 1
     try:
         os.chdir(cwd)

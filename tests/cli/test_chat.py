@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import loraft
+from tests.cli.running import become, loraft
 from tests.inference.voices import adapter_in, base_in
 from tests.words import Wording
 
@@ -179,9 +179,8 @@ class Terminal:
         self.shown = ""
         self.child, self._descriptor = pty.fork()
         if self.child == 0:
-            os.chdir(place)
-            os.environ.update(PYTHONPATH=str(ROOT), TERM="xterm", HF_HUB_OFFLINE="1", COLUMNS="100")
-            os.execv(sys.executable, [sys.executable, "-m", "loraft", "chat", *words])
+            os.environ.update(TERM="xterm", COLUMNS="100")
+            become(["chat", *words], place, [])
 
     def says(self, expected: str, timeout: float = 60) -> str:
         """What was printed up to and with `expected`, which is taken off."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +20,7 @@ from loraft.models.device import CUDA_TAKES, DeviceConfig
 from loraft.models.quantize import quantized_bytes
 from loraft.training.memory import too_large
 from loraft.training.run_plan import RunPlan, plan_run
+from tests.cli.running import loraft
 from tests.inspection.test_layers import LLAMA_2_7B, LLAMA_2_70B, config_alone
 from tests.tiny import mostly_slow, save_tiny, tiny_tokenizer
 from tests.training.building import write_rows
@@ -154,9 +153,7 @@ def test_preview_shows_rows_of_it(path: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ON_BUILTIN_ROWS, ids=lambda path: path.stem)
 def test_check_finds_no_fault(path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "loraft", "check", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = loraft("check", str(path), cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

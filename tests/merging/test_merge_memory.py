@@ -1,6 +1,6 @@
 """What merging a large model takes: memory that does not grow with it.
 
-Slow: it writes a model of 6 GB with random numbers, merges it in a process of its own, and removes both.
+Slow: it writes a model of 3 GB with random numbers, merges it in a process of its own, and removes both.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from loraft.models.safetensors_index import Slot, in_order, write_index, write_s
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
-HIDDEN, INNER, VOCABULARY, LAYERS, RANK = 4096, 11008, 32000, 14, 16
-"""The geometry of Llama-2-7B, with 14 of its 32 layers."""
+HIDDEN, INNER, VOCABULARY, LAYERS, RANK = 4096, 11008, 32000, 6, 16
+"""The geometry of Llama-2-7B, with 6 of its 32 layers."""
 LAYER = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (HIDDEN, HIDDEN),
@@ -35,15 +35,15 @@ LAYER = {
     "mlp.down_proj": (HIDDEN, INNER),
 }
 LARGEST_BYTES = 2 * VOCABULARY * HIDDEN
-MOST_ANONYMOUS_BYTES = 1_500_000_000
+MOST_ANONYMOUS_BYTES = 1_470_000_000
 
 
 @pytest.fixture
 def workplace() -> Iterator[Path]:
     """A folder on a disk with room, removed at once: pytest keeps its own for three runs."""
     folder = Path(tempfile.mkdtemp())
-    if shutil.disk_usage(folder).free < 16_000_000_000:
-        pytest.skip("needs 16 GB of free disk")
+    if shutil.disk_usage(folder).free < 8_000_000_000:
+        pytest.skip("needs 8 GB of free disk")
     yield folder
     shutil.rmtree(folder)
 
@@ -102,9 +102,9 @@ def anonymous_bytes(process: subprocess.Popen[str]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is told by Linux' /proc")
-def test_six_gigabytes_are_merged_in_less_than_one_and_a_half(workplace: Path) -> None:
+def test_three_gigabytes_are_merged_in_half_of_that(workplace: Path) -> None:
     total = write_base(workplace / "base")
-    assert total >= 6_000_000_000
+    assert total >= 2 * MOST_ANONYMOUS_BYTES
     write_adapter(workplace / "adapter", workplace / "base")
     out = workplace / "out"
     words = [sys.executable, "-m", "loraft", "merge", str(workplace / "adapter"), str(out), "--no-verify", "--json"]

@@ -164,11 +164,8 @@ def test_what_the_starting_program_held_is_not_counted() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", [[], ["method=qlora"], ["lora.layers=last:6"]], ids=["lora", "qlora", "last layers"]
-)
-def test_the_prediction_for_smollm2_is_within_a_quarter_of_what_came(tmp_path: Path, options: list[str]) -> None:
-    """Measured in a process of its own, against the highest resident memory that the system saw."""
+def test_the_prediction_for_the_last_layers_of_smollm2_is_within_a_quarter_of_what_came(tmp_path: Path) -> None:
+    """Measured in a process of its own; all layers are, by each method, in tests/baselines/test_compare_methods.py."""
     config = tmp_path / "c.yaml"
     config.write_text(
         "model: {name_or_path: builtin:smollm2-135m-instruct}\n"
@@ -177,7 +174,7 @@ def test_the_prediction_for_smollm2_is_within_a_quarter_of_what_came(tmp_path: P
     )
 
     def loraft(verb: str) -> dict[str, float]:
-        command = [sys.executable, "-m", "loraft", verb, str(config), *options, "--json"]
+        command = [sys.executable, "-m", "loraft", verb, str(config), "lora.layers=last:6", "--json"]
         return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
     predicted = loraft("check")["memory"]["peak_bytes"]  # type: ignore[index]
