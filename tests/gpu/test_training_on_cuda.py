@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from loraft import api
 from loraft.errors import Interrupted
 from loraft.inference.requests import GenerationRequest
+from loraft.kernels.fused.row_trials import CAPPED
 from loraft.kernels.packed_attention import attend_rows
 from loraft.tasks.batches import BatchLayout, collate_texts
 from loraft.training.run_plan import plan_run
@@ -119,3 +120,11 @@ def test_c11_packed_and_padded_losses_agree(tmp_path: Path, model_type: str, met
 def test_every_family_trains_in_16_bits(tmp_path: Path, model_type: str, method: str) -> None:
     options: dict[str, Any] = {"model_type": model_type, "method": method, "model__dtype": "bfloat16"}
     train_two_steps(wide_config(tmp_path, task=task_of(model_type), training__max_steps=2, **options))
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_run_says_that_capped_scores_take_all_rows_at_once(tmp_path: Path, method: str) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: it comes with a torch for CUDA")
+    config = wide_config(tmp_path, model_type="gemma2", method=method, model__dtype="bfloat16")
+    notes = " ".join(build_model(plan_run(config)).notes)
+    assert f"{CAPPED} of 3 modules" in notes, notes

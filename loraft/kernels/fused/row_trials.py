@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from functools import cache
 
 import torch
@@ -26,7 +27,8 @@ def capped_fault(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return NO_TRITON
     try:
-        off = max(distance(device, dtype, head_size, lengths, window) for lengths, window in TRIED)
+        with warnings.catch_warnings(action="ignore"):  # what a compiler would have faster is no fault
+            off = max(distance(device, dtype, head_size, lengths, window) for lengths, window in TRIED)
     except Exception as error:  # whatever the compiler, Triton or the driver say
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return f"it is off by {off:.1e} of the norm" if not off <= TOLERANCE[dtype] else None
