@@ -114,12 +114,12 @@ def _call_roll(store: Store, place: RankEnvironment, word: Exception | None) -> 
 
 def _who_is_silent(there: set[int], place: RankEnvironment, waited: float | None) -> str:
     silent = sorted(set(range(place.world)) - there)
-    what = "gone" if waited is None else f"not answered for {waited:g} seconds"
+    waited_for = "" if waited is None else f" for {waited:g} seconds"
+    what = f"not answered{waited_for}" if waited_for else "gone"
     if not there:
-        return f"rank {place.rank} of {place.world} has lost contact: the machine of rank 0 does not answer"
+        return f"rank {place.rank} of {place.world} had no answer from the machine of rank 0{waited_for}"
     if not silent:
-        after = "" if waited is None else f" for {waited:g} seconds"
-        return f"the {place.world} ranks had no contact with one another{after}, and all of them are there"
+        return f"the {place.world} ranks had no contact with one another{waited_for}, and all of them are there"
     if len(silent) == 1:
         return f"rank {silent[0]} of {place.world} has {what}"
     named = ", ".join(map(str, silent[:-1]))

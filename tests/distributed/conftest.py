@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.starting import TWO, done, trained
 from tests.tiny import save_tiny
 from tests.training.building import rows, write_rows
 
@@ -29,3 +30,12 @@ def lay_out(folder: Path) -> Path:
 def place(tmp_path: Path) -> Path:
     """A folder with a run."""
     return lay_out(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[dict[str, object]]]:
+    """What the run ends with that nothing happens to."""
+    place = lay_out(tmp_path_factory.mktemp("unbroken"))
+    ended = done(place, "train", "c.yaml", *TWO)
+    assert ended.returncode == 0, ended.stderr
+    return trained(place / "run")

@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +28,8 @@ SECONDS = 90
 TWO = ("--num-processes", "2")
 MEASURED = {"seconds", "tokens_per_second", "peak_bytes", "step_seconds", "time"}
 Launch = Callable[[], object]
+STEP, EVALUATION = "loraft.training.loop:take_step", "loraft.training.loop:evaluate_loss"
+SAVE, LOG = "loraft.training.checkpoint:seal", "loraft.training.run_dir:RunFolder.append"
 Act = Callable[[int], object]
 """What a test does in a rank, whose number it is given, before that one begins."""
 
@@ -178,3 +182,34 @@ def trained(run: Path) -> tuple[bytes, list[dict[str, object]]]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     metrics = [{key: of for key, of in json.loads(line).items() if key not in MEASURED} for line in lines]
     return (run / "adapter" / "adapter_model.safetensors").read_bytes(), metrics
+
+
+def at_call(where: str, rank: int, number: int, fault: Callable[..., object], each: Callable[[], object] = int) -> Act:
+    """Have something happen to a rank when it calls a function for the so manyth time, with what it was called."""
+
+    def prepare(this: int) -> None:
+        if this != rank:
+            return
+        module, _, path = where.partition(":")
+        *owners, name = path.split(".")
+        owner = reduce(getattr, owners, import_module(module))
+        real, calls = getattr(owner, name), [0]
+
+        def faulty(*args: object, **kwargs: object) -> object:
+            calls[0] += 1
+            each()
+            if calls[0] == number:
+                fault(*args)
+            return real(*args, **kwargs)
+
+        setattr(owner, name, faulty)
+
+    return prepare
+
+
+def goes_on(place: Path, unbroken: object) -> None:
+    """Resume the run, which ends as if nothing had happened."""
+    again = done(place, "train", "c.yaml", *TWO, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert trained(place / "run") == unbroken
+    assert not list((place / "run").rglob("*partial*"))

@@ -8,8 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from functools import reduce
-from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -17,45 +15,22 @@ import pytest
 import torch
 
 from loraft.training.train_step import Trainer
-from tests.distributed.conftest import lay_out
-from tests.distributed.starting import TWO, Act, Launched, done, launching, torchrun, trained
+from tests.distributed.starting import (
+    EVALUATION,
+    LOG,
+    SAVE,
+    STEP,
+    TWO,
+    Launched,
+    at_call,
+    done,
+    goes_on,
+    launching,
+    torchrun,
+)
 
 TIMEOUT, ROLL, SPARE = 4, 2, 15
 """Seconds: how long ranks wait for one another, for their word, and what a machine that is busy adds."""
-STEP, EVALUATION = "loraft.training.loop:take_step", "loraft.training.loop:evaluate_loss"
-SAVE, LOG = "loraft.training.checkpoint:seal", "loraft.training.run_dir:RunFolder.append"
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[dict[str, object]]]:
-    """What the run ends with that nothing happens to."""
-    place = lay_out(tmp_path_factory.mktemp("unbroken"))
-    ended = done(place, "train", "c.yaml", *TWO)
-    assert ended.returncode == 0, ended.stderr
-    return trained(place / "run")
-
-
-def at_call(where: str, rank: int, number: int, fault: Callable[..., object], each: Callable[[], object] = int) -> Act:
-    """Have something happen to a rank when it calls a function for the so manyth time, with what it was called."""
-
-    def prepare(this: int) -> None:
-        if this != rank:
-            return
-        module, _, path = where.partition(":")
-        *owners, name = path.split(".")
-        owner = reduce(getattr, owners, import_module(module))
-        real, calls = getattr(owner, name), [0]
-
-        def faulty(*args: object, **kwargs: object) -> object:
-            calls[0] += 1
-            each()
-            if calls[0] == number:
-                fault(*args)
-            return real(*args, **kwargs)
-
-        setattr(owner, name, faulty)
-
-    return prepare
 
 
 def signalled(number: int) -> Callable[..., None]:
@@ -81,14 +56,6 @@ def rank_of(number: int) -> Callable[[Launched], int]:
         return sorted(each.pid for each in psutil.Process(launched.process.pid).children())[number]
 
     return find
-
-
-def goes_on(place: Path, unbroken: object) -> None:
-    """Resume the run, which ends as if nothing had happened."""
-    again = done(place, "train", "c.yaml", *TWO, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert trained(place / "run") == unbroken
-    assert not list((place / "run").rglob("*partial*"))
 
 
 @pytest.mark.slow
