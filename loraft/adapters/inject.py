@@ -122,7 +122,7 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     recorded.revision = config.model.revision
     recorded.rank_pattern, recorded.alpha_pattern = lora.rank_pattern, lora.alpha_pattern  # as they were written
     as_plain(recorded, config.lora.init if start is None else "default")
-    return AdaptedModel(loaded, model, targets, _trainable(model), config.method, notes)
+    return AdaptedModel(loaded, model, targets, trained_parameters(model), config.method, notes)
 
 
 def add_lora_layers(
@@ -173,10 +173,11 @@ def _attach_nothing(loaded: LoadedModel) -> AdaptedModel:
         weight.requires_grad_(as_made[name].requires_grad)
     for table in tables_of(model).values() if loaded.new_tokens else ():
         begin_at_mean(table.data, loaded.new_tokens, min(loaded.new_tokens))
-    return AdaptedModel(loaded, model, None, _trainable(model), "full")
+    return AdaptedModel(loaded, model, None, trained_parameters(model), "full")
 
 
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model that are trained, in the order of their names."""
     return dict(sorted((name, weight) for name, weight in model.named_parameters() if weight.requires_grad))
 
 

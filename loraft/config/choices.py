@@ -20,6 +20,7 @@ SpecialTokensInText = Literal["error", "text", "keep"]
 TextBy = Literal["file", "paragraph", "line"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = bool | Literal["offload"]
+Strategy = Literal["auto", "ddp", "fsdp2"]
 RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]
 OptimName = Literal[
     "auto",

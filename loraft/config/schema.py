@@ -9,12 +9,12 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from loraft.config.choices import DEFAULT_TASK, Auto, Checkpointing, Method, OptimName, TaskName
+from loraft.config.distributed_section import DistributedSection
 from loraft.config.schedules import ScheduleKwargs, ScheduleName, misfits
 from loraft.config.sections import (
     OF_CAUSAL_LM,
     Allowed,
     DataSection,
-    DistributedSection,
     LoraSection,
     ModelSection,
     Names,
@@ -181,6 +181,8 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
         yield not data.shuffle and orders, why, key, "data.shuffle"
     yield from _of_the_adapter(config)
     yield from of_streamed_layers(config)
+    for key, said in config.distributed.of_shards.items():
+        yield config.distributed.strategy == "ddp" and said, "is of fsdp2", key, "distributed.strategy"
     yield from _of_the_frozen_prefix(config)
     endless = training.early_stopping_patience is not None and data.eval is None
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"

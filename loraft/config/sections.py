@@ -330,10 +330,3 @@ class DataSection(Section):
     """What all rows of a batch begin with, a system prompt say: auto computes it once for all of them on a CPU, where
     rows of a well-known family lie end to end and nothing is drawn anew for each (no dropout, noise or routers' loss),
     with the same losses but for rounding; off computes it in each row, as auto does elsewhere."""
-
-
-class DistributedSection(Section):
-    """How several processes train one run together: started by loraft train, torchrun or accelerate launch."""
-
-    timeout_seconds: PositiveFloat = 600
-    """How long one waits for another in a step, an evaluation or while a checkpoint is written, before all give up."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from loraft.config.distributed_section import DistributedSection
 from loraft.config.schema import TrainingSection
-from loraft.config.sections import DistributedSection
 from loraft.dataset.sampler import StepBatches
 from loraft.distributed.deal_rows import deal_rows
 from loraft.distributed.rank_environment import RankEnvironment

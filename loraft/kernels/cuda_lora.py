@@ -17,7 +17,21 @@ from torch.nn.functional import linear
 
 def in_4_bits(base: nn.Module) -> bool:
     """Whether a linear module has its weight in 4 bits."""
-    return hasattr(base.weight, "quant_state")
+    return hasattr(base.weight, "quant_state") or hasattr(base, "quant_state")
+
+
+def constants_of(base: Any) -> Any:
+    """What a weight in 4 bits is read by: the module has it too, for a weight that is gathered is plain bytes."""
+    state = getattr(base.weight, "quant_state", None)
+    return base.quant_state if state is None else state
+
+
+def keep_constants(model: nn.Module) -> None:
+    """Let modules with weights in 4 bits have the constants that their weights have."""
+    for module in model.modules():
+        state: Any = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            module.quant_state = state
 
 
 def adapted_on_cuda(
@@ -86,7 +100,7 @@ def _product(base: Any, rows: Tensor) -> Tensor:
         return linear(rows, base.weight.to(rows.dtype), bias)
     from bitsandbytes.autograd._functions import matmul_4bit
 
-    product: Tensor = matmul_4bit(rows, base.weight.t(), bias=bias, quant_state=base.weight.quant_state)
+    product: Tensor = matmul_4bit(rows, base.weight.t(), bias=bias, quant_state=constants_of(base))
     return product
 
 
@@ -97,5 +111,5 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
         return weight
     from bitsandbytes.functional import dequantize_4bit
 
-    whole: Tensor = dequantize_4bit(base.weight.data, base.weight.quant_state)
+    whole: Tensor = dequantize_4bit(base.weight.data, constants_of(base))
     return whole.to(dtype)

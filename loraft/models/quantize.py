@@ -23,6 +23,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
+from loraft.kernels.cuda_lora import constants_of
 from loraft.kernels.lora_linear import product_dtype
 from loraft.kernels.packed_experts import BLOCK, CONSTANTS_BLOCK, PackedExperts, hold, is_packable, let_go, pack
 from loraft.models.device import DTYPES, NO_FLOAT16, DeviceConfig
@@ -253,7 +254,7 @@ def unpacked(module: nn.Module) -> torch.Tensor:
         weight = module.get_parameter("weight").detach()
         return weight.T if isinstance(module, Conv1D) else weight
     packed: Any = module.weight
-    whole: torch.Tensor = dequantize_4bit(packed.data, packed.quant_state)
+    whole: torch.Tensor = dequantize_4bit(packed.data, constants_of(module))
     return whole if module.compute_dtype is None else whole.to(module.compute_dtype)
 
 

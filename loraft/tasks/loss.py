@@ -36,6 +36,10 @@ class TaskLoss(nn.Module, ABC):
     """A model whose forward takes a batch and gives its summed loss.
 
     The loss is a module's forward so that whatever wraps the module (for data parallel training, say) sees it.
+
+    Attributes:
+        keeps_casts: Autocast keeps the copies that it makes of trained weights until the forward ends; of layers that
+            are gathered one after the other that would be the whole model.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class TaskLoss(nn.Module, ABC):
         self._autocast = autocast
         self._class_weights = class_weights
         self._label_smoothing = label_smoothing
+        self.keeps_casts = True
 
     @property
     def _smoothing(self) -> float:
@@ -94,7 +99,8 @@ class TaskLoss(nn.Module, ABC):
 
     def _autocasting(self, batch: Batch) -> torch.autocast:
         device = batch.input_ids.device.type
-        return torch.autocast(device, dtype=self._autocast, enabled=self._autocast is not None)
+        enabled, keeps = self._autocast is not None, self.keeps_casts
+        return torch.autocast(device, dtype=self._autocast, enabled=enabled, cache_enabled=keeps)
 
 
 class LMLoss(TaskLoss):

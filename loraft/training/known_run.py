@@ -54,10 +54,9 @@ from loraft.training.base_weights import (
     stored_notes,
 )
 from loraft.training.new_tokens import about_new_tokens, unseen_tokens
-from loraft.training.optimizer import TrainedTensor
+from loraft.training.optimizer import TrainedTensor, trained_tensors
 from loraft.training.router_loss import router_loss
 from loraft.training.run_events import tracker_problems
-from loraft.training.trained_tensors import trained_tensors
 
 Result = TypeVar("Result")
 

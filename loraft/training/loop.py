@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.model_card import TrainingFacts
 from loraft.adapters.save_adapter import save_adapter, save_full
 from loraft.distributed.roll_call import is_lost_contact
@@ -24,7 +25,7 @@ from loraft.figures import counted, perplexity
 from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
 from loraft.training.checkpoint import RunState, newest_checkpoint, prune, save_checkpoint
-from loraft.training.optimizer import optimizer_state
+from loraft.training.optimizer import OptimizerState
 from loraft.training.prepared_steps import PreparedStep, PreparedSteps
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
@@ -238,7 +239,8 @@ def _evaluate(run: Trainer, state: RunState, wishes: Wishes) -> bool:
     for prompt in settings.sample_prompts if plan.task.generates else ():
         if wishes.share().stop:
             return False
-        answers.append(SampleAnswered(state.step, prompt, run.answer(prompt)))
+        with run.gathered():
+            answers.append(SampleAnswered(state.step, prompt, run.answer(prompt)))
     best = _compared(state, found, settings.metric_for_best_model)
     epoch, likelihood = run.epochs(state.step), perplexity(found.loss)
     event = Evaluated(state.step, epoch, found.loss, likelihood, found.targets, len(rows), best, found.figures)
@@ -286,25 +288,28 @@ def _compared(state: RunState, found: EvalLoss, metric: str) -> bool:
 
 def _save(run: Trainer, state: RunState, wishes: Wishes) -> None:
     wishes.granted()
-    run.observer(Saved(state.step, run.ranks.on_main(lambda: _save_here(run, state))))
+    with run.to_be_saved() as (adapted, optimizer):
+        place = run.ranks.on_main(lambda: _save_here(run, state, adapted, optimizer))
+    run.observer(Saved(state.step, place))
 
 
-def _save_here(run: Trainer, state: RunState) -> Path:
+def _save_here(run: Trainer, state: RunState, adapted: AdaptedModel, optimizer: OptimizerState) -> Path:
     run.folder.require()
     changing = {"files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim}
     place = save_checkpoint(
         run.folder.checkpoints,
         state.step,
-        lambda folder: save_weights(run, state, folder),
+        lambda folder: save_weights(run, state, folder, adapted),
         asdict(state) | changing,
-        optimizer_state(run.optimizer, run.adapted.trainable),
+        optimizer,
     )
     rotate_checkpoints(run, state)
     return place
 
 
-def save_weights(run: Trainer, state: RunState, folder: Path) -> Path:
+def save_weights(run: Trainer, state: RunState, folder: Path, adapted: AdaptedModel | None = None) -> Path:
     """Save what is trained, as it is now, into the folder of a checkpoint or a run: where it lies there."""
+    adapted = adapted or run.adapted
     facts = TrainingFacts(
         steps=state.step,
         epochs=state.epoch + state.window / run.plan.batches.steps(state.epoch),
@@ -315,9 +320,9 @@ def save_weights(run: Trainer, state: RunState, folder: Path) -> Path:
         eval_rows=len(run.plan.data.eval),
         figures=state.eval_figures,
     )
-    save = save_full if run.adapted.method == "full" else save_adapter
+    save = save_full if adapted.method == "full" else save_adapter
     place = weights_in(run, folder)
-    save(run.adapted, place, config=run.plan.config, renderer=run.plan.data.renderer, facts=facts)
+    save(adapted, place, config=run.plan.config, renderer=run.plan.data.renderer, facts=facts)
     return place
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -259,8 +259,10 @@ class Saving(NamedTuple):
         return {"gradient_checkpointing": self.gradient_checkpointing, "tiled_mlp": self.tiled_mlp}
 
 
-def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tuple[MemoryPlan, Saving]:
-    """Predict the peak, and decide what is computed again: layers first, then feed-forward parts in tiles."""
+def plan_memory(
+    known: KnownRun, batches: BatchSampler, *, packed: bool, held: Callable[[MemoryPlan], MemoryPlan] = lambda one: one
+) -> tuple[MemoryPlan, Saving]:
+    """Predict the peak of one that is `held` so, and decide what is computed again: layers, then parts in tiles."""
     sizes, training = _training_sizes(known, batches, packed=packed), known.config.training
     layers, tiles = training.gradient_checkpointing, training.tiled_mlp
     tiled = replace(sizes, stacks=tuple(replace(stack, tile=TILE) for stack in sizes.stacks))
@@ -270,7 +272,7 @@ def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tupl
     if tiles == "auto" and splits:
         choices.append(Saving(again[-1], True, splits))
     for saving in choices:
-        plan = predict(tiled if saving.tiled_mlp else sizes, checkpointing=saving.gradient_checkpointing)
+        plan = held(predict(tiled if saving.tiled_mlp else sizes, checkpointing=saving.gradient_checkpointing))
         if plan.peak_bytes <= ROOM * known.placement.available_bytes:
             break
     return plan, saving
@@ -278,13 +280,12 @@ def plan_memory(known: KnownRun, batches: BatchSampler, *, packed: bool) -> tupl
 
 def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
     """Why a run does not fit; None where it does."""
-    placement = known.placement
+    placement, there = known.placement, known.placement.available_bytes
     paged = memory.optimizer if KINDS[known.config.training.optim].pages and placement.device == "cuda" else 0
     least = memory.peak_bytes - paged
-    if least <= placement.available_bytes:
+    if least <= there:
         return _too_large_for_the_host(memory, main_memory()[1]) if not placement.stated else None
-    needed = f"the run needs about {least / 1e9:.1f} GB"
-    return f"{needed} and {placement.device_name} has {placement.available_bytes / 1e9:.1f} GB available"
+    return f"the run needs about {least / 1e9:.1f} GB and {placement.device_name} has {there / 1e9:.1f} GB available"
 
 
 def _too_large_for_the_host(memory: MemoryPlan, available: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The optimizers, by their names in a config: how each is built, the bytes of its state, and that state as tensors."""
+"""The optimizers, by their names in a config: what they train, their state, its bytes, and the same as tensors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 from transformers.optimization import Adafactor
 from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.inject import AdaptedModel
+from loraft.adapters.targets import TargetModules
 from loraft.config.choices import OptimName
 from loraft.config.schema import RunConfig, TrainingSection
+from loraft.distributed.sharding import placed_as, plain
 from loraft.errors import ConfigError
+from loraft.models.modules import is_within, linear_modules
+from loraft.models.registry import ModelSpec
 
 Scalar = int | float
 Groups = list[dict[str, Any]]
+OptimizerState = tuple[dict[str, Tensor], dict[str, Scalar]]
+"""Tensors and numbers, by their names in a checkpoint."""
 IN_8_BITS_FROM = 4096
 """bitsandbytes keeps the state of smaller tensors in 32 bits."""
 BLOCK = 256
@@ -43,6 +50,32 @@ class TrainedTensor(NamedTuple):
     def numbers(self) -> int:
         """How many it holds."""
         return prod(self.shape)
+
+
+def trained_tensors(
+    skeleton: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, *, use_dora: bool
+) -> Iterator[TrainedTensor]:
+    """The tensors that are trained: A, B and DoRA's magnitudes, and the weights of what is trained whole."""
+    linear = linear_modules(skeleton)
+    layers = tuple(f"{path}." for path in family.stacks.values())
+    for name, rank in targets.ranks.items() if targets is not None else ():
+        inputs, outputs = linear[name]
+        yield TrainedTensor((rank, inputs), hidden=True)
+        yield TrainedTensor((outputs, rank), hidden=True)
+        if use_dora:
+            yield TrainedTensor((outputs,), hidden=False)
+    for update in targets.weights if targets is not None else ():
+        for shape in update.factors:
+            yield TrainedTensor(shape, hidden=True)
+    for name, rows in targets.rows.items() if targets is not None else ():
+        yield TrainedTensor((len(rows), skeleton.get_parameter(f"{name}.weight").shape[1]), hidden=False)
+    for size in targets.biases.values() if targets is not None else ():
+        yield TrainedTensor((size,), hidden=False)
+    for name, weight in skeleton.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        if weight.requires_grad and (targets is None or is_within(owner, *targets.saved)):
+            hidden = kind == "weight" and owner in linear and owner.startswith(layers)
+            yield TrainedTensor(tuple(weight.shape), hidden)
 
 
 @dataclass(frozen=True)
@@ -226,15 +259,20 @@ def build_optimizer(
 
 
 def optimizer_state(
-    optimizer: Optimizer, trainable: Mapping[str, nn.Parameter]
-) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
-    """The state of every parameter as tensors and numbers, named `INDEX.FIELD`: matrices first, whatever the groups."""
+    optimizer: Optimizer, trainable: Mapping[str, nn.Parameter], *, keep: bool = True
+) -> OptimizerState:
+    """The state of every parameter as tensors and numbers, named `INDEX.FIELD`: matrices first, whatever the groups.
+
+    Of parameters in parts all ranks ask together, and those that do not `keep` it are given none.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Scalar] = {}
     for index, parameter in enumerate(_in_order(trainable)):
         for field, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{field}"] = value.detach().clone().contiguous()
+                whole = plain(value.detach())
+                if keep:
+                    tensors[f"{index}.{field}"] = whole.clone().contiguous()
             else:
                 numbers[f"{index}.{field}"] = value
     return tensors, numbers
@@ -261,7 +299,7 @@ def restore_optimizer(
             if isinstance(value, Tensor) and isinstance(state.get(field), Tensor):
                 state[field].copy_(value)
             else:  # AdamW keeps its step counter beside the parameter when it is fused; the moments always are.
-                state[field] = value.to(parameter.device) if isinstance(value, Tensor) else value
+                state[field] = placed_as(parameter, value) if isinstance(value, Tensor) else value
 
 
 def _in_order(trainable: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:

@@ -9,7 +9,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from loraft.adapters.save_adapter import restore
 from loraft.config.change_config import with_values
 from loraft.config.config_file import inline, load_config
 from loraft.config.schema import RunConfig, TrainingSection
@@ -240,7 +239,7 @@ def _restore_weights(run: Trainer, folder: Path) -> None:
     try:
         if not place.is_dir():
             raise AdapterError("it was trained by another method")
-        restore(run.adapted, place)
+        run.restore(place)
     except AdapterError as error:
         first, *others = error.problems
         more = f", and {len(others)} more of the kind" if others else ""
@@ -263,7 +262,7 @@ def _is_harmless(key: str, before: RunConfig, now: RunConfig, *, longer: bool) -
     """Whether the steps that were taken are those of the config whose `key` changed too; `longer` has no fewer."""
     if key == "training.eval_steps":  # with early stopping it decides where the run ends
         return before.training.early_stopping_patience is None and now.training.early_stopping_patience is None
-    return key in HARMLESS or (key in LENGTH and longer)
+    return key in HARMLESS or key.startswith("distributed.") or (key in LENGTH and longer)
 
 
 def rate_note(training: TrainingSection, *, step: int, before: int, now: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from loraft.adapters.model_card import shown
-from loraft.config.choices import Method, OptimName
+from loraft.config.choices import Method
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
 from loraft.dataset.streaming import StreamingSampler
@@ -29,14 +29,14 @@ from loraft.models.registry import FAMILIES
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
 from loraft.training.known_run import KnownRun, ModelSummary, known_run
-from loraft.training.memory import ROOM, MemoryPlan, Saving, plan_memory
-from loraft.training.optimizer import SMALLER, require_optimizer, resolve_optim
+from loraft.training.memory import MemoryPlan, Saving
+from loraft.training.optimizer import require_optimizer, resolve_optim
 from loraft.training.schedule import require_schedule
+from loraft.training.strategy import spread
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32
 """On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
-PAGED = "training.optim auto is paged_adamw_32bit: with adamw the run might not fit in memory"
 CAPPED = "{} caps the scores of attention, which are written out row by row: a row takes memory by its length squared"
 CAPPED_AT_ONCE = "{} caps the scores of attention: flex attention is compiled for them, and tried before the first step"
 TILED = f"training.tiled_mlp auto is on: without it, {TILE:,} tokens at a time, the run would not fit in memory"
@@ -81,13 +81,9 @@ def plan_run(
     config, data, packed = known.config, known.data, _packed(known)
     drawn = _sampler(known, batches_a_step or config.training.gradient_accumulation_steps * ranks.world)
     batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
-    memory, saving = plan_memory(known, drawn, packed=packed)
-    memory_notes = []
-    if chosen_by_itself and pages_instead(known, memory):
-        known = with_optim(known, SMALLER)
-        config, (memory, saving) = known.config, plan_memory(known, drawn, packed=packed)
-        memory_notes.append(PAGED)
-    memory_notes += _saving_notes(config.training, saving)
+    known, memory, saving, spread_notes = spread(known, drawn, ranks, packed=packed, pages=chosen_by_itself)
+    config = known.config
+    memory_notes = [*spread_notes, *_saving_notes(config.training, saving)]
     training = config.training.model_copy(update=saving.settings)
     steps = steps_of(config, batches)
     known = replace(
@@ -139,24 +135,6 @@ def _require_tiles(known: KnownRun) -> None:
     if known.config.training.tiled_mlp is True and not known.shape.feed_forward:
         why = f"no feed-forward part of type {known.shape.family.model_type} is known to compute token by token alone"
         raise ConfigError(why, key="training.tiled_mlp", remedy="write auto")
-
-
-def pages_instead(known: KnownRun, memory: MemoryPlan) -> bool:
-    """Whether the state of the optimizer had better be paged: QLoRA on CUDA that is foreseen not to fit otherwise."""
-    on_cuda = known.placement.device == "cuda"
-    return on_cuda and known.config.method == "qlora" and memory.peak_bytes > ROOM * known.placement.available_bytes
-
-
-def with_optim(known: KnownRun, optim: OptimName) -> KnownRun:
-    """The same with another optimizer, which can take a step.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    training = known.config.training.model_copy(update={"optim": optim})
-    if not known.placement.stated:
-        require_optimizer(training, known.placement.device)
-    return replace(known, config=known.config.model_copy(update={"training": training}))
 
 
 def _on_its_device(known: KnownRun, ranks: Ranks) -> KnownRun:

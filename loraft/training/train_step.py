@@ -8,31 +8,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from loraft.adapters.inject import AdaptedModel
+from loraft.adapters.save_adapter import restore
 from loraft.config.schema import TrainingSection
 from loraft.dataset.sampler import StepBatches, fills
+from loraft.distributed.not_finite import Weight, first_output, first_weight
 from loraft.distributed.ranks import ALONE, Ranks
+from loraft.distributed.sharding import Shards, in_parts, plain, shard
 from loraft.errors import NonFiniteError
 from loraft.events import Observer
 from loraft.figures import label_figures
-from loraft.kernels.packed_experts import PackedExperts
-from loraft.models.load_model import LoadedModel
-from loraft.models.quantize import unpacked
+from loraft.models.model_structure import layers_of
 from loraft.tasks.batches import Batch
 from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
-from loraft.training.optimizer import optimizer_of
+from loraft.training.optimizer import OptimizerState, optimizer_of, optimizer_state
 from loraft.training.prepared_steps import PreparedStep
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
@@ -55,6 +57,8 @@ class Trainer:
         ranks: The processes that train it together.
         loss: The model of `adapted`, giving the summed loss of a batch.
         scaler: Loss scaling; enabled for float16 only.
+        shards: The model in parts, where each rank has one.
+        damaged: What of these was found to be not finite.
     """
 
     plan: RunPlan
@@ -67,10 +71,16 @@ class Trainer:
     loss: TaskLoss = field(init=False)
     optimizer: Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
+    shards: Shards | None = field(init=False, default=None)
+    damaged: Weight | None = None
 
     def __post_init__(self) -> None:
         dtype, device = self.plan.placement.dtype, self.plan.placement.device
         self.loss = planned_loss(self.plan, self.adapted)
+        if self.ranks.world > 1 and self.plan.config.distributed.strategy == "fsdp2":
+            layers = layers_of(self.adapted.loaded.model, self.adapted.loaded.family)
+            self.shards = shard(self.loss, layers, self.plan.config.distributed, self.ranks, device)
+            self.adapted = in_parts(self.adapted)
         self.optimizer = optimizer_of(self.adapted, self.plan.config)
         self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
@@ -97,6 +107,33 @@ class Trainer:
         batches = tuple(batch.to(self.plan.placement.device) for batch in laid)
         seconds = time.perf_counter() - began
         return PreparedStep(window, rows, batches, counted, weight, int(tokens), int(targets), seconds)
+
+    def sum_gradients(self) -> None:
+        """Add up the gradients of all ranks; in parts they were as they came to be."""
+        if self.shards is None:
+            self.ranks.sum_gradients(self.adapted.trainable.values())
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """What has to be so that the model can be called by itself, by all ranks together."""
+        return nullcontext() if self.shards is None else self.shards.gathered()
+
+    @contextmanager
+    def to_be_saved(self) -> Iterator[tuple[AdaptedModel, OptimizerState]]:
+        """The model and the state of its optimizer, whole where they are written; all ranks enter this together."""
+        main = self.ranks.main
+        if self.shards is None:
+            yield self.adapted, optimizer_state(self.optimizer, self.adapted.trainable) if main else ({}, {})
+            return
+        state = optimizer_state(self.optimizer, self.adapted.trainable, keep=main)
+        with self.shards.whole(self.adapted, keep=main) as adapted:
+            yield adapted, state
+
+    def restore(self, folder: Path) -> None:
+        """Put the weights that a folder holds back."""
+        if self.shards is None:
+            restore(self.adapted, folder)
+        else:
+            self.shards.restore(self.adapted, partial(restore, folder=folder))
 
     @property
     def router_aux_loss_coef(self) -> float:
@@ -187,10 +224,10 @@ def take_step(
         run.scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
         del whole  # what is left of its graph would be in the way of the next one
         losses.append(parts)
-    run.ranks.sum_gradients(run.adapted.trainable.values())
+    run.sum_gradients()
     run.scaler.unscale_(run.optimizer)
     limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
-    norm = clip_grad_norm_(list(run.adapted.trainable.values()), limit)
+    norm = plain(clip_grad_norm_(list(run.adapted.trainable.values()), limit))
     meanwhile()
     *found, clock.norm = torch.stack([*(part for kind in zip(*losses, strict=True) for part in kind), norm]).tolist()
     loss, of_routers = run.ranks.totals(sum(found[: len(losses)]), sum(found[len(losses) :]))
@@ -212,6 +249,7 @@ def _require_all_finite(
     run: Trainer, step: int, prepared: PreparedStep, losses: Sequence[float], loss: float, norm: float
 ) -> None:
     """Refuse a step of which the loss of all ranks or their gradient is not finite, by the rank whose it is."""
+    _look_at_parts(run, finite=math.isfinite(loss + norm))
     if not math.isfinite(loss):
         for each, rows in zip(losses, prepared.rows, strict=True):
             run.ranks.together(partial(require_finite, each, "the loss", step, rows, run))
@@ -246,7 +284,7 @@ def evaluate_loss(
     sums: list[Tensor] = []
     cells: list[Tensor] = []
     share = run.ranks.share_whole([examples[start : start + size] for start in range(0, len(examples), size)])
-    with torch.inference_mode():
+    with torch.inference_mode(), run.gathered():
         for number, rows in enumerate(share.batches):
             if stop():
                 return None
@@ -258,6 +296,7 @@ def evaluate_loss(
                 sums.append(summed)
                 cells += [] if decisions is None else [decisions]
         found = torch.stack(sums).tolist() if sums else []  # nothing is waited for before the last batch
+    _look_at_parts(run, finite=math.isfinite(sum(found)))
     losses = zip(found, share.batches, strict=False)
     checked = run.ranks.together(
         lambda: [require_finite(value, "the evaluation loss", step, rows, run) for value, rows in losses]
@@ -290,54 +329,19 @@ def require_finite(value: float, what: str, step: int, examples: Sequence[Exampl
 
 def _cause(run: Trainer, step: int, examples: Sequence[Example]) -> tuple[str, str]:
     """Where it begins, as the end of a sentence, and the remedy."""
-    if weight := _first_weight(run.adapted.loaded):
+    if weight := run.damaged or first_weight(run.adapted.loaded):
         name, trained = weight
         return f": {name} holds NaN or infinity", LOWER_RATE + GO_ON if trained and step > 1 else DAMAGED
-    size = run.settings.per_device_train_batch_size
-    output = first_output(run.loss, (run.batch(examples[at : at + size]) for at in range(0, len(examples), size)))
+    size, output = run.settings.per_device_train_batch_size, None
+    if run.shards is None:  # else all ranks would have to run it
+        output = first_output(run.loss, (run.batch(examples[at : at + size]) for at in range(0, len(examples), size)))
     cause = f": the weights are finite, and {output} is the first module to give NaN or infinity" if output else ""
     if run.adapted.loaded.placement.dtype == torch.float16:
         return cause, f"model.dtype bfloat16 or float32 holds larger numbers, or {LOWER_RATE}{GO_ON}"
     return cause, LOWER_RATE + GO_ON if step > 1 else "no step was taken yet: look at the base and at these rows"
 
 
-def _first_weight(loaded: LoadedModel) -> tuple[str, bool] | None:
-    """The first parameter that is not finite: its name as the model's files have it, and whether it is trained."""
-    for prefix, module in loaded.model.named_modules():
-        if loaded.stream is not None:
-            loaded.stream.bring(module)
-        for name, parameter in module.named_parameters(recurse=False):
-            packed = not parameter.is_floating_point() and isinstance(module, nn.Linear) and name == "weight"
-            held = unpacked(module) if packed else parameter.data
-            if isinstance(module, PackedExperts) and name in module.packed:
-                held = module.packed[name].value()
-            if not held.isfinite().all():
-                return f"{prefix}.{name}".replace(".base_layer", ""), parameter.requires_grad
-    return None
-
-
-def first_output(loss: nn.Module, batches: Iterator[Batch]) -> str | None:
-    """The name of the first module of the model in `loss` whose output for the batches is not finite."""
-    found: list[str] = []
-
-    def look(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
-        if not found and any(not tensor.isfinite().all() for tensor in _tensors(output)):
-            found.append(name)
-
-    with torch.no_grad(), ExitStack() as hooks:
-        for name, module in loss.get_submodule("model").named_modules():
-            if name:
-                hooks.enter_context(module.register_forward_hook(partial(look, name)))
-        for batch in batches:
-            loss(batch)
-            if found:
-                return found[0].replace(".base_layer", "")
-    return None
-
-
-def _tensors(output: object) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict | tuple):
-        for part in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(part)
+def _look_at_parts(run: Trainer, *, finite: bool) -> None:
+    """Look for what is not finite in weights of which each rank has a part, where something was not on any rank."""
+    if run.shards is not None and run.ranks.greatest(not finite)[0]:
+        run.damaged = next(filter(None, run.ranks.gathered(first_weight(run.adapted.loaded))), None)

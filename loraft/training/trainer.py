@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import shown, shown_word
-from loraft.adapters.save_adapter import restore
 from loraft.distributed.ranks import Ranks
 from loraft.events import Note, Observer
 from loraft.figures import perplexity
@@ -239,7 +238,7 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
     is_better = state.best_step not in (None, step)
     wanted = is_better and run.settings.early_stopping_patience is not None
     if wanted and checkpoint_fault(best) is None:
-        restore(run.adapted, weights_in(run, best))
+        run.restore(weights_in(run, best))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
@@ -247,7 +246,8 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
         run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
     elif is_better and best.is_dir():
         run.observer(Note(f"the weights of step {step} are saved; those of the best evaluation are {best}"))
-    saved = run.ranks.on_main(lambda: save_weights(run, state, run.folder.path))
+    with run.to_be_saved() as (adapted, _):
+        saved = run.ranks.on_main(lambda: save_weights(run, state, run.folder.path, adapted))
     run.observer(Saved(step, saved))
     return saved, step
 

@@ -16,6 +16,7 @@ from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import unused_keys
 from loraft.config.sections import DataSource, QuantizationSection
+from loraft.distributed.ranks import ALONE, Ranks
 from loraft.models.device import CUDA_TAKES, DeviceConfig
 from loraft.models.quantize import quantized_bytes
 from loraft.training.memory import too_large
@@ -171,9 +172,15 @@ def test_the_papers_own_settings() -> None:
 
 
 def on_the_meta_device(
-    name: str, shape: dict[str, Any], memory: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    shape: dict[str, Any],
+    memory: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ranks: Ranks = ALONE,
 ) -> RunPlan:
-    """The plan of a shipped config for a model of which only config.json is there, on a GPU of so much memory.
+    """The plan of a shipped config for a model of which only config.json is there, on a GPU of so much memory each.
 
     Rows are as long as the config lets them be.
     """
@@ -190,7 +197,7 @@ def on_the_meta_device(
     section = {"train": path, "eval": None, "max_length": config.data.max_length, "on_overlength": "truncate"}
     data = type(config.data).model_validate(section)
     model = config.model.model_copy(update={"name_or_path": str(folder / "shape")})
-    return plan_run(config.model_copy(update={"data": data, "model": model}))
+    return plan_run(config.model_copy(update={"data": data, "model": model}), ranks=ranks)
 
 
 def said_gigabytes(name: str, pattern: str) -> float:
@@ -217,8 +224,7 @@ def test_an_8b_fits_a_gpu_of_4_gb_as_its_config_says(tmp_path: Path, monkeypatch
     assert plan.memory.host_weights == pytest.approx(said_gigabytes("qlora-8b-4gb", r"memory, ([\d.]+) GB"), rel=0.02)
 
 
-def test_a_70b_fits_two_gpus_of_24_gb_by_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the meta device: half of the 4-bit layers, and all of the rest, on each of two GPUs."""
+def test_a_70b_fits_one_gpu_of_48_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = on_the_meta_device("qlora-llama2-70b", LLAMA_2_70B, GPU_OF_48_GB, tmp_path, monkeypatch)
     assert plan.shape.total_parameters == 68_976_648_192
     assert plan.shape.depths == {"decoder": 80}
@@ -226,11 +232,17 @@ def test_a_70b_fits_two_gpus_of_24_gb_by_its_parts(tmp_path: Path, monkeypatch: 
     rest = plan.memory.peak_bytes - in_4_bits
     assert in_4_bits == pytest.approx(said_gigabytes("qlora-llama2-70b", r"alone are ([\d.]+) GB"), rel=0.01)
     assert rest == pytest.approx(said_gigabytes("qlora-llama2-70b", r"is about ([\d.]+) GB"), rel=0.1)
-    assert in_4_bits / 2 + rest < GPU_OF_24_GB
     assert plan.memory.peak_bytes < GPU_OF_48_GB
-    assert "does not divide a model over several GPUs yet" in " ".join(
-        line.lstrip("# ") for line in (ROOT / "configs/qlora-llama2-70b.yaml").read_text().splitlines()
-    )
+
+
+def test_a_70b_in_parts_takes_of_each_of_two_gpus_what_its_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, two = "qlora-llama2-70b-2-gpus", Ranks(0, 2, 0, 2)
+    plan = on_the_meta_device(name, LLAMA_2_70B, GPU_OF_24_GB, tmp_path, monkeypatch, ranks=two)
+    assert plan.memory.peak_bytes == pytest.approx(said_gigabytes(name, r"about ([\d.]+) GB of each"), rel=0.02)
+    assert plan.memory.weights == pytest.approx(said_gigabytes(name, r"weights ([\d.]+) GB,"), rel=0.02)
+    assert plan.memory.peak_bytes < plan.placement.available_bytes
 
 
 def test_a_70b_on_one_gpu_of_24_gb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

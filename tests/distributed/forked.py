@@ -49,7 +49,8 @@ def _be_rank(folder: Path, rank: int, world: int, act: Callable[[Ranks], object]
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
             ranks = Ranks(rank, world, rank, world, dist.new_group(backend="gloo", timeout=patience))
         result = act(ranks)
-        dist.barrier() if world > 1 else None
+        if dist.is_initialized():  # one that was interrupted has left
+            dist.barrier()
     except BaseException:
         result = traceback.format_exc()
     (folder / f"{rank}.partial").write_bytes(pickle.dumps(result))

@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraft.distributed.ranks import Ranks, gradient_bytes
+from loraft.distributed.sharding import own_part
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import plan_run
 from loraft.training.train_step import Throughput, Trainer, evaluate_loss, take_step
@@ -42,7 +43,19 @@ def measured(folder: Path, ranks: Ranks, batches: int, overrides: dict[str, Any]
     return {
         "gradient": gradient.numpy(), "loss": clock.loss, "norm": clock.norm, "tokens": clock.tokens,
         "eval": (found.loss, found.targets, dict(found.figures)),
+        "bytes": sum(part.numel() * part.element_size() for part in map(own_part, run.loss.parameters())),
     }  # fmt: skip
+
+
+def assert_same(each: dict[str, Any], alone: dict[str, Any]) -> None:
+    """What a rank measured is what one process did."""
+    largest = abs(alone["gradient"]).max()
+    assert abs(each["gradient"] - alone["gradient"]).max() <= CLOSE * max(1.0, largest)
+    assert each["loss"] == pytest.approx(alone["loss"], rel=CLOSE)
+    assert each["norm"] == pytest.approx(alone["norm"], rel=CLOSE)
+    assert each["tokens"] == alone["tokens"]
+    assert each["eval"][0] == pytest.approx(alone["eval"][0], rel=1e-6)
+    assert each["eval"][1:] == alone["eval"][1:]
 
 
 CASES = [
@@ -62,13 +75,7 @@ def test_gradient_and_evaluation_are_those_of_one_process(tmp_path: Path, task: 
     for world in (2, 3):
         for each in forked(world, lambda ranks: measured(tmp_path, ranks, 4, overrides)):
             assert not isinstance(each, str), each
-            largest = abs(alone["gradient"]).max()
-            assert abs(each["gradient"] - alone["gradient"]).max() <= CLOSE * max(1.0, largest)
-            assert each["loss"] == pytest.approx(alone["loss"], rel=CLOSE)
-            assert each["norm"] == pytest.approx(alone["norm"], rel=CLOSE)
-            assert each["tokens"] == alone["tokens"]
-            assert each["eval"][0] == pytest.approx(alone["eval"][0], rel=1e-6)
-            assert each["eval"][1:] == alone["eval"][1:]
+            assert_same(each, alone)
 
 
 class Summed(TorchDispatchMode):

@@ -28,6 +28,7 @@ def trained(folder: Path, name: str, world: int, stop: int | None = None, **over
             return "stopped"
         return "done"
 
+    tiny_config(folder, **overrides)  # its files, once
     assert forked(world, act) == ["stopped" if stop else "done"] * world
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from loraft.config.schema import RunConfig
+from loraft.distributed.sharding import plain
 from loraft.events import Event
 from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder
@@ -122,7 +123,7 @@ class Recorder(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         """Keep the gradients."""
         gradients = (p.grad for group in self.param_groups for p in group["params"])
-        kept = {n: g.detach().clone() for n, g in zip(self.names, gradients, strict=True) if g is not None}
+        kept = {n: plain(g.detach()).clone() for n, g in zip(self.names, gradients, strict=True) if g is not None}
         self.steps.append(kept)
 
 

@@ -205,7 +205,8 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
     """Let plans be made for a GPU with so many bytes available."""
     placement = DeviceConfig("cuda", torch.bfloat16, "a GPU", 2 * available, available, ())
     monkeypatch.setattr("loraft.training.known_run.select_device", lambda *_: placement)
-    monkeypatch.setattr("loraft.training.run_plan.require_optimizer", lambda *_: None)
+    for place in ("run_plan", "strategy"):
+        monkeypatch.setattr(f"loraft.training.{place}.require_optimizer", lambda *_: None)
 
 
 @pytest.mark.parametrize(("method", "available", "optim"), [
