@@ -50,6 +50,8 @@ PROBED = ("falcon", "mamba", "gpt_oss")
 """Decoders of which the table knows nothing: what is done with them is found by experiment, or the plain way."""
 SPECIMEN: Mapping[ModelGroup, str] = {"decoder": "llama", "encoder_decoder": "t5", "classifier": "bert"}
 """The family of each task that the variants are tried on."""
+OTHERS = (("mistral", "float32"), ("gemma2", "offload"))
+"""Variants that are another way of attention: windows in float32, and capped scores that are computed anew."""
 UNKNOWN_IN_FLOAT32 = {("mixtral", "full")}
 """Where experts multiply in float32, which torch can do on CUDA, and not without numbers."""
 TASK_OF: Mapping[ModelGroup, str] = {
@@ -82,7 +84,9 @@ def _cases() -> list[Case]:
             name = SPECIMEN[use]
             if not (variant == "float16" and name == "t5"):  # which is refused
                 found.append(Case("variants", f"{name}-{variant}", task, name, options))
-    return found
+    return found + [
+        Case("variants", f"{name}-{variant}", "causal_lm", name, VARIANTS[variant]) for name, variant in OTHERS
+    ]
 
 
 def _probed() -> list[Case]:

@@ -64,7 +64,8 @@ def _answer_for_cuda(total: int, free: int) -> None:
         "get_device_capability": CAPABILITY, "get_device_properties": properties, "is_bf16_supported": True,
         "mem_get_info": (free, total), "memory_reserved": 0, "memory_allocated": 0,
         "max_memory_allocated": 1, "reset_peak_memory_stats": None, "synchronize": None, "empty_cache": None,
-        "get_rng_state_all": [], "get_rng_state": None, "set_rng_state": None, "is_current_stream_capturing": False,
+        "get_rng_state_all": [], "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
+        "is_current_stream_capturing": False,
         "_lazy_init": None, "manual_seed_all": None, "_is_in_bad_fork": False,
     }  # fmt: skip
     for name, answer in answers.items():

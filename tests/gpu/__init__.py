@@ -3,7 +3,6 @@
 On a machine that has one: `pip install -e '.[dev]'` beside its torch for CUDA, then
 
     pytest --slow tests/gpu
-    pytest --slow            # the whole suite: tiny runs take the GPU wherever they select a device
 
 Without a GPU `LORAFT_GPU_TESTS_ON_CPU=1 pytest --slow tests/gpu` runs those marked `gpu(or_cpu=True)` on the CPU: it
 shows that nothing in a test itself is wrong before somebody pays for a GPU. Those that look at CUDA's memory, streams
