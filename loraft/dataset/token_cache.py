@@ -217,16 +217,19 @@ def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], places: Sequence[str]) -> list[Example]:
-    ids, labels, types = (_rows(arrays[name], arrays[f"{name}_ends"]) for name in ("ids", "labels", "types"))
+    known: dict[int, int] = {}
+    ids, labels, types = (_rows(arrays[name], arrays[f"{name}_ends"], known) for name in ("ids", "labels", "types"))
     trained, tokens = (arrays[name].tolist() for name in ("trained", "tokens"))
     segments = (each or None for each in types)
     return list(map(Example, ids, labels, places, trained, tokens, segments))
 
 
-def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Iterable[list[int]]:
+def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any], known: dict[int, int]) -> Iterable[list[int]]:
+    """The rows as lists, in which equal numbers are one object, as `share_numbers` has them."""
     start = 0
     for end in ends.tolist():
-        yield flat[start:end].tolist()
+        numbers = flat[start:end].tolist()
+        yield list(map(known.setdefault, numbers, numbers))
         start = end
 
 

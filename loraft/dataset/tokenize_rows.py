@@ -17,7 +17,7 @@ from typing import Any
 from loraft.config.sections import DataSection, DataSource
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import Record
-from loraft.tokenization.examples import Example, RowRenderer
+from loraft.tokenization.examples import Example, RowRenderer, share_numbers
 from loraft.tokenization.long_texts import ManyTokensError
 
 
@@ -195,13 +195,19 @@ def tokenized(
     They are started as programs of their own: a fork would copy locks of threads and of the accelerator, and what
     multiprocessing spawns runs the caller's script once more where that has no guard around its main part.
     """
-    if processes == 1:
-        return tokenize_rows(renderer, records, places, wanted)
+    known: dict[int, int] = {}
     starts = range(0, len(records), CHUNK)
+
+    def chunk_at(start: int) -> tuple[Sequence[Record], Sequence[str]]:
+        return records[start : start + CHUNK], places[start : start + CHUNK]
+
+    if processes == 1:
+        chunks = (tokenize_rows(renderer, *chunk_at(start), wanted) for start in starts)
+        return [outcome for chunk in chunks for outcome in _sharing(chunk, known)]
     with _started(processes, pickle.dumps((renderer, wanted))) as free:
 
         def ask(start: int) -> list[TokenizedRow]:
-            chunk = (records[start : start + CHUNK], places[start : start + CHUNK])
+            chunk = chunk_at(start)
             process = free.get()
             try:
                 return _answer(process, chunk)
@@ -212,9 +218,15 @@ def tokenized(
 
         pool = ThreadPoolExecutor(processes)
         try:
-            return [outcome for chunk in pool.map(ask, starts) for outcome in chunk]
+            return [outcome for chunk in pool.map(ask, starts) for outcome in _sharing(chunk, known)]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _sharing(outcomes: list[TokenizedRow], known: dict[int, int]) -> list[TokenizedRow]:
+    """The same, whose equal tokens are one object."""
+    share_numbers((example for outcome in outcomes for example in outcome.examples), known)
+    return outcomes
 
 
 def _answer(process: Process, chunk: object) -> list[TokenizedRow]:

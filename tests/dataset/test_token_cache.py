@@ -81,6 +81,14 @@ def test_a_second_start_reads_no_row_and_gives_the_same(place: Place) -> None:
     assert place.reads == 1
 
 
+def test_equal_tokens_are_one_object(place: Place) -> None:
+    for data in (place.prepared(), place.prepared()):
+        numbers = [number for example in (*data.train, *data.eval) for number in (*example.input_ids, *example.labels)]
+        assert max(numbers) > 256, "Python has the smaller ones once as it is"
+        assert len({id(number) for number in numbers}) == len(set(numbers)) < len(numbers)
+    assert place.reads == 1
+
+
 @pytest.mark.parametrize(
     ("task", "rows"),
     [
