@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from loraft.config.choices import RowFormat
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
-from loraft.dataset.sampler import StepBatches
+from loraft.dataset.sampler import BatchSampler, StepBatches
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import LanguagePair, Record
@@ -29,11 +30,39 @@ from loraft.rows.row import RawRow
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example, RowRenderer
 
+Result = TypeVar("Result")
 TOKENIZED_AT_ONCE = 64
 DRAWS_AT_ONCE = 4096
 DRAWN, BAD, TOO_LONG, UNTRAINED = "drawn", "bad", "too long", "without a trained token"
 ROWS, SOURCES = 0x5EA1, 0x5EA2
 """Keep the draws of rows and of sources apart from each other, and from others of the same seed and epoch."""
+
+
+class Readers(Protocol):
+    """Those that read a stream together, of whom this process is one: each turns its share of the rows into tokens."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this one."""
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+
+    def of_each(self, act: Callable[[], Result]) -> list[Result]:
+        """What `act` gives with each of them."""
+
+
+@dataclass(frozen=True)
+class OneReader:
+    """The only one."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of_each(self, act: Callable[[], Result]) -> list[Result]:
+        """What `act` gives."""
+        return [act()]
 
 
 @dataclass(frozen=True)
@@ -57,6 +86,8 @@ class RowStream:
 
     Attributes:
         sources: The sources, which are mixed by how many rows each still has.
+        readers: Who reads them. All know what becomes of every row, so that the order, the places in it and the counts
+            are those of one.
         counts: What became of the rows so far: how many of them were drawn, and how many are what a word says.
         findings: What was found in how many of them.
     """
@@ -64,6 +95,7 @@ class RowStream:
     config: RunConfig
     sources: tuple[StreamedSource, ...]
     renderer: RowRenderer
+    readers: Readers = OneReader()
     counts: Counter[str] = field(default_factory=Counter)
     findings: Counter[str] = field(default_factory=Counter)
 
@@ -87,7 +119,7 @@ class RowStream:
             DataError: A row is bad, or too long where that is an error; it is named with file and line.
         """
         order = islice(self._order(epoch), drawn, None)
-        while chunk := list(islice(order, TOKENIZED_AT_ONCE)):
+        while chunk := list(islice(order, TOKENIZED_AT_ONCE * self.readers.world)):
             for outcome in self._outcomes(chunk):
                 count = len(outcome.examples)
                 for piece, example in enumerate(outcome.examples[pieces:], start=pieces + 1):
@@ -102,7 +134,13 @@ class RowStream:
         return _shuffled(mixed, self.config.data.shuffle_buffer, _draws([seed, epoch, ROWS]))
 
     def _outcomes(self, chunk: Sequence[tuple[int, RawRow]]) -> list[TokenizedRow]:
-        """What becomes of some rows, in their order."""
+        """What becomes of some rows, in their order, of which each reader looks into its share."""
+        world = self.readers.world
+        shares = self.readers.of_each(lambda: self._tokenized(chunk[self.readers.rank :: world]))
+        in_order = (shares[place % world][place // world] for place in range(len(chunk)))
+        return [self._counted(outcome, self.sources[of]) for outcome, (of, _) in zip(in_order, chunk, strict=True)]
+
+    def _tokenized(self, chunk: Sequence[tuple[int, RawRow]]) -> list[TokenizedRow]:
         found: dict[int, TokenizedRow] = {}
         data, task = self.config.data, TASKS[self.config.task]
         languages = LanguagePair(data.source_lang, data.target_lang)
@@ -119,7 +157,7 @@ class RowStream:
                     found[place] = TokenizedRow(problems=error.problems)
             said, where = [record for record, _ in records.values()], [where for _, where in records.values()]
             found |= zip(records, tokenize_rows(self.renderer, said, where, source.wanted), strict=True)
-        return [self._counted(found[place], self.sources[of]) for place, (of, _) in enumerate(chunk)]
+        return [found[place] for place in range(len(chunk))]
 
     def _counted(self, outcome: TokenizedRow, source: StreamedSource) -> TokenizedRow:
         if outcome.problems and self.config.data.on_bad_row == "error":
@@ -188,6 +226,11 @@ class StreamingSampler:
         """The optimizer steps of an epoch in which every row is trained on; very many where the rows are not known."""
         rows = self.stream.rows
         return sys.maxsize if rows is None else ceil(ceil(rows / self.batch_size) / self.accumulation)
+
+
+def streaming_sampler(stream: RowStream, drawn: BatchSampler, readers: Readers) -> StreamingSampler:
+    """The batches of a stream that some read together, as large as those of rows that are known."""
+    return StreamingSampler(replace(stream, readers=readers), drawn.batch_size, drawn.accumulation)
 
 
 def _mixed(

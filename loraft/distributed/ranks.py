@@ -110,6 +110,10 @@ class Ranks:
         self._require_none(error, patiently=patiently)
         return value  # type: ignore[return-value]
 
+    def of_each(self, act: Callable[[], Result]) -> list[Result]:
+        """What `act` gives on each rank; where it failed on one, every rank raises what that one did."""
+        return self.gathered(self.together(act))
+
     def drawn_together(self, items: Iterator[Result]) -> Iterator[Result]:
         """The items, each of which every rank has before one goes on."""
         while (item := self.together(lambda: next(items, None))) is not None:

@@ -15,7 +15,7 @@ from loraft.adapters.model_card import shown
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
-from loraft.dataset.streaming import StreamingSampler
+from loraft.dataset.streaming import StreamingSampler, streaming_sampler
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.errors import ConfigError
 from loraft.figures import counted
@@ -80,7 +80,7 @@ def plan_run(
     _require_tiles(known)
     config, data, packed = known.config, known.data, _packed(known)
     drawn = _sampler(known, batches_a_step or config.training.gradient_accumulation_steps * ranks.world)
-    batches = drawn if data.stream is None else StreamingSampler(data.stream, drawn.batch_size, drawn.accumulation)
+    batches = drawn if data.stream is None else streaming_sampler(data.stream, drawn, ranks)
     known, memory, saving, spread_notes = spread(known, drawn, ranks, packed=packed, pages=chosen_by_itself)
     config = known.config
     memory_notes = [*spread_notes, *_saving_notes(config.training, saving)]

@@ -67,7 +67,9 @@ CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "split", "method"), CASES)
-def test_gradient_and_evaluation_are_those_of_one_process(tmp_path: Path, task: str, split: str, method: str) -> None:
+def test_c39_gradient_and_evaluation_are_those_of_one_process(
+    tmp_path: Path, task: str, split: str, method: str
+) -> None:
     overrides = {"task": task, "method": method, "training__per_device_train_batch_size": 2, **SPLITS[split]}
     tiny_config(tmp_path, **overrides)
     (alone,) = forked(1, lambda ranks: measured(tmp_path, ranks, 4, overrides))
