@@ -178,7 +178,8 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
     try:
         yield track
     finally:
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # `end_training` would end the group of the ranks as well
+            tracker.finish()
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:

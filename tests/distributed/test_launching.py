@@ -34,18 +34,21 @@ def free_port() -> str:
 
 @pytest.mark.slow
 def test_every_launcher_gives_the_same_run_and_tells_it_once(place: Path) -> None:
-    """`--num-processes`, torchrun and accelerate launch; `--json` prints one document."""
-    ours = done(place, "train", "c.yaml", "training.output_dir=ours", *TWO, "--json")
+    """`--num-processes`, torchrun, accelerate launch; `--json` prints one document, and rank 0 alone has trackers."""
+    words = ("train", "c.yaml", "training.report_to=[tensorboard]", "training.sample_prompts=[the order]", "--json")
+    ours = done(place, *words, "training.output_dir=ours", *TWO)
     assert ours.returncode == 0, ours.stderr
     assert json.loads(ours.stdout)["run_folder"] == "ours"
     assert ours.stderr.count("2 ranks train together on this machine") == 1
     assert ours.stderr.count("step 4/4") == 1
     for name, launcher in (("torchrun", torchrun), ("accelerate", accelerate)):
-        other = done(place, launch=launcher("train", "c.yaml", f"training.output_dir={name}", "--json"))
+        other = done(place, launch=launcher(*words, f"training.output_dir={name}"))
         assert other.returncode == 0, other.stderr
         assert json.loads(other.stdout)["run_folder"] == name
         assert other.stderr.count("step 4/4") == 1
         assert trained(place / name) == trained(place / "ours")
+    assert len(list((place / "ours" / "trackers").rglob("events.*"))) == 2, "the hyperparameters and the metrics"
+    assert len((place / "ours" / "samples.jsonl").read_text().splitlines()) == 4
     manifest = json.loads((place / "ours" / "manifest.json").read_text())
     assert manifest["ranks"] == 2
 

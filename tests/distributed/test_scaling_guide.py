@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraft.config.sections import DistributedSection
+from loraft.config.distributed_section import DistributedSection
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = (ROOT / "docs/guides/scaling.md").read_text(encoding="utf-8")
