@@ -136,7 +136,13 @@ class RunError(LoraftError):
 
 
 class LostRankError(RunError):
-    """One of the processes that train together has gone, or does not answer."""
+    """One of the processes that train together has gone, or does not answer.
+
+    Attributes:
+        silent: The processes of this machine that do not answer, which may be there all the same.
+    """
+
+    silent: tuple[int, ...] = ()
 
     def __init__(self, message: str, *, exit_code: int = 3, **place: Any) -> None:
         super().__init__(message, **place)

@@ -114,10 +114,10 @@ def start_ranks(asked: RanksOptions, arguments: Sequence[str]) -> None:
 def require_success(left: Mapping[int, LoraftError], ended: Mapping[int, int], world: int) -> None:
     """Raise what is to be told of processes that have left errors, or ended with other exit codes than 0, by rank.
 
-    That one was lost is told by others too, and is the consequence.
+    That one was lost is told by others too, and is the consequence, as it is that these were asked to stop.
     """
     for error in left.values():
-        if not isinstance(error, LostRankError):
+        if not isinstance(error, LostRankError | Interrupted):
             raise error
     for rank, code in ended.items():
         if code < 0 and -code != signal.SIGTERM:
@@ -195,11 +195,15 @@ def _tell_once(error: BaseException, place: RankEnvironment, speak: Callable[[],
     if place.world == 1:
         return
     told_by_main = getattr(error, "told_by_main", False)
-    if not told_by_main and (isinstance(error, LostRankError) or place.local_rank == 0):
-        speak()
+    tells = place.rank == 0 if told_by_main else isinstance(error, LostRankError) or place.local_rank == 0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN if place.rank == 0 else signal.SIG_DFL)
-    if told_by_main and place.rank > 0:
+        signal.signal(number, signal.SIG_IGN if tells else signal.SIG_DFL)
+    if tells:
+        speak()
+    for process in error.silent if isinstance(error, LostRankError) else ():
+        with suppress(ProcessLookupError):  # one that is stopped hears no other signal: torchrun would wait 30 s for it
+            os.kill(process, signal.SIGKILL)
+    if told_by_main and not tells:
         time.sleep(LEAD)
 
 

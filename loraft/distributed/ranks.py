@@ -265,15 +265,17 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
             ours = PrefixStore(f"start {place.restarts}", store)
             dist.init_process_group(backend, store=ours, rank=place.rank, world_size=place.world, timeout=patience)
         patient = dist.new_group(backend="gloo", timeout=PATIENT)
+        ranks = Ranks(place.rank, place.world, place.local_rank, place.local_world, patient)
+        processes = ranks.gathered(os.getpid())
     except Exception as error:
         if not is_lost_contact(error):
             raise
         raise unreached(place, settings.timeout_seconds) from error
     try:
-        yield Ranks(place.rank, place.world, place.local_rank, place.local_world, patient)
+        yield ranks
     except (Exception, KeyboardInterrupt) as error:
         store = dist.distributed_c10d._get_default_store()
-        raise said_by_all(error, store, place, settings.timeout_seconds) from error
+        raise said_by_all(error, store, place, settings.timeout_seconds, processes) from error
     if begun_here:
         dist.destroy_process_group()
 

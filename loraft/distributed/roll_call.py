@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
@@ -43,7 +43,11 @@ def unreached(place: RankEnvironment, seconds: float) -> LostRankError:
 
 
 def said_by_all(
-    error: Exception | KeyboardInterrupt, store: Store, place: RankEnvironment, seconds: float
+    error: Exception | KeyboardInterrupt,
+    store: Store,
+    place: RankEnvironment,
+    seconds: float,
+    processes: Sequence[int],
 ) -> Exception | KeyboardInterrupt:
     """What a rank raises that ends by an error: where that is not known to all yet, they will raise the same.
 
@@ -52,6 +56,7 @@ def said_by_all(
         store: All ranks joined by it.
         place: Which rank it is.
         seconds: How long it waited for others.
+        processes: Those of all ranks.
     """
     if getattr(error, "told_by_main", False):
         return error
@@ -70,6 +75,10 @@ def said_by_all(
             return found
     late = any(word in str(error).lower() for word in LATE_WORDS)
     silent = _lost(_who_is_silent(set(words), place, seconds if late else None))
+    if late:
+        first = place.rank - place.local_rank
+        here = set(range(first, first + place.local_world)) - set(words)
+        silent.silent = tuple(processes[rank] for rank in sorted(here) if words)
     silent.told_by_main = place.rank != min(words, default=place.rank)
     return silent
 

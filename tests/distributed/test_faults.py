@@ -27,6 +27,7 @@ from tests.distributed.starting import (
     goes_on,
     launching,
     torchrun,
+    trained,
 )
 
 TIMEOUT, ROLL, SPARE = 4, 2, 15
@@ -81,6 +82,42 @@ def test_a_lost_rank_is_named_and_the_run_goes_on(
     assert "gloo" not in ended.stderr
     assert "Traceback" not in ended.stderr
     goes_on(place, unbroken)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_before_the_first_step_is_named(place: Path) -> None:
+    """It is what a system does that has too little memory for as many models."""
+    harm = at_call("loraft.training.trainer:build_model", 0, 1, signalled(signal.SIGKILL))
+    ended = done(place, "train", "c.yaml", *TWO, before=harm)
+    assert ended.returncode == 137
+    assert "rank 0 of 2 was ended by SIGKILL" in ended.stderr
+    assert "stopped" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_rank_that_is_stopped_is_named_and_ended(place: Path) -> None:
+    """Torchrun itself waits 30 seconds for a process that it has asked to stop."""
+    began = time.monotonic()
+    harm = at_call(STEP, 0, 2, signalled(signal.SIGSTOP))
+    ended = done(place, launch=torchrun("train", "c.yaml"), before=harm)
+    assert time.monotonic() - began < TIMEOUT + ROLL + SPARE
+    assert ended.stderr.count("error: ") == 1
+    assert "rank 0 of 2 has not answered for 4 seconds" in ended.stderr
+
+
+@pytest.mark.slow
+def test_all_are_started_again_when_one_is_lost(place: Path, unbroken: object) -> None:
+    """`--max-restarts 1`: the run ends as if nothing had happened, without a word from its user."""
+    once = place / "once"
+
+    def kill(*_: object) -> None:
+        if not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ended = done(place, "train", "c.yaml", *TWO, "--max-restarts", "1", before=at_call(STEP, 1, 3, kill))
+    assert ended.returncode == 0, ended.stderr
+    assert trained(place / "run") == unbroken
 
 
 @pytest.mark.slow
