@@ -39,7 +39,7 @@ def is_lost_contact(error: BaseException) -> bool:
 def unreached(place: RankEnvironment, seconds: float) -> LostRankError:
     """What a rank has to say to which not all others came, or which did not reach the first one."""
     message = f"rank {place.rank} of {place.world} waited {seconds:g} seconds for the others, which are not all there"
-    return _lost(message, exit_code=3)
+    return _lost(message, late=True)
 
 
 def said_by_all(
@@ -74,7 +74,7 @@ def said_by_all(
                 return of_rank(found, rank, place.world)
             return found
     late = any(word in str(error).lower() for word in LATE_WORDS)
-    silent = _lost(_who_is_silent(set(words), place, seconds if late else None))
+    silent = _lost(_who_is_silent(set(words), place, seconds if late else None), late=late)
     if late:
         first = place.rank - place.local_rank
         here = set(range(first, first + place.local_world)) - set(words)
@@ -135,8 +135,8 @@ def _who_is_silent(there: set[int], place: RankEnvironment, waited: float | None
     return f"ranks {named} and {silent[-1]} of {place.world} have {what}"
 
 
-def _lost(message: str, *, exit_code: int = 3) -> LostRankError:
-    return LostRankError(message, exit_code=exit_code, key="distributed.timeout_seconds", remedy=REMEDY)
+def _lost(message: str, *, late: bool) -> LostRankError:
+    return LostRankError(message, key="distributed.timeout_seconds" if late else None, remedy=REMEDY)
 
 
 def portable(error: Exception | KeyboardInterrupt, rank: int) -> Exception:
