@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -167,24 +167,32 @@ def train(
     with (
         joined(config.distributed) as ranks,
         noted_signals(signal.SIGUSR1) as save_requests,  # planning too: before the first step it would end the process
-        ExitStack() as opened,
     ):
         observer = observer if ranks.main else ignored
         chosen = ranks.on_main(lambda: _chosen_folder(config, name, observer, resume=resume, overwrite=overwrite))
         folder = RunFolder(chosen, writes=ranks.main)
         known, batches = ranks.on_main(lambda: _known(config, folder, resume=resume))
         plan = _planned_together(known, folder, ranks, batches)
-        ranks.together(lambda: opened.enter_context(folder.open()))
-        return run_plan(
-            *(plan, folder, ranks),
-            resume=resume,
-            resume_anyway=resume_anyway,
-            overwrite=overwrite,
-            observer=observer,
-            save_requests=save_requests,
-            answerer=lambda adapted: _answerer(adapted, plan),
-            command=command,
-        )
+        with _opened(folder, ranks):
+            return run_plan(
+                *(plan, folder, ranks),
+                resume=resume,
+                resume_anyway=resume_anyway,
+                overwrite=overwrite,
+                observer=observer,
+                save_requests=save_requests,
+                answerer=lambda adapted: _answerer(adapted, plan),
+                command=command,
+            )
+
+
+@contextmanager
+def _opened(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+    """The folder, which is rank 0's own and seen by all of them."""
+    with ExitStack() as opened:
+        ranks.on_main(lambda: opened.enter_context(folder.open()))
+        ranks.together(folder.require_seen, patiently=True)
+        yield
 
 
 def _planned_together(config: RunConfig, folder: RunFolder, ranks: Ranks, batches: int | None) -> RunPlan:

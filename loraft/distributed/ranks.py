@@ -61,6 +61,7 @@ class Ranks:
         local_rank: The number of this one on its machine.
         local_world: How many are on its machine.
         patient: The group that waits as long as it takes.
+        prompt: The group in which what ranks agree on is told; None is that of the gradients.
     """
 
     rank: int = 0
@@ -68,6 +69,7 @@ class Ranks:
     local_rank: int = 0
     local_world: int = 1
     patient: Any = None
+    prompt: Any = None
 
     @property
     def main(self) -> bool:
@@ -91,7 +93,7 @@ class Ranks:
         if self.world == 1:
             return list(numbers)
         values = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(values, how)
+        dist.all_reduce(values, how, group=self.prompt)
         return [float(value) for value in values]
 
     def gathered(self, value: Result, *, patiently: bool = False) -> list[Result]:
@@ -99,7 +101,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self.patient if patiently else None)
+        dist.all_gather_object(values, value, group=self.patient if patiently else self.prompt)
         return values
 
     def together(self, act: Callable[[], Result], *, patiently: bool = False) -> Result:
@@ -139,7 +141,7 @@ class Ranks:
 
     def _require_none(self, error: Exception | None, *, patiently: bool, by_main: bool = False) -> None:
         """Raise the error that the first rank to have one met, which is named where it is not rank 0 for all."""
-        group = self.patient if patiently else None
+        group = self.patient if patiently else self.prompt
         found = torch.tensor([float(error is not None)])
         dist.all_reduce(found, group=group)
         if not found.item():
@@ -255,17 +257,20 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
     _choose_gpu(place.local_rank, place.local_world)
     if place.world > place.local_world:
         _choose_interface()
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    on_gpus = torch.cuda.is_available()
     patience = timedelta(seconds=settings.timeout_seconds)
+    # NCCL ends a process that has waited too long: by then the others have been found silent, and it was said.
+    backend, gradients = ("cpu:gloo,cuda:nccl", 2 * patience) if on_gpus else ("gloo", patience)
     begun_here = not dist.is_initialized()
     try:
         if begun_here:
             store, _, _ = next(rendezvous("env://", timeout=patience))
             # One that is started again would else find the addresses of those that were lost.
             ours = PrefixStore(f"start {place.restarts}", store)
-            dist.init_process_group(backend, store=ours, rank=place.rank, world_size=place.world, timeout=patience)
+            dist.init_process_group(backend, store=ours, rank=place.rank, world_size=place.world, timeout=gradients)
         patient = dist.new_group(backend="gloo", timeout=PATIENT)
-        ranks = Ranks(place.rank, place.world, place.local_rank, place.local_world, patient)
+        prompt = dist.new_group(backend="gloo", timeout=patience) if on_gpus else None
+        ranks = Ranks(place.rank, place.world, place.local_rank, place.local_world, patient, prompt)
         processes = ranks.gathered(os.getpid())
     except Exception as error:
         if not is_lost_contact(error):

@@ -9,11 +9,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from loraft.adapters.inject import AdaptedModel
 from loraft.config.change_config import with_values
 from loraft.config.config_file import inline, load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.distributed.ranks import Ranks
-from loraft.errors import AdapterError, ConfigError, DataError, Problem, RunFolderError
+from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Problem, RunFolderError
 from loraft.events import Note
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
@@ -87,6 +88,19 @@ def require_same_data(plan: RunPlan, ranks: Ranks) -> None:
     if told[ranks.rank] != told[0]:
         message = f"the rows, model or device of rank {ranks.rank} are not those of rank 0"
         raise DataError(message, remedy="give every machine the same files and a GPU of the same kind")
+
+
+def require_same_model(adapted: AdaptedModel, ranks: Ranks) -> None:
+    """Refuse ranks whose base is another, or whose GPU takes other kernels, as the notes tell, than the first one's.
+
+    Raises:
+        ModelError: This is one.
+    """
+    told = ranks.gathered((adapted.loaded.fingerprint, adapted.notes))
+    if told[ranks.rank] != told[0]:
+        message = f"the base's weights, or the kernels that were tried, of rank {ranks.rank} are not those of rank 0"
+        remedy = "give every machine the same model files, and GPUs of the same kind, or write training.kernels: plain"
+        raise ModelError(message, remedy=remedy)
 
 
 def _begun(folder: RunFolder) -> RunConfig:

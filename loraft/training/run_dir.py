@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,7 @@ RUNS = Path("runs")
 LOCK = ".lock"
 OURS = re.compile(r"\.lock|\.beside|trackers|\.(config\.yaml|manifest\.json)\.\d+")
 """What a run that was stopped before it began may have left."""
+SECONDS_TO_BE_SEEN = 60
 
 
 class RunFolder:
@@ -54,9 +56,6 @@ class RunFolder:
         Raises:
             RunFolderError: Another process is writing to it, or it cannot be written.
         """
-        if not self.writes:
-            yield
-            return
         lock, where = FileLock(self.path / LOCK), str(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -70,6 +69,19 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def require_seen(self) -> None:
+        """Wait until the folder that another process has opened is seen here too, which a network's disk may take.
+
+        Raises:
+            RunFolderError: It is not.
+        """
+        for _ in range(SECONDS_TO_BE_SEEN):
+            if (self.path / LOCK).exists():
+                return
+            time.sleep(1)
+        remedy = "name a folder on a disk that all machines share"
+        raise RunFolderError("is not seen here", where=str(self.path), key="training.output_dir", remedy=remedy)
 
     def require(self) -> None:
         """Make sure that the folder is there still, before something is written that would make it anew.

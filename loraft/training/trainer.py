@@ -36,7 +36,7 @@ from loraft.models.remote_code import is_trusted
 from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit, save_weights, weights_in
-from loraft.training.resume import compare_with_begun, refuse_another_base, resume_from
+from loraft.training.resume import compare_with_begun, refuse_another_base, require_same_model, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
 from loraft.training.run_plan import RunPlan
@@ -115,6 +115,7 @@ def run_plan(
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
         adapted = ranks.together(lambda: build_model(plan), patiently=True)
+        ranks.together(lambda: require_same_model(adapted, ranks))
         for note in adapted.notes:
             observer(Note(note))
         reset_peak(plan.placement.device)

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ import torch
 from loraft.distributed.deal_rows import deal_rows
 from loraft.distributed.rank_environment import RankEnvironment
 from loraft.distributed.ranks import ALONE, Ranks
-from loraft.errors import ConfigError, Interrupted, LoraftError, LostRankError, Problem
+from loraft.errors import ConfigError, Interrupted, LoraftError, LostRankError, Problem, RunFolderError
+from loraft.training.resume import require_same_model
+from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import plan_run
 from tests.distributed.forked import forked
 from tests.training.building import tiny_config
@@ -27,7 +31,11 @@ def raised(act: Callable[[], object]) -> tuple[str, str, bool]:
     except LoraftError as error:
         return type(error).__name__, str(error), error.told_by_main
     except Exception as error:
-        return type(error).__name__, " ".join([str(error), *error.__notes__]), getattr(error, "told_by_main", False)
+        return (
+            type(error).__name__,
+            " ".join([str(error), *getattr(error, "__notes__", ())]),
+            getattr(error, "told_by_main", False),
+        )
     return "", "", False
 
 
@@ -37,9 +45,12 @@ def failing(ranks: Ranks, on: int, error: Exception) -> int:
     return ranks.rank
 
 
+def wrong() -> ConfigError:
+    return ConfigError("is wrong", key="seed", remedy="write 1")
+
+
 def of_everything(ranks: Ranks) -> dict[str, object]:
     """What one forked rank finds, of all that ranks agree on."""
-    wrong = ConfigError("is wrong", key="seed", remedy="write 1")
     parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
     parameters[0].grad = torch.full((3,), 1.0 + ranks.rank)
     ranks.sum_gradients(parameters)
@@ -49,10 +60,10 @@ def of_everything(ranks: Ranks) -> dict[str, object]:
         "gathered": ranks.gathered(f"rank {ranks.rank}"),
         "main": ranks.on_main(lambda: ranks.rank),
         "first": ranks.first_on_each_machine(lambda: ranks.rank),
-        "one failed": raised(lambda: ranks.together(lambda: failing(ranks, 1, wrong))),
-        "all failed": raised(lambda: ranks.together(lambda: failing(ranks, ranks.rank, wrong))),
-        "main failed": raised(lambda: ranks.on_main(lambda: failing(ranks, 0, wrong))),
-        "first failed": raised(lambda: ranks.first_on_each_machine(lambda: failing(ranks, 0, wrong))),
+        "one failed": raised(lambda: ranks.together(lambda: failing(ranks, 1, wrong()))),
+        "all failed": raised(lambda: ranks.together(lambda: failing(ranks, ranks.rank, wrong()))),
+        "main failed": raised(lambda: ranks.on_main(lambda: failing(ranks, 0, wrong()))),
+        "first failed": raised(lambda: ranks.first_on_each_machine(lambda: failing(ranks, 0, wrong()))),
         "bug": raised(lambda: ranks.together(lambda: failing(ranks, 1, ZeroDivisionError("a bug")))),
         "drawn": list(ranks.drawn_together(iter(["a", "b"]))),
         "gradients": [parameter.grad.tolist() for parameter in parameters if parameter.grad is not None],
@@ -72,7 +83,7 @@ def test_what_one_rank_meets_all_raise_and_rank_0_tells() -> None:
         assert [found[f"{who} failed"] for who in ("all", "main", "first")] == [("ConfigError", alone, True)] * 3
         kind, said, told = found["bug"]  # type: ignore[misc]
         assert (kind, told) == ("ZeroDivisionError", True)
-        assert "on rank 1:" in said
+        assert ("on rank 1:" in said) == (rank == 0), "rank 1 has its own traceback"
         assert found["gradients"] == [[3.0] * 3, [[0.0] * 2] * 2]
 
 
@@ -107,3 +118,23 @@ def test_a_place_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     for name, said in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, said)
     assert RankEnvironment.read() == RankEnvironment(3, 4, 1, 2)
+
+
+def test_a_rank_that_does_not_see_the_run_s_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraft.training.run_dir.SECONDS_TO_BE_SEEN", 0)
+    with pytest.raises(RunFolderError, match="is not seen here\n  name a folder on a disk that all machines share"):
+        RunFolder(tmp_path / "run", writes=False).require_seen()
+
+
+def with_another_base(ranks: Ranks) -> tuple[str, str, bool]:
+    """What a rank raises whose base is not that of rank 0."""
+    adapted: Any = SimpleNamespace(loaded=SimpleNamespace(fingerprint=f"of {ranks.rank}"), notes=())
+    return raised(lambda: ranks.together(lambda: require_same_model(adapted, ranks)))
+
+
+@pytest.mark.slow
+def test_ranks_with_other_bases_are_refused() -> None:
+    for found in forked(2, with_another_base):
+        kind, said, told = found
+        assert (kind, told) == ("ModelError", True)
+        assert "of rank 1 are not those of rank 0" in said
