@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from loraft.adapters.inject import AdaptedModel, trained_parameters
 from loraft.config.distributed_section import DistributedSection
+from loraft.distributed.part_loading import gather_in
 from loraft.distributed.ranks import Ranks
 from loraft.kernels.cuda_lora import keep_constants
 from loraft.tasks.loss import TaskLoss
@@ -88,11 +89,13 @@ def shard(
     """
     # T5's layers give a view, on which nothing is done in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    keep_constants(loss)
     loss.keeps_casts = False
     mesh = _mesh(settings, ranks, device)
     offload = CPUOffloadPolicy() if settings.cpu_offload and device != "cpu" else OffloadPolicy()
+    gather_in(loss, ranks, besides=layers)
     for layer in layers:
+        gather_in(layer, ranks)
+        keep_constants(layer)
         fully_shard(layer, mesh=mesh, reshard_after_forward=settings.reshard, offload_policy=offload)
     fully_shard(loss, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
     register_fsdp_forward_method(loss, "with_router_loss")

@@ -46,14 +46,14 @@ def release_freed(device: str) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def give_back_at_once() -> None:
+def give_back_at_once(mapped_from: int = MAPPED_FROM) -> None:
     """Have large tensors of a CPU go back to the system as they are freed, for about a fifth more time.
 
     glibc keeps them in its heap, where tensors that are aligned fit into few of the holes that others left: without
     this gradient checkpointing takes as much memory as what it saves (GPT-2's layers at 2,048 tokens: 1.6 for 0.9 GB).
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(-3, MAPPED_FROM)  # M_MMAP_THRESHOLD
+        ctypes.CDLL(None).mallopt(-3, mapped_from)  # M_MMAP_THRESHOLD
 
 
 def reset_peak(device: str) -> None:

@@ -46,6 +46,20 @@ def hindrances(known: KnownRun) -> Iterator[Problem]:
             yield Problem(said, key=key, remedy=f"{remedy}, or distributed.strategy: ddp")
 
 
+def loads_in_parts(known: KnownRun, ranks: Ranks) -> bool:
+    """Whether a rank needs no whole model even while it loads: where nothing looks at the weights before they are used.
+
+    That is decoders with plain LoRA or trained whole; what begins with the weights, copies modules or adds tokens does.
+    """
+    config, targets = known.config, known.shape.targets
+    if ranks.world == 1 or config.distributed.strategy != "fsdp2" or known.task.group != "decoder":
+        return False
+    if known.shape.stored is not None or config.model.add_tokens:
+        return False
+    looks = config.lora.use_dora or config.lora.init not in ("default", "gaussian")
+    return targets is None or not (looks or targets.saved or targets.rows or targets.weights)
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a rank holds of a model in parts.

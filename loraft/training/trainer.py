@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import shown, shown_word
-from loraft.distributed.ranks import Ranks
+from loraft.distributed.part_loading import loading_in_parts
+from loraft.distributed.ranks import ALONE, Ranks
 from loraft.events import Note, Observer
 from loraft.figures import perplexity
 from loraft.io.checksums import sha256_of_facts
@@ -41,6 +42,7 @@ from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
 from loraft.training.run_plan import RunPlan
 from loraft.training.start_batches import begin_from_rows
+from loraft.training.strategy import loads_in_parts
 from loraft.training.train_step import Trainer
 from loraft.version import __version__, version_of
 
@@ -114,7 +116,7 @@ def run_plan(
     taken_on, steps_before = ranks.on_main(lambda: compare_with_begun(plan, folder, resume, anyway=resume_anyway))
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
-        adapted = ranks.together(lambda: build_model(plan), patiently=True)
+        adapted = ranks.together(lambda: build_model(plan, ranks), patiently=True)
         ranks.together(lambda: require_same_model(adapted, ranks))
         for note in adapted.notes:
             observer(Note(note))
@@ -139,7 +141,7 @@ def run_plan(
     return _result(run, state, saved, saved_step, time.monotonic() - began)
 
 
-def build_model(plan: RunPlan) -> AdaptedModel:
+def build_model(plan: RunPlan, ranks: Ranks = ALONE) -> AdaptedModel:
     """The planned model: loaded, with its adapter, its attention, its norms and its checkpointing."""
     method = plan.config.method
     # What is trained whole is loaded in float32, without rounding on the way.
@@ -149,7 +151,10 @@ def build_model(plan: RunPlan) -> AdaptedModel:
     streamed: Fed | None = None
     if plan.config.model.stream_layers and has_own_memory(placement.device):
         streamed = "ends" if plan.shape.ends else "layers"
-    loaded = load_model(plan.model, placement, quantization=quantization, group=group, labels=labels, streamed=streamed)
+    with loading_in_parts(ranks) if loads_in_parts(plan, ranks) else nullcontext():
+        loaded = load_model(
+            plan.model, placement, quantization=quantization, group=group, labels=labels, streamed=streamed
+        )
     torch.manual_seed(plan.config.seed)
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)

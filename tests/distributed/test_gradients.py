@@ -33,7 +33,7 @@ def measured(folder: Path, ranks: Ranks, batches: int, overrides: dict[str, Any]
     """The loss, the gradient and the norm of the first step, and the loss of an evaluation on the training rows."""
     config = tiny_config(folder, **overrides)
     plan = plan_run(config, ranks=ranks, batches_a_step=batches)
-    run = Trainer(plan, RunFolder(folder, writes=False), build_model(plan), str, lambda _: None, [], ranks)
+    run = Trainer(plan, RunFolder(folder, writes=False), build_model(plan, ranks), str, lambda _: None, [], ranks)
     run.optimizer = recorded = Recorder(run)
     clock = Throughput(0)
     take_step(run, 1, run.prepare(next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))), clock)
@@ -96,7 +96,7 @@ class Summed(TorchDispatchMode):
 def summed(folder: Path, ranks: Ranks) -> tuple[int, int]:
     """The bytes that a step sums, and those that the plan has."""
     plan = plan_run(tiny_config(folder), ranks=ranks)
-    run = Trainer(plan, RunFolder(folder, writes=False), build_model(plan), str, lambda _: None, [], ranks)
+    run = Trainer(plan, RunFolder(folder, writes=False), build_model(plan, ranks), str, lambda _: None, [], ranks)
     prepared = run.prepare(next(plan.batches.windows(plan.data.train, 0, 0, (0, 0))))
     with Summed() as counted:
         take_step(run, 1, prepared, Throughput(0))

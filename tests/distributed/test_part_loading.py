@@ -1,0 +1,79 @@
+"""No rank of those that hold parts holds the model, while it loads or later."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from loraft.config.schema import RunConfig
+from loraft.distributed.ranks import Ranks
+from loraft.distributed.sharding import own_part
+from loraft.io.held_memory import release_freed
+from loraft.training.run_dir import RunFolder
+from loraft.training.run_plan import plan_run
+from loraft.training.train_step import Trainer
+from loraft.training.trainer import build_model
+from tests.distributed.forked import forked
+from tests.training.building import rows, write_rows
+
+IMPORTED = 64 * 2**20
+"""What a process takes besides for a tokenizer, and for libraries that are loaded when they are needed."""
+
+
+def held_now() -> int:
+    """The bytes of this process that lie in no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
+
+
+def loaded_bytes(config: RunConfig, ranks: Ranks) -> tuple[int, int, int, int]:
+    """The most that loading held, and sharding after it; what a rank has of the weights, and the largest tensor."""
+    plan = plan_run(config, ranks=ranks)
+    gc.collect()
+    release_freed("cpu")
+    before, most, done = held_now(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            most[0] = max(most[0], held_now() - before)
+            time.sleep(0.002)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    folder = RunFolder(Path(str(config.training.output_dir)), writes=False)
+    adapted = build_model(plan, ranks)
+    loading = most[0]
+    run = Trainer(plan, folder, adapted, str, lambda _: None, [], ranks)
+    done.set()
+    watching.join()
+    parts = [own_part(weight) for weight in run.loss.parameters()]
+    table = run.adapted.loaded.model.get_input_embeddings().weight
+    return (
+        loading,
+        most[0],
+        sum(part.numel() * part.element_size() for part in parts),
+        table.numel() * table.element_size(),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_loading_holds_a_part_and_what_is_gathered_twice(tmp_path: Path, smollm2: Path, method: str) -> None:
+    """SmolLM2's embeddings, 57 MB in 16 bits, are eight of its layers: they are what is gathered at once."""
+    config = RunConfig.model_validate({
+        "method": method,
+        "model": {"name_or_path": str(smollm2), "dtype": "bfloat16"},
+        "data": {"train": str(write_rows(tmp_path / "train.jsonl", rows())), "eval": None, "max_length": 64},
+        "training": {"output_dir": str(tmp_path / "run"), "max_steps": 2, "per_device_train_batch_size": 2},
+        "lora": {"r": 4},
+        "distributed": {"strategy": "fsdp2"},
+    })  # fmt: skip
+    for found in forked(2, lambda ranks: loaded_bytes(config, ranks)):
+        assert not isinstance(found, str), found
+        loading, most, own, gathered = found
+        assert loading <= 1.2 * (own + gathered), "the whole model is more"
+        assert most <= 1.2 * (own + 2 * gathered) + IMPORTED
