@@ -117,7 +117,7 @@ def _training(plan: RunPlan, folder: Path) -> dict[str, Any]:
     settings = plan.config.training
     return {
         "run_folder": shown(folder.as_posix()),
-        "rows_a_step": settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
+        "rows_a_step": settings.per_device_train_batch_size * plan.batches.accumulation,
         "layout": "end to end" if plan.layout.packed else "padded",
         "shared_prefix": plan.layout.shares,
         "steps_an_epoch": plan.batches.steps(0) if plan.data.report.train_rows is not None else None,

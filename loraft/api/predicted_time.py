@@ -94,6 +94,7 @@ def _rounded(number: float) -> float:
 def _not_predicted(plan: RunPlan) -> str | None:
     """Why no time is predicted; None where one is."""
     gpu, dtype = plan.placement.gpu, plan.placement.dtype
+    alone = plan.config.training.gradient_accumulation_steps
     if plan.placement.device != "cuda":
         return "no rate is known of a CPU, where `measure=5` takes five steps"
     if gpu is None:
@@ -101,6 +102,7 @@ def _not_predicted(plan: RunPlan) -> str | None:
     reasons = {
         "rates are known of products in 16 bits, and model.dtype is float32": dtype == torch.float32,
         "this GPU multiplies float16 and no bfloat16": dtype == torch.bfloat16 and not gpu.bfloat16,
+        "what ranks wait for one another is not counted": alone != plan.batches.accumulation,
         "model.stream_layers waits for main memory, at a rate that is not known": plan.config.model.stream_layers,
         "how many experts of a mixture take a token is not counted": plan.shape.family.experts is not None,
     }

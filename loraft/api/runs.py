@@ -16,7 +16,7 @@ from loraft.baselines.fit_memory import require_memory
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.distributed.ranks import ALONE, Ranks, joined
-from loraft.errors import AdapterError
+from loraft.errors import AdapterError, InvalidInputError
 from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.evaluator import Evaluation
 from loraft.evaluation.evaluator import evaluate as measure
@@ -39,7 +39,7 @@ from loraft.io.jsonl import check_jsonl
 from loraft.merging.merge_report import LEAST_POSITIONS, MergeReport, merge_and_verify
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge, resolve_weighted, weighted
 from loraft.merging.write_weights import chosen_folder
-from loraft.models.device import StatedDevice
+from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted, is_trusted
 from loraft.rows.formats import Message
 from loraft.rows.places import files_here
@@ -70,6 +70,7 @@ def check(
     device: Literal["cpu", "cuda"] | None = None,
     gpu_memory: int | None = None,
     gpu_name: str | None = None,
+    num_processes: int = 1,
     measure: int = 0,
     trust_remote_code: bool = False,
     observer: Observer = ignored,
@@ -83,6 +84,7 @@ def check(
         device: Plan for it, instead of for the one that training would take here.
         gpu_memory: Plan for a CUDA GPU of so many bytes, which need not be here.
         gpu_name: Plan for this CUDA GPU, such as `H100 SXM`, with its memory, and predict how long steps take there.
+        num_processes: Plan for so many that train together on one machine, one a GPU.
         measure: Take so many steps in a process of their own, to tell how long all of them take; keep nothing.
         trust_remote_code: Run the code that the model brings.
         observer: Is told how far measuring is.
@@ -93,7 +95,8 @@ def check(
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=False))
     refuse_taken(folder, resume=folder.holds_run, overwrite=False)
     chosen = device or ("cuda" if gpu_memory is not None or gpu_name is not None else None)
-    plan = _planned(config, folder, None if chosen is None else StatedDevice(chosen, gpu_memory, gpu_name))
+    stated, together = None if chosen is None else StatedDevice(chosen, gpu_memory, gpu_name), num_processes
+    plan = _planned(config, folder, stated, ranks=Ranks(0, together, 0, together))
     found = report(plan, folder.path, verbose=verbose)
     if measure:
         found = replace(found, measured=_measured(plan, config, measure, observer))
@@ -195,9 +198,18 @@ def _opened(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
         yield
 
 
+def _free_here(config: RunConfig) -> int:
+    """The free memory of the device; 0 where there is none for the config, as planning says."""
+    try:
+        return select_device(config.model).available_bytes
+    except InvalidInputError:
+        return 0
+
+
 def _planned_together(config: RunConfig, folder: RunFolder, ranks: Ranks, batches: int | None) -> RunPlan:
     """The plan of a run as this rank takes part in it, which is the same on all."""
-    plan = ranks.first_on_each_machine(lambda: _planned(config, folder, ranks=ranks, batches_a_step=batches))
+    planning = ranks.with_least_free(_free_here(config))
+    plan = ranks.first_on_each_machine(lambda: _planned(config, folder, ranks=planning, batches_a_step=batches))
     ranks.together(lambda: require_same_data(plan, ranks))
     return plan
 

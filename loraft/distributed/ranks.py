@@ -61,6 +61,7 @@ class Ranks:
         local_rank: The number of this one on its machine.
         local_world: How many are on its machine.
         patient: The group that waits as long as it takes.
+        free: The least memory that is free on any rank's device; None is what this one finds.
         prompt: The group in which what ranks agree on is told; None is that of the gradients.
     """
 
@@ -68,6 +69,7 @@ class Ranks:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+    free: int | None = None
     patient: Any = None
     prompt: Any = None
 
@@ -194,10 +196,13 @@ class Ranks:
         return Share([*mine, *([shortest] for _ in range(idle))], len(mine))
 
     def share_of(self, placement: DeviceConfig) -> DeviceConfig:
-        """A device with the memory that is this rank's: those of a machine share its main memory."""
-        if placement.device != "cpu":
-            return placement
-        return replace(placement, available_bytes=placement.available_bytes // self.local_world)
+        """A device with the memory that is this rank's: as much for all, and those of a machine share main memory."""
+        free = placement.available_bytes if self.free is None else self.free
+        return replace(placement, available_bytes=free // self.local_world if placement.device == "cpu" else free)
+
+    def with_least_free(self, free: int) -> Ranks:
+        """The same for planning, where each rank says what is free on its device: they plan for the least."""
+        return self if self.world == 1 else replace(self, free=int(-self.greatest(-free)[0]))
 
     def notes(self, training: TrainingSection, batches: int, trained: int) -> Iterator[str]:
         """What there is to say of who reads the batches of a step, and of the `trained` numbers that they sum."""
@@ -270,7 +275,8 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
             dist.init_process_group(backend, store=ours, rank=place.rank, world_size=place.world, timeout=gradients)
         patient = dist.new_group(backend="gloo", timeout=PATIENT)
         prompt = dist.new_group(backend="gloo", timeout=patience) if on_gpus else None
-        ranks = Ranks(place.rank, place.world, place.local_rank, place.local_world, patient, prompt)
+        here = place.rank, place.world, place.local_rank, place.local_world
+        ranks = Ranks(*here, patient=patient, prompt=prompt)
         processes = ranks.gathered(os.getpid())
     except Exception as error:
         if not is_lost_contact(error):

@@ -20,6 +20,22 @@ def test_a_run_is_planned_for_a_gpu_that_is_not_here(loraft: Loraft, config: Wri
     assert any("planned for a GPU of 24.0 GB" in note for note in document["notes"])
 
 
+def test_a_run_is_planned_for_several_gpus(loraft: Loraft, config: WriteConfig) -> None:
+    path, memory = str(config()), ("--gpu-memory", "24GB")
+    one, two = (
+        json.loads(loraft("check", path, *memory, *words, "--json").stdout) for words in ((), ("--num-processes", "2"))
+    )
+    assert two["training"]["rows_a_step"] == 2 * one["training"]["rows_a_step"]
+    assert two["memory"]["peak_bytes"] == one["memory"]["peak_bytes"], "each holds everything"
+    assert any("distributed.strategy auto is ddp" in note for note in two["notes"])
+    parts = json.loads(
+        loraft("check", path, "distributed.strategy=fsdp2", *memory, "--num-processes", "2", "--json").stdout
+    )
+    assert parts["memory"]["optimizer"] == two["memory"]["optimizer"] // 2
+    for words in (("--measure", "1"), ("--fit", "24GB")):
+        assert loraft("check", path, "--num-processes", "2", *words).exit_code == 2
+
+
 def test_time_is_predicted_for_a_gpu_that_is_known(loraft: Loraft, config: WriteConfig) -> None:
     path = str(config())
     done = loraft("check", path, "model.dtype=auto", "--gpu-name", "rtx-4090", "--json")

@@ -47,7 +47,7 @@ def _be_rank(folder: Path, rank: int, world: int, act: Callable[[Ranks], object]
             store = dist.FileStore(str(folder / "store"), world)
             patience = timedelta(seconds=timeout)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
-            ranks = Ranks(rank, world, rank, world, dist.new_group(backend="gloo", timeout=patience))
+            ranks = Ranks(rank, world, rank, world, patient=dist.new_group(backend="gloo", timeout=patience))
         result = act(ranks)
         if dist.is_initialized():  # one that was interrupted has left
             dist.barrier()
