@@ -19,15 +19,15 @@ from loraft.distributed.ranks import ALONE, Ranks
 Result = TypeVar("Result")
 
 
-def forked(world: int, act: Callable[[Ranks], Result], *, timeout: float = 60) -> list[Result | str]:
-    """What `act` gives on each of `world` ranks; of one that failed, its traceback."""
+def forked(world: int, act: Callable[[Ranks], Result], *, timeout: float = 60, machines: int = 1) -> list[Result | str]:
+    """What `act` gives on each of `world` ranks, as many on each machine; of one that failed, its traceback."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         children = {}
         for rank in range(world):
             number = os.fork()
             if number == 0:
-                _be_rank(folder, rank, world, act, timeout)
+                _be_rank(folder, rank, world, act, timeout, world // machines)
             children[rank] = number
         for number in children.values():
             os.waitpid(number, 0)
@@ -35,19 +35,22 @@ def forked(world: int, act: Callable[[Ranks], Result], *, timeout: float = 60) -
         return [pickle.loads(file.read_bytes()) if file.exists() else "killed" for file in files]
 
 
-def _be_rank(folder: Path, rank: int, world: int, act: Callable[[Ranks], object], timeout: float) -> None:
+def _be_rank(
+    folder: Path, rank: int, world: int, act: Callable[[Ranks], object], timeout: float, of_machine: int
+) -> None:
     """Act as a rank and leave; what is printed goes nowhere, for it is not this process's to say."""
     result: object = None
     try:
         torch.set_num_threads(1)
-        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+        local = rank % of_machine
+        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": of_machine}
         os.environ.update({name: str(number) for name, number in place.items()})
         ranks = ALONE
         if world > 1:
             store = dist.FileStore(str(folder / "store"), world)
             patience = timedelta(seconds=timeout)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
-            ranks = Ranks(rank, world, rank, world, patient=dist.new_group(backend="gloo", timeout=patience))
+            ranks = Ranks(rank, world, local, of_machine, patient=dist.new_group(backend="gloo", timeout=patience))
         result = act(ranks)
         if dist.is_initialized():  # one that was interrupted has left
             dist.barrier()

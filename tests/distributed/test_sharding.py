@@ -56,6 +56,19 @@ def test_parts_compute_what_one_process_does_and_are_parts(
         assert each["bytes"] / alone["bytes"] < 1.1 / world
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_each_of_two_machines_holds_the_whole_model_in_the_parts_of_its_ranks(tmp_path: Path, method: str) -> None:
+    overrides = {"method": method, "distributed__hybrid_shard": True, **PARTS}
+    tiny_config(tmp_path, **overrides)
+    (alone,) = forked(1, lambda ranks: measured(tmp_path, ranks, 4, PARTS | {"method": method}))
+    assert not isinstance(alone, str), alone
+    for each in forked(4, lambda ranks: measured(tmp_path, ranks, 4, overrides), machines=2):
+        assert not isinstance(each, str), each
+        assert_same(each, alone)
+        assert 0.45 < each["bytes"] / alone["bytes"] < 0.55, "half of it, as on two ranks"
+
+
 def said_in(folder: Path, world: int, **overrides: Any) -> list[str]:
     """What a run of `world` ranks notes."""
 
