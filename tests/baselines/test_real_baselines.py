@@ -62,7 +62,7 @@ def test_an_lstm_writes_tickets_worse_than_a_decoder_and_remembers_less(tmp_path
         "model": {"name_or_path": "builtin:smollm2-135m-instruct", "dtype": "bfloat16"},
         "data": {"train": "train.jsonl", "eval": "held-out.jsonl", "max_length": 256},
         "training": {
-            "output_dir": "run", "max_steps": 40, "per_device_train_batch_size": 8, "learning_rate": 2e-3,
+            "output_dir": "run", "max_steps": 20, "per_device_train_batch_size": 8, "learning_rate": 2e-3,
             "eval_steps": 1000,
         },
         "generation": {"max_new_tokens": 96},

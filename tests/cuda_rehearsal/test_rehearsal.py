@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from loraft.models.registry import FAMILIES
 from tests.cuda_rehearsal.cases import CASES, Case
@@ -33,13 +34,16 @@ CAPPED = {"gemma2"}
 
 @cache
 def seen_in(group: str, library: Path) -> dict[str, Any]:
-    """What was seen of the cases of a group."""
-    output = library.with_name(f"{group}.json")
+    """What was seen of the cases of a group, which one process of the session rehearses for all others."""
+    seen, growing = library.with_name(f"{group}.json"), library.with_name(f"{group}.growing.json")
     names = [name for name, case in CASES.items() if case.group == group]
-    command = [sys.executable, "-m", "tests.cuda_rehearsal.rehearse", str(library), str(output), *names]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(output.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    command = [sys.executable, "-m", "tests.cuda_rehearsal.rehearse", str(library), str(growing), *names]
+    with FileLock(f"{seen}.lock"):
+        if not seen.exists():
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-3000:]
+            growing.rename(seen)
+    return json.loads(seen.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def waits(counts: dict[str, int]) -> int:

@@ -68,12 +68,13 @@ def test_c35_batched_is_one_by_one(model_type: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", mostly_slow(TINY_MODEL_TYPES, "llama", "gpt2"))
 def test_c36_cached_is_uncached(model_type: str) -> None:
-    """64 prompts × 64 tokens, float32: identical."""
+    """64 prompts × 64 tokens, float32: identical; 16 × 32 of most families."""
     model, chosen = tiny_model(model_type), []
+    rows, length = (64, 64) if model_type in SIX else (16, 32)
     for use_cache in (True, False):
         context, tokens = DecoderState(model, use_cache=use_cache), []
-        ids = torch.randint(3, 290, (64, 12), generator=torch.Generator().manual_seed(0))
-        for _ in range(64):
+        ids = torch.randint(3, 290, (rows, 12), generator=torch.Generator().manual_seed(0))
+        for _ in range(length):
             ids = context.read(ids).argmax(-1, keepdim=True)
             tokens.append(ids)
         chosen.append(torch.cat(tokens, dim=1).tolist())
