@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +30,8 @@ from loraft.distributed.rank_environment import RankEnvironment
 from loraft.distributed.roll_call import is_lost_contact, of_rank, portable, said_by_all, unreached
 from loraft.errors import LoraftError, ResourceError
 from loraft.figures import counted
+from loraft.io.fetched_once import fetched_by_another
+from loraft.kernels.transfer import to_device
 from loraft.models.device import DeviceConfig
 from loraft.tokenization.examples import Example
 
@@ -137,7 +139,8 @@ class Ranks:
             return act()
         found = _tried(act) if self.local_rank == 0 else (None, None)
         self._require_none(found[1], patiently=True, by_main=self.machines == 1)
-        value, error = found if self.local_rank == 0 else _tried(act)
+        with nullcontext() if self.local_rank == 0 else fetched_by_another():
+            value, error = found if self.local_rank == 0 else _tried(act)
         self._require_none(error, patiently=True)
         return value  # type: ignore[return-value]
 
@@ -162,19 +165,27 @@ class Ranks:
         raise first
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of all ranks, each of which has divided by what all of them read."""
+        """Add up the gradients of all ranks, each of which has divided by what all of them read.
+
+        What no rank has a gradient of is left without one, and so no optimizer changes it.
+        """
         if self.world == 1:
             return
         bucket: list[nn.Parameter] = []
         for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter)
             if sum(each.numel() * each.element_size() for each in bucket) >= SUMMED_AT_ONCE:
                 _sum_bucket(bucket)
                 bucket = []
         if bucket:
             _sum_bucket(bucket)
+
+    def take_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the values that they have on rank 0: GPUs of another kind compute others."""
+        for tensor in tensors if self.world > 1 else ():
+            values = tensor.detach().contiguous()
+            dist.broadcast(values, 0)
+            tensor.detach().copy_(values)
 
     def share(self, window: StepBatches, size: int, *, filled: bool) -> Share:
         """What this rank reads of the batches of a step.
@@ -232,12 +243,23 @@ def gradient_bytes(trained: int) -> int:
 
 
 def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
-    gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    """Sum gradients as one tensor, behind which stands how many ranks have one of each parameter."""
+    found = [parameter.grad is not None for parameter in parameters]
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), _as_numbers(found, gradients[0])])
     dist.all_reduce(flat)
-    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for gradient, summed in zip(gradients, parts, strict=True):
+    *parts, ranks = torch.split(flat, [*(gradient.numel() for gradient in gradients), len(parameters)])
+    anywhere = found if all(found) else [number > 0 for number in ranks.tolist()]
+    for parameter, gradient, summed, is_there in zip(parameters, gradients, parts, anywhere, strict=True):
         gradient.copy_(summed.view_as(gradient))
+        parameter.grad = gradient if is_there else None
+
+
+def _as_numbers(found: Sequence[bool], like: Tensor) -> Tensor:
+    """Ones and zeros beside a tensor; where all are ones the host waits for no copy of them."""
+    if all(found):
+        return like.new_ones(len(found))
+    return to_device(torch.tensor(found, dtype=like.dtype), like.device)
 
 
 def _tried(act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:

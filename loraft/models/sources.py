@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -24,6 +27,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.checksums import build_once, known_sha256_of
+from loraft.io.fetched_once import is_fetched
 from loraft.io.paths import cache_folder
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
@@ -176,9 +180,7 @@ def _from_hub(name: str, revision: str | None, *, weights: bool, key: str = "mod
     noisy = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=[BELOW_THE_ROOT])
-        )
+        folder = Path(_snapshot(name, revision=revision, allow_patterns=patterns, ignore_patterns=[BELOW_THE_ROOT]))
     except (HFValidationError, OSError) as error:  # its other errors are OSErrors all
         raise _not_at_hub(name, revision, key, error) from error
     finally:
@@ -187,6 +189,14 @@ def _from_hub(name: str, revision: str | None, *, weights: bool, key: str = "mod
     if weights and not any(folder.glob("*.safetensors")):
         _refuse_pickles_at_hub(name, revision)
     return folder
+
+
+def _snapshot(name: str, **asked: Any) -> str:
+    """A snapshot of what the Hub has; nothing is asked of it where another process of this machine just did."""
+    if is_fetched():
+        with suppress(LocalEntryNotFoundError):  # it keeps its cache elsewhere
+            return str(snapshot_download(name, local_files_only=True, **asked))
+    return str(snapshot_download(name, **asked))
 
 
 _OTHERWISE = f"Without the Hub there is {', '.join(f'builtin:{name}' for name in BUILTINS)}."

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from loraft.errors import DataError, LoraftError
 from loraft.io.checksums import sha256_of_facts
+from loraft.io.fetched_once import is_fetched
 from loraft.io.kept_files import kept_file
 from loraft.io.paths import without_bars
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
@@ -86,7 +87,9 @@ def fetched(address: str) -> Path:
             system.get_file(path, str(file))
 
     try:
-        return kept_file(key, re.sub(r"[^\w.-]", "_", file_name(address))[-100:], write, anew=version is None)
+        return kept_file(
+            key, re.sub(r"[^\w.-]", "_", file_name(address))[-100:], write, anew=version is None and not is_fetched()
+        )
     except OSError as error:
         message = f"cannot be kept in the cache: {error.strerror}"
         raise DataError(message, where=address, key="data", remedy=ANOTHER_CACHE) from error

@@ -116,10 +116,7 @@ def run_plan(
     taken_on, steps_before = ranks.on_main(lambda: compare_with_begun(plan, folder, resume, anyway=resume_anyway))
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
     with _memory_errors(plan), folder.kept(), full_disk:
-        adapted = ranks.together(lambda: build_model(plan, ranks), patiently=True)
-        ranks.together(lambda: require_same_model(adapted, ranks))
-        for note in adapted.notes:
-            observer(Note(note))
+        adapted = _built(plan, ranks, observer)
         reset_peak(plan.placement.device)
         if resume and not resume_anyway:
             ranks.on_main(lambda: refuse_another_base(folder, adapted.loaded))
@@ -132,6 +129,8 @@ def run_plan(
             if not goes_on:
                 folder.cut_back({})
                 begin_from_rows(plan, adapted, run.loss)
+                if adapted.targets is not None and run.shards is None:
+                    ranks.take_from_main(adapted.trainable.values())
             if taken_on or resume_anyway or not goes_on:
                 _describe(run, command)
             keep_frozen_prefix(run)
@@ -139,6 +138,16 @@ def run_plan(
             shutil.rmtree(folder.frozen_prefix, ignore_errors=True)
             saved, saved_step = _finish(run, state)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
+
+
+def _built(plan: RunPlan, ranks: Ranks, observer: Observer) -> AdaptedModel:
+    """The planned model, the same on all ranks; its weights are fetched once a machine."""
+    ranks.first_on_each_machine(lambda: plan.model.folder)
+    adapted = ranks.together(lambda: build_model(plan, ranks), patiently=True)
+    ranks.together(lambda: require_same_model(adapted, ranks))
+    for note in adapted.notes:
+        observer(Note(note))
+    return adapted
 
 
 def build_model(plan: RunPlan, ranks: Ranks = ALONE) -> AdaptedModel:
@@ -243,7 +252,7 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
     is_better = state.best_step not in (None, step)
     wanted = is_better and run.settings.early_stopping_patience is not None
-    if wanted and checkpoint_fault(best) is None:
+    if wanted and run.ranks.on_main(lambda: checkpoint_fault(best), patiently=True) is None:
         run.restore(weights_in(run, best))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures

@@ -51,9 +51,12 @@ def wrong() -> ConfigError:
 
 def of_everything(ranks: Ranks) -> dict[str, object]:
     """What one forked rank finds, of all that ranks agree on."""
-    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    parameters = [torch.nn.Parameter(torch.full(size, 1.0 + ranks.rank)) for size in ((3,), (2, 2), (1,))]
     parameters[0].grad = torch.full((3,), 1.0 + ranks.rank)
+    if ranks.rank == 1:
+        parameters[2].grad = torch.full((1,), 5.0)
     ranks.sum_gradients(parameters)
+    ranks.take_from_main(parameters[:2])
     return {
         "totals": ranks.totals(1, ranks.rank),
         "greatest": ranks.greatest(-ranks.rank, ranks.rank),
@@ -66,7 +69,8 @@ def of_everything(ranks: Ranks) -> dict[str, object]:
         "first failed": raised(lambda: ranks.first_on_each_machine(lambda: failing(ranks, 0, wrong()))),
         "bug": raised(lambda: ranks.together(lambda: failing(ranks, 1, ZeroDivisionError("a bug")))),
         "drawn": list(ranks.drawn_together(iter(["a", "b"]))),
-        "gradients": [parameter.grad.tolist() for parameter in parameters if parameter.grad is not None],
+        "gradients": [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters],
+        "values": [parameter.tolist() for parameter in parameters],
     }
 
 
@@ -84,7 +88,8 @@ def test_what_one_rank_meets_all_raise_and_rank_0_tells() -> None:
         kind, said, told = found["bug"]  # type: ignore[misc]
         assert (kind, told) == ("ZeroDivisionError", True)
         assert ("on rank 1:" in said) == (rank == 0), "rank 1 has its own traceback"
-        assert found["gradients"] == [[3.0] * 3, [[0.0] * 2] * 2]
+        assert found["gradients"] == [[3.0] * 3, None, [5.0]], "what no rank has a gradient of is left without one"
+        assert found["values"] == [[1.0] * 3, [[1.0] * 2] * 2, [1.0 + rank]]
 
 
 def test_one_process_agrees_with_itself() -> None:
