@@ -111,7 +111,7 @@ def _steps_left(run: Trainer, state: RunState) -> PreparedSteps:
     """The steps of the epoch that are left."""
     place = (state.drawn, state.pieces)
     windows = run.plan.batches.windows(run.plan.data.train, state.epoch, state.window, place)
-    return PreparedSteps(run.ranks.drawn_together(windows), lay=run.prepare)
+    return PreparedSteps(run.ranks.drawn_together(windows), lay=run.prepare, alone=run.ranks.world == 1)
 
 
 def _or_save(run: Trainer, state: RunState, steps: PreparedSteps, wishes: Wishes) -> Iterator[PreparedStep]:

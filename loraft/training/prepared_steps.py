@@ -38,11 +38,14 @@ class PreparedStep:
 class PreparedSteps(Iterator[PreparedStep]):
     """The steps of some windows, of which one may be made ready before it is asked for.
 
-    What goes wrong with it then is told when it is asked for, so that the step before it is taken as it would be.
+    What goes wrong with it then is told when it is asked for, so that the step before it is taken as it would be; but
+    of several ranks the one that meets something by itself tells it at once, for the others wait for it already.
     """
 
-    def __init__(self, windows: Iterator[StepBatches], lay: Callable[[StepBatches], PreparedStep]) -> None:
-        self._windows, self._lay = windows, lay
+    def __init__(
+        self, windows: Iterator[StepBatches], lay: Callable[[StepBatches], PreparedStep], *, alone: bool = True
+    ) -> None:
+        self._windows, self._lay, self._alone = windows, lay, alone
         self._ready: PreparedStep | Exception | None = None
 
     def make_ready(self) -> None:
@@ -50,6 +53,9 @@ class PreparedSteps(Iterator[PreparedStep]):
         try:
             self._ready = replace(self._lay(next(self._windows)), seconds=0.0)
         except Exception as error:  # StopIteration among them: whatever it is, the next step meets it
+            met_by_all = isinstance(error, StopIteration) or getattr(error, "told_by_main", False)
+            if not (self._alone or met_by_all):
+                raise
             self._ready = error
 
     def __next__(self) -> PreparedStep:

@@ -302,7 +302,8 @@ def evaluate_loss(
         lambda: [require_finite(value, "the evaluation loss", step, rows, run) for value, rows in losses]
     )
     total, weight, of_all = run.ranks.totals(sum(checked), weight, targets)
-    decided = [torch.cat(each, 1).cpu() for each in run.ranks.gathered(cells) if each]
+    # A GPU's tensor would be put on that rank's GPU by all of them.
+    decided = [each for each in run.ranks.gathered(torch.cat(cells, 1).cpu() if cells else None) if each is not None]
     return EvalLoss(total / weight, int(of_all), class_figures(*torch.cat(decided, 1)) if decided else {})
 
 

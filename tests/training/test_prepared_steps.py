@@ -72,3 +72,19 @@ def test_a_run_whose_steps_are_made_ready_ahead_learns_the_same(tmp_path: Any, m
 def test_a_tensor_for_the_cpu_is_left_where_it_is() -> None:
     tensor = torch.ones(3)
     assert to_device(tensor, "cpu") is tensor
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_of_several_ranks_one_tells_at_once_what_it_meets_by_itself(told: bool) -> None:
+    """The others wait for it already, in what they agree on of the step."""
+    error = MemoryError()
+    error.told_by_main = told  # type: ignore[attr-defined]
+
+    def lay(_: StepBatches) -> PreparedStep:
+        raise error
+
+    steps = PreparedSteps(windows(2, []), lay, alone=False)
+    if told:
+        steps.make_ready()
+    with pytest.raises(MemoryError):
+        _ = next(steps) if told else steps.make_ready()
