@@ -26,8 +26,8 @@ def first_weight(loaded: LoadedModel) -> Weight | None:
             loaded.stream.bring(module)
         for name, parameter in module.named_parameters(recurse=False):
             packed = not parameter.is_floating_point() and isinstance(module, nn.Linear) and name == "weight"
-            held = own_part(parameter.data)
-            if packed and held is parameter.data:  # a part is bytes
+            held = own_part(whole := parameter.data)
+            if packed and held is whole:  # a part is bytes
                 held = unpacked(module)
             if isinstance(module, PackedExperts) and name in module.packed:
                 held = module.packed[name].value()

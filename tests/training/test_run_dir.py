@@ -40,7 +40,7 @@ def test_a_run_that_is_to_be_replaced_stands_until_the_new_one_can_begin(
     tiny_config(tmp_path)
     first = api.train(config_of(tmp_path, "run"))
 
-    def out_of_memory(_: object) -> None:
+    def out_of_memory(*_: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:
