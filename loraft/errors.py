@@ -21,6 +21,7 @@ An error holds one problem or several. A problem says where, what, and what to d
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -163,6 +164,10 @@ class DiskFullError(RunError):
 
 class VerificationError(RunError):
     """A merged model does not compute what the adapter on its base does."""
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask for the end."""
 
 
 class Interrupted(LoraftError):

@@ -15,7 +15,8 @@ from loraft.baselines.compare_methods import compare_methods
 from loraft.baselines.fit_memory import require_memory
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
-from loraft.distributed.ranks import ALONE, Ranks, joined
+from loraft.distributed.join import joined
+from loraft.distributed.ranks import ALONE, Ranks
 from loraft.errors import AdapterError, InvalidInputError
 from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.evaluator import Evaluation

@@ -23,8 +23,9 @@ import typer
 
 from loraft.cli.console import forget
 from loraft.cli.options import option, refuse
+from loraft.distributed.first_machine import meet_first_machine
 from loraft.distributed.rank_environment import RankEnvironment
-from loraft.errors import Interrupted, LoraftError, LostRankError
+from loraft.errors import STOPPING, Interrupted, LoraftError, LostRankError
 
 ERRORS = "LORAFT_RANK_ERRORS"
 """The folder where the processes that were started here leave their errors and their numbers."""
@@ -53,20 +54,25 @@ class RanksOptions:
     @property
     def starts_others(self) -> bool:
         """Whether this process is to start those that train, and is none of them."""
-        asked = self.num_processes > 1 or self.num_machines > 1 or self.max_restarts > 0
-        return asked and ERRORS not in os.environ and RankEnvironment.read().world == 1
+        return self._asked and ERRORS not in os.environ
+
+    @property
+    def _asked(self) -> bool:
+        return self.num_processes > 1 or self.num_machines > 1 or self.max_restarts > 0
 
     def check(self) -> None:
         """Refuse what does not go together."""
+        started = RankEnvironment.read().world if ERRORS not in os.environ else 1
         refuse(
+            (
+                self._asked and started > 1,
+                f"another launcher has started {started} processes already: leave it out, or --num-processes and such.",
+            ),
             (self.num_machines > 1 and not self.main_process_ip, "--num-machines needs --main-process-ip."),
             (self.num_machines == 1 and self.main_process_ip is not None, "--main-process-ip needs --num-machines."),
             (self.num_machines == 1 and self.main_process_port != PORT, "--main-process-port needs --num-machines."),
             (self.machine_rank >= self.num_machines, "--machine-rank is from 0 and below --num-machines."),
-            (
-                self.num_machines > 1 and self.max_restarts,
-                "--max-restarts is for one machine: use --resume.",
-            ),
+            (self.num_machines > 1 and self.max_restarts, "--max-restarts is for one machine: use --resume."),
         )
 
 
@@ -83,6 +89,8 @@ def start_ranks(asked: RanksOptions, arguments: Sequence[str]) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     several = asked.num_machines > 1
     endpoint = f"{asked.main_process_ip}:{asked.main_process_port}" if several else "localhost:0"
+    if several and asked.main_process_ip is not None:
+        meet_first_machine(asked.main_process_ip, asked.main_process_port, first=asked.machine_rank == 0)
     config = LaunchConfig(
         min_nodes=asked.num_machines,
         max_nodes=asked.num_machines,
@@ -196,7 +204,7 @@ def _tell_once(error: BaseException, place: RankEnvironment, speak: Callable[[],
         return
     told_by_main = getattr(error, "told_by_main", False)
     tells = place.rank == 0 if told_by_main else isinstance(error, LostRankError) or place.local_rank == 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN if tells else signal.SIG_DFL)
     if tells:
         speak()

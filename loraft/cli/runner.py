@@ -25,9 +25,7 @@ from typing import ParamSpec
 import typer
 
 from loraft.cli.wording import in_words_of
-from loraft.errors import Interrupted, LoraftError, Problem, RunError
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from loraft.errors import STOPPING, Interrupted, LoraftError, Problem, RunError
 
 
 class SignalReceived(KeyboardInterrupt):

@@ -18,11 +18,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from loraft.distributed.rank_environment import RankEnvironment
-from loraft.errors import Interrupted, LoraftError, LostRankError, Problem
+from loraft.errors import STOPPING, Interrupted, LoraftError, LostRankError, Problem
 
 WAITED = 2.0
 """Seconds that a rank which has lost contact waits for the word of the others."""
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOST_WORDS = ("gloo", "connection closed", "connection reset", "timed out", "socket", "nccl", "broken pipe")
 LATE_WORDS = ("timed out", "timeout")
 REMEDY = "look at what that rank or its machine says, then go on with `resume`"
@@ -87,7 +86,7 @@ def said_by_all(
 def _undisturbed() -> Iterator[None]:
     """A launcher asks those that are left to stop, as soon as one has ended: they are about to."""
     here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS} if here else {}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING} if here else {}
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ Form = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def plain_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0, *, rounds: bool = True) -> Tensor:
-    """N · (weight + offset) with n = x / √(mean(x²) + ε) in float32; n is rounded to the dtype of x where `rounds`.
+    """The norm n · (weight + offset), n = x / √(mean(x²) + ε) in float32; n is rounded to x's dtype where `rounds`.
 
     Else the product is. Where nothing else is said it is Llama's norm.
     """

@@ -59,11 +59,15 @@ def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mappi
 
 
 def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> None:
-    """Refuse pairs of a better and a worse answer, unless `renamed` says what is to be learned of them.
+    """Refuse better and worse answers, unless `renamed` says what is to be learned of them.
 
     Raises:
-        DataError: The columns are of such pairs.
+        DataError: The columns are of such pairs, or of answers that a label calls good or bad.
     """
+    if {"completion", "label"} <= {*columns} and "text" not in columns and not renamed:
+        message = "completion and label are of answers that are good or bad, which loraft does not train (yet)"
+        remedy = "leave the bad ones out, and write data.columns: {prompt: prompt, completion: completion}"
+        raise DataError(message, key="data.format", remedy=remedy)
     found = [column for column in PREFERENCES if column in columns]
     if not found or renamed:
         return

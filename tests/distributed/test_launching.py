@@ -134,3 +134,21 @@ def test_a_bug_on_one_rank_shows_its_traceback_once(place: Path, where: tuple[st
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, words: list[str], wording: Wording) -> None:
     wording(refused(loraft("train", "c.yaml", *words, cwd=tmp_path)))
+
+
+def test_a_machine_that_is_not_found_is_refused_by_its_option(place: Path) -> None:
+    words = ("--num-machines", "2", "--machine-rank", "1", "--main-process-ip", "nosuch.invalid")
+    said = refused(loraft("train", "c.yaml", *words, cwd=place))
+    assert "--main-process-ip: no machine is found by the name nosuch.invalid" in said
+
+
+def test_another_launcher_and_ours_are_not_both_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    said = refused(loraft("train", "c.yaml", "--num-processes", "2", cwd=tmp_path))
+    assert "another launcher has started 4 processes already" in said
+
+
+def test_a_run_that_is_started_again_has_to_have_a_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    said = refused(loraft("train", "c.yaml", "training.output_dir=null", cwd=place))
+    assert "training.output_dir: the processes were started again" in said

@@ -15,7 +15,7 @@ import pytest
 
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.sampler import batch_sampler
+from loraft.dataset.sampler import BatchSampler, batch_sampler
 from loraft.dataset.streaming import RowStream, StreamingSampler, streaming_sampler
 from loraft.distributed.ranks import Ranks
 from loraft.errors import DataError
@@ -70,13 +70,18 @@ def alone(data: PreparedData) -> RowStream:
     return replace(data.stream, counts=Counter(), findings=Counter())
 
 
+def drawn_by(world: int, path: Path, *, streaming: bool) -> tuple[PreparedData, BatchSampler]:
+    """The rows of a file, and two batches of them a step for each rank."""
+    given = config(path, streaming=streaming)
+    data = prepare(given, tiny_tokenizer())
+    return data, replace(batch_sampler(given, data.train, data.train_sources), accumulation=2 * world)
+
+
 @pytest.mark.parametrize("world", range(1, MOST_RANKS + 1))
 def test_c39_every_row_is_read_once_an_epoch(tmp_path: Path, world: int) -> None:
     """Uneven ends too: a rank that has fewer batches than others reads a row that counts nothing."""
     for count in range(1, MOST_ROWS + 1):
-        given = config(written(tmp_path / f"{count}.jsonl", count), streaming=False)
-        data = prepare(given, tiny_tokenizer())
-        drawn = replace(batch_sampler(given, data.train, data.train_sources), accumulation=2 * world)
+        data, drawn = drawn_by(world, written(tmp_path / f"{count}.jsonl", count), streaming=False)
         for epoch in range(2):
             windows = list(drawn.windows(data.train, epoch, 0, (0, 0)))
             assert len(windows) == drawn.steps(epoch)
@@ -92,9 +97,7 @@ def test_c39_every_row_is_read_once_an_epoch(tmp_path: Path, world: int) -> None
 def test_c39_every_row_of_a_stream_is_tokenized_by_one_rank_and_read_once(tmp_path: Path, world: int) -> None:
     """Each rank looks into as many rows, give or take one, and all have the order of one."""
     for count in range(1, MOST_ROWS + 1):
-        given = config(written(tmp_path / f"{count}.jsonl", count), streaming=True)
-        data = prepare(given, tiny_tokenizer())
-        drawn = replace(batch_sampler(given, data.train, data.train_sources), accumulation=2 * world)
+        data, drawn = drawn_by(world, written(tmp_path / f"{count}.jsonl", count), streaming=True)
         by_one = list(StreamingSampler(alone(data), 2, 2 * world).windows([], 0, 0, (0, 0)))
 
         def read(reader: Thread, data: PreparedData = data, drawn: Any = drawn) -> tuple[Any, Counter[str], int]:

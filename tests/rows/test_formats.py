@@ -379,6 +379,7 @@ def test_a_call_of_sharegpt_that_is_none_is_named_with_its_place(value: str) -> 
         (["prompt", "chosen", "rejected"], "chosen and rejected are of preference pairs", "completion: chosen"),
         (["chosen", "rejected"], "chosen and rejected are of preference pairs", "messages: chosen"),
         (["messages", "rejected_response"], "rejected_response is of preference pairs", "data.format: messages"),
+        (["prompt", "completion", "label"], "answers that are good or bad", "completion: completion"),
     ],
 )
 def test_preference_rows_are_told_to_be_none_that_are_trained(columns: list[str], told: str, remedy: str) -> None:
@@ -393,6 +394,9 @@ def test_preference_rows_are_read_as_the_config_says() -> None:
         == "prompt_completion"
     )
     assert detect_format(["chosen", "rejected"], TASKS["causal_lm"], {"messages": "chosen"}) == "messages"
+    kept = {"completion": "completion"}
+    assert detect_format(["prompt", "completion", "label"], TASKS["causal_lm"], kept) == "prompt_completion"
+    assert detect_format(["text", "completion", "label"], TASKS["seq_cls"]) == "classification"
 
 
 @pytest.mark.parametrize(

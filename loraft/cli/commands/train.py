@@ -43,7 +43,18 @@ def train(given: ConfigOptions, begin: BeginningOptions, spread: RanksOptions, a
         return
     with as_rank() as place:
         again = place.restarts > 0
+        if again:
+            _require_named_folder(given)
         _train(given, replace(begin, resume=begin.resume or again, overwrite=begin.overwrite and not again), as_json)
+
+
+def _require_named_folder(given: ConfigOptions) -> None:
+    """Refuse to go on with a run that a launcher starts again where its folder has no name by which it is found."""
+    from loraft.config.config_file import load_config
+
+    if load_config(Path(given.config), given.overrides or []).training.output_dir is None:
+        message = "the processes were started again, and which run they go on with is not said"
+        raise ConfigError(message, key="training.output_dir", remedy="name the run's folder")
 
 
 def _named_folder(given: ConfigOptions, *, resume: bool, needed: bool) -> list[str]:
