@@ -195,7 +195,9 @@ EXTRAS = {
     "openpyxl": "xlsx",
     "rouge_score": "eval",
     "sacrebleu": "eval",
+    "starlette": "serve",
     "tensorboard": "tensorboard",
+    "uvicorn": "serve",
 }
 """The extra that brings a package, by the name that it is imported by."""
 

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "merge": ("merge", "Fold an adapter into its base, and prove the result."),
     "generate": ("generate", "Answer prompts with a base, or with what was trained."),
     "chat": ("chat", "Talk with a base model, or with what was trained."),
+    "serve": ("serve", "Answer OpenAI's HTTP interface, for several clients at once."),
     "predict": ("predict", "Tell the classes of texts, by a trained classifier."),
     "inspect-layers": ("inspect_layers", "Tell how a model is built, and what an adapter changed."),
     "tour": ("tour", "Show how a transformer generates and is fine-tuned."),

@@ -22,7 +22,6 @@ from loraft.kernels.decoding_products import patch_decode_linears
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.transfer import to_device
 from loraft.models.device import main_memory
-from loraft.models.hf_config import configured_positions
 from loraft.models.modules import start_token, wrapped_model
 from loraft.models.probe import spec_of
 
@@ -200,6 +199,55 @@ class DecoderState:
         self._ids = None if self._ids is None else self._ids[kept]
         self._mask = None if self._mask is None else self._mask[kept]
 
+    @property
+    def joins(self) -> bool:
+        """Whether rows that were read apart can go on together: padding on the left has to be hidden from them."""
+        own = self.keeps and self.family.caching == "keys" and self._fixed is None
+        return own and self.family.rewinds and self.family.pads_left and not self._model.config.is_encoder_decoder
+
+    @torch.inference_mode()
+    def join(self, others: Sequence[DecoderState]) -> None:
+        """Take the rows of others in below its own; all of them must be ones that `rewind` and that `joins`."""
+        states = [self, *others]
+        length = max(each.length for each in states)
+        masks = [_padded_left(each._shown, length, -1) for each in states]
+        self._ids = torch.cat([_padded_left(cast("Tensor", each._ids), length, -1) for each in states])
+        for own, *layers in zip(*(cast("Any", each._cache).layers for each in states), strict=True):
+            own.keys = torch.cat([_padded_left(layer.keys, length, -2) for layer in (own, *layers)])
+            own.values = torch.cat([_padded_left(layer.values, length, -2) for layer in (own, *layers)])
+        self._mask = torch.cat(masks)
+        self.trim()
+
+    @torch.inference_mode()
+    def trim(self) -> None:
+        """Forget the columns in which every row is padding."""
+        if self._mask is None:
+            return
+        if first := int(self._mask.amax(0).argmax()):
+            self._ids, self._mask = cast("Tensor", self._ids)[:, first:], self._mask[:, first:]
+            for layer in cast("Any", self._cache).layers:
+                layer.keys, layer.values = layer.keys[..., first:, :], layer.values[..., first:, :]
+        if self._mask.all():
+            self._mask = None
+
+    @torch.inference_mode()
+    def part(self, row: int, length: int | None = None) -> DecoderState:
+        """A copy of one row without its padding, or of its first tokens; the context must be one that `joins`."""
+        first = int((self._shown[row] == 0).sum())
+        shown = slice(first, None if length is None else first + length)
+        taken = DecoderState(self._model, rewinds=True)
+        taken._ids = cast("Tensor", self._ids)[row : row + 1, shown].clone()
+        for place, layer in enumerate(cast("Any", self._cache).layers):
+            both = (held[row : row + 1, :, shown].clone() for held in (layer.keys, layer.values))
+            cast("Any", taken._cache).update(*both, place)
+        return taken
+
+    @property
+    def _shown(self) -> Tensor:
+        """The mask of what was read, `[rows, time]`."""
+        assert self._ids is not None
+        return torch.ones_like(self._ids) if self._mask is None else self._mask
+
     @torch.inference_mode()
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens of each row; the context must be one that `rewinds`."""
@@ -241,6 +289,13 @@ def padded(
     return ids, to_device(mask, device)
 
 
+def _padded_left(held: Tensor, length: int, dim: int) -> Tensor:
+    """The same with zeros before it along `dim`, up to `length`."""
+    missing = list(held.shape)
+    missing[dim] = length - held.shape[dim]
+    return torch.cat([held.new_zeros(missing), held], dim) if missing[dim] else held
+
+
 @contextmanager
 def ordinary_attention(model: nn.Module) -> Iterator[None]:
     """The model as it generates, with products that are fast for single tokens; afterwards as it was.
@@ -264,38 +319,6 @@ def ordinary_attention(model: nn.Module) -> Iterator[None]:
         # One by one: `model.train()` would also wake modules that were in eval mode before.
         for module in training:
             module.training = True
-
-
-def learned_positions(model: nn.Module) -> int | None:
-    """How many positions a model can tell apart: the rows of its position table, None where it has none.
-
-    A table is told by its size, the configured number of positions, for which some families (OPT) hold a few rows
-    more. Sinusoidal positions are kept in a table too. Rotary, ALiBi and relative ones have none.
-    """
-    base = wrapped_model(model)
-    configured = configured_positions(base.config)
-    if configured is None:
-        return None
-    vocabulary = {id(weight) for weight in base.get_input_embeddings().parameters()}
-    embeddings = (module for module in base.modules() if isinstance(module, nn.Embedding))
-    # An encoder and a decoder each have an embedding of the vocabulary, and share its weight.
-    tables = [module for module in embeddings if id(module.weight) not in vocabulary]
-    return configured if any(0 <= table.num_embeddings - configured <= 2 for table in tables) else None
-
-
-def prompt_limit(model: nn.Module) -> int | None:
-    """The most tokens that a prompt may have: the positions that a model was trained with; None where they do not end.
-
-    Rotary positions go on, and beyond those that were trained the answers are noise. Scaled ones (linear and dynamic)
-    reach as many times farther; what other kinds scale to is in the configured number.
-    """
-    config = wrapped_model(model).config.get_text_config()
-    rotary = getattr(config, "rope_parameters", None)
-    configured = configured_positions(config)
-    if not rotary or configured is None:
-        return learned_positions(model)
-    factor = rotary.get("factor") if rotary.get("rope_type") in ("linear", "dynamic") else None
-    return int(configured * factor) if isinstance(factor, int | float) and factor > 1 else configured
 
 
 def products_in_model_dtype(model: PreTrainedModel) -> AbstractContextManager[object]:

@@ -25,8 +25,9 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import ConfigError, DataError, Problem
 from loraft.inference.completion import Completion, Detokenizer, PartialCompletion, StopStringMatcher, Stream, Token
-from loraft.inference.decoder_state import DecoderState, learned_positions, ordinary_attention, prompt_limit
+from loraft.inference.decoder_state import DecoderState, ordinary_attention
 from loraft.inference.fixed_decoding import WORTH_IT
+from loraft.inference.positions import learned_positions, prompt_limit
 from loraft.inference.sampling import (
     SamplingParams,
     apply_logit_rules,
@@ -71,7 +72,7 @@ def stream(
     empty or longer than the positions of training, a limit below one token, beams that are to be traced, and while
     iterating logits that are not numbers.
     """
-    (answer,) = _open_answers(model, tokenizer, [prompt_ids], settings)
+    (answer,) = open_answers(model, tokenizer, [prompt_ids], settings)
     context, beams = context or _context(model, [answer], settings), answer.rules.num_beams > 1
     if beams and tracer is not None:
         raise ConfigError("beams cannot be traced", key="num_beams", remedy="Trace an answer without beams.")
@@ -93,7 +94,7 @@ def complete_batch(
     There is one completion a prompt, in the order of the prompts; `on_batch` is told after each batch how many are
     answered. Rows that have ended leave their batch, so the rest runs faster. Refused is what `stream` refuses.
     """
-    answers = _open_answers(model, tokenizer, prompts, settings)
+    answers = open_answers(model, tokenizer, prompts, settings)
     # The longest first: if memory is too small, that shows at once.
     by_length = sorted(answers, key=lambda answer: len(answer.prompt_ids), reverse=True)
     with ordinary_attention(model):
@@ -131,9 +132,14 @@ def _batches(
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _open_answers(
+def open_answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], settings: Settings
 ) -> list[PartialCompletion]:
+    """The answers to prompts of tokens before their first one.
+
+    Raises:
+        InvalidInputError: A prompt is empty or longer than the positions of training, or no token is allowed.
+    """
     longest, seed, stop_texts = settings["max_new_tokens"], settings.get("seed"), settings.get("stop_texts", ())
     if longest < 1:
         raise ConfigError(f"must be at least 1, not {longest}", key="max_new_tokens")
@@ -170,20 +176,10 @@ def _decode(context: DecoderState, answers: Sequence[PartialCompletion], tracer:
     ids, mask = context.begin([answer.prompt_ids for answer in going], start=rules.start)
     while going:
         logits = context.read(ids, mask)
-        seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
-        cut = [answer.is_cut for answer in going]
-        allowed = apply_logit_rules(logits, rules, seen=seen, at_start=not going[0].seconds, at_end=cut)
-        generators = [answer.generator for answer in going]
-        chosen = allowed.argmax(-1) if rules.greedy else sample(probabilities(allowed, rules), generators)
-        of_model = normalizers(logits)
-        logprobs = logits.gather(1, chosen[:, None])[:, 0] - of_model
-        token_ids, told = read_finite(of_model, chosen, logprobs)  # the one thing that is waited for
-        taken = list(zip(going, map(int, token_ids), told, strict=True))
-        seconds = perf_counter() - started
-        for (answer, token_id, logprob), is_cut in zip(taken, cut, strict=True):
-            answer.take(token_id, logprob, seconds, is_cut=is_cut)
+        cut = going[0].is_cut
+        chosen, allowed = take_tokens(context, logits, going, started)
         if tracer is not None:
-            tracer.step(context, logits, allowed, answers[0], taken[0][1], cut=cut[0])
+            tracer.step(context, logits, allowed, answers[0], int(chosen[0]), cut=cut)
         yield
         started = perf_counter()
         kept = [row for row, answer in enumerate(going) if answer.ending is None]
@@ -194,6 +190,51 @@ def _decode(context: DecoderState, answers: Sequence[PartialCompletion], tracer:
         ids, mask = chosen[:, None], None
     if tracer is not None:
         tracer.end(context, answers[0])
+
+
+def take_tokens(
+    context: DecoderState, logits: Tensor, answers: Sequence[PartialCompletion], started: float
+) -> tuple[Tensor, Tensor]:
+    """Let each answer take its next token, by its own rules; `logits`, `[rows, vocab]`, are what `context` gave them.
+
+    Returns:
+        The tokens, `[rows]`, and what the rules of greedy answers left of the logits.
+
+    Raises:
+        NonFiniteError: The logits of a row are not numbers.
+    """
+    seen = context.seen(logits.shape[-1]) if any(each.rules.repetition_penalty != 1 for each in answers) else None
+    cut = [answer.is_cut for answer in answers]
+    alike: dict[tuple[SamplingParams, bool], list[int]] = {}
+    for row, answer in enumerate(answers):
+        alike.setdefault((answer.rules, not answer.seconds), []).append(row)
+    if len(alike) == 1:
+        chosen, allowed = _choose(logits, answers, seen, cut)
+    else:
+        chosen, allowed = logits.new_zeros(len(answers), dtype=torch.long), torch.empty_like(logits)
+        for rows in alike.values():
+            place = to_device(torch.tensor(rows), logits.device)
+            seen_there = None if seen is None else seen[place]
+            some = _choose(logits[place], [answers[row] for row in rows], seen_there, [cut[row] for row in rows])
+            chosen[place], allowed[place] = some
+    of_model = normalizers(logits)
+    logprobs = logits.gather(1, chosen[:, None])[:, 0] - of_model
+    token_ids, told = read_finite(of_model, chosen, logprobs)  # the one thing that is waited for
+    seconds = perf_counter() - started
+    for answer, token_id, logprob, is_cut in zip(answers, map(int, token_ids), told, cut, strict=True):
+        answer.take(token_id, logprob, seconds, is_cut=is_cut)
+    return chosen, allowed
+
+
+def _choose(
+    logits: Tensor, answers: Sequence[PartialCompletion], seen: Tensor | None, cut: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """The next tokens of answers that go by the same rules, and what these left of the logits."""
+    rules = answers[0].rules
+    allowed = apply_logit_rules(logits, rules, seen=seen, at_start=not answers[0].seconds, at_end=cut)
+    if rules.greedy:
+        return allowed.argmax(-1), allowed
+    return sample(probabilities(allowed, rules), [answer.generator for answer in answers]), allowed
 
 
 def _tokens(

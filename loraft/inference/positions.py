@@ -1,0 +1,40 @@
+"""How far a model reads: the positions that it can tell apart, and those that it was trained with."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from loraft.models.hf_config import configured_positions
+from loraft.models.modules import wrapped_model
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """How many positions a model can tell apart: the rows of its position table, None where it has none.
+
+    A table is told by its size, the configured number of positions, for which some families (OPT) hold a few rows
+    more. Sinusoidal positions are kept in a table too. Rotary, ALiBi and relative ones have none.
+    """
+    base = wrapped_model(model)
+    configured = configured_positions(base.config)
+    if configured is None:
+        return None
+    vocabulary = {id(weight) for weight in base.get_input_embeddings().parameters()}
+    embeddings = (module for module in base.modules() if isinstance(module, nn.Embedding))
+    # An encoder and a decoder each have an embedding of the vocabulary, and share its weight.
+    tables = [module for module in embeddings if id(module.weight) not in vocabulary]
+    return configured if any(0 <= table.num_embeddings - configured <= 2 for table in tables) else None
+
+
+def prompt_limit(model: nn.Module) -> int | None:
+    """The most tokens that a prompt may have: the positions that a model was trained with; None where they do not end.
+
+    Rotary positions go on, and beyond those that were trained the answers are noise. Scaled ones (linear and dynamic)
+    reach as many times farther; what other kinds scale to is in the configured number.
+    """
+    config = wrapped_model(model).config.get_text_config()
+    rotary = getattr(config, "rope_parameters", None)
+    configured = configured_positions(config)
+    if not rotary or configured is None:
+        return learned_positions(model)
+    factor = rotary.get("factor") if rotary.get("rope_type") in ("linear", "dynamic") else None
+    return int(configured * factor) if isinstance(factor, int | float) and factor > 1 else configured

@@ -1,0 +1,1 @@
+"""An open model behind OpenAI's HTTP interface: several clients at once, whose answers grow together."""

@@ -1,0 +1,99 @@
+"""What is asked of the model's thread, and what that thread tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from loraft.errors import LoraftError
+from loraft.inference.requests import GenerationRequest
+from loraft.inference.session import Speaker
+from loraft.rows.formats import Message
+
+
+@dataclass(frozen=True)
+class ChoiceToken:
+    """A token of one of the answers: the text that it made readable, and the likeliest in its place as ids."""
+
+    id: int
+    spelled: str
+    text: str
+    logprob: float
+    likeliest: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The prompt was read: so many tokens, of which some were held from earlier prompts."""
+
+    prompt_tokens: int
+    held: int
+
+
+@dataclass(frozen=True)
+class Grown:
+    """One of the answers grew by these tokens, and ended where there is a reason."""
+
+    choice: int
+    tokens: tuple[ChoiceToken, ...]
+    finish_reason: Literal["stop", "length"] | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """There will be no answer."""
+
+    error: LoraftError
+
+
+Event = Opened | Grown | Failed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation, or a plain text that is gone on with, and how it is answered.
+
+    Attributes:
+        messages: The conversation; of a plain text the one message that holds it.
+        plain: The text is gone on with as it is, without a template; an encoder reads it as it was trained to.
+        tools: What the template is told that the assistant may call, as JSON schemas.
+        answers: How many answers are wanted, each with a seed of its own.
+        likeliest: For how many tokens in each place their log-probability is told; None tells none.
+    """
+
+    messages: Sequence[Message]
+    options: GenerationRequest
+    plain: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    answers: int = 1
+    likeliest: int | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way: `tell` is called in the model's thread, and `cancelled` is set by whoever asked."""
+
+    voice: Speaker
+    asked: Asked
+    tell: Callable[[Event], None]
+    cancelled: bool = False
+    prompt_ids: list[int] = field(default_factory=list)
+
+    def open(self) -> None:
+        """Find the tokens of the prompt.
+
+        Raises:
+            InvalidInputError: The template cannot print the conversation, or it holds what is refused.
+        """
+        voice, asked = self.voice, self.asked
+        if asked.plain and not voice.renderer.reads_source:
+            self.prompt_ids = list(voice.tokenizer(asked.messages[0].content)["input_ids"])
+            return
+        renderer: Any = voice.renderer
+        template = getattr(renderer, "template", None)
+        if asked.tools and template is not None:
+            renderer = replace(renderer, template=replace(template, tools=tuple(asked.tools)))
+        given = asked.messages[0].role == "system" if asked.messages else False
+        messages = list(asked.messages) if given else voice.with_system(asked.messages, asked.options.system)
+        self.prompt_ids = renderer.prompt_ids(messages)

@@ -1,0 +1,121 @@
+"""What a client gets, as OpenAI's interface has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from loraft.serving.bodies import BadRequestError, Body, ChatBody
+from loraft.serving.jobs import ChoiceToken, Failed, Grown, Opened
+
+
+def error_reply(error: BadRequestError) -> dict[str, Any]:
+    """What is said where there is no answer."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def refused(failed: Failed) -> BadRequestError:
+    """A failure as the client is told it: what it asked for is wrong, or the server could not."""
+    problem = failed.error.problems[0]
+    named = f"{problem.key}: " if problem.key else ""
+    remedy = f". {problem.remedy}" if problem.remedy else ""
+    status = 400 if failed.error.exit_code == 2 else 500
+    return BadRequestError(f"{named}{problem.message}{remedy}", param=problem.key, status=status)
+
+
+@dataclass(eq=False)
+class Reply:
+    """The answers to one request, of which some have come."""
+
+    body: Body
+    opened: Opened
+    id: str = field(default_factory=lambda: f"loraft-{uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    tokens: dict[int, list[ChoiceToken]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each answer has ended."""
+        return len(self.reasons) == (self.body.n or 1)
+
+    def take(self, grown: Grown) -> None:
+        """Take what has come."""
+        self.tokens.setdefault(grown.choice, []).extend(grown.tokens)
+        if grown.finish_reason is not None:
+            self.reasons[grown.choice] = grown.finish_reason
+
+    def whole(self) -> dict[str, Any]:
+        """All of it, in one piece."""
+        chat = isinstance(self.body, ChatBody)
+        choices = []
+        for choice in range(self.body.n or 1):
+            tokens = self.tokens.get(choice, [])
+            text = "".join(token.text for token in tokens)
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}} if chat else {"text": text}
+            ending = {"finish_reason": self.reasons[choice], "logprobs": self._logprobs(tokens)}
+            choices.append({"index": choice, **said, **ending})
+        return self._object("chat.completion" if chat else "text_completion", choices) | {"usage": self.usage()}
+
+    def opening(self) -> Iterable[dict[str, Any]]:
+        """The pieces that a stream begins with: in a chat, who speaks."""
+        if isinstance(self.body, ChatBody):
+            for choice in range(self.body.n or 1):
+                yield self._piece(choice, {"delta": {"role": "assistant", "content": ""}}, [], None)
+
+    def piece(self, grown: Grown) -> dict[str, Any]:
+        """What has come, as a piece of a stream."""
+        text = "".join(token.text for token in grown.tokens)
+        if isinstance(self.body, ChatBody):
+            return self._piece(grown.choice, {"delta": {"content": text}}, grown.tokens, grown.finish_reason)
+        return self._piece(grown.choice, {"text": text}, grown.tokens, grown.finish_reason)
+
+    def last_piece(self) -> dict[str, Any]:
+        """The numbers of tokens, which end a stream where they are asked for."""
+        kind = "chat.completion.chunk" if isinstance(self.body, ChatBody) else "text_completion"
+        return self._object(kind, []) | {"usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """The numbers of tokens: of the prompt, which is read once, and of all answers to it."""
+        read, said = self.opened.prompt_tokens, sum(map(len, self.tokens.values()))
+        details = {"cached_tokens": self.opened.held}
+        numbers = {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+        return numbers | {"prompt_tokens_details": details}
+
+    def _piece(
+        self, choice: int, said: dict[str, Any], tokens: Sequence[ChoiceToken], reason: str | None
+    ) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if isinstance(self.body, ChatBody) else "text_completion"
+        logprobs = self._logprobs(tokens) if tokens else None
+        return self._object(kind, [{"index": choice, **said, "finish_reason": reason, "logprobs": logprobs}])
+
+    def _object(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        about = {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
+        return {**about, "choices": list(choices)}
+
+    def _logprobs(self, tokens: Sequence[ChoiceToken]) -> dict[str, Any] | None:
+        """The log-probabilities where they were asked for, in the form of either interface."""
+        asked = getattr(self.body, "logprobs", None)
+        if asked is None or asked is False:
+            return None
+        if isinstance(self.body, ChatBody):
+            return {"content": [_of_token(token) for token in tokens], "refusal": None}
+        return {
+            "tokens": [token.spelled for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.likeliest) for token in tokens],
+            "text_offset": [],
+        }
+
+
+def _of_token(token: ChoiceToken) -> dict[str, Any]:
+    likeliest = [_spelled(text, logprob) for text, logprob in token.likeliest]
+    return {**_spelled(token.spelled, token.logprob), "top_logprobs": likeliest}
+
+
+def _spelled(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

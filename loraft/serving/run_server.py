@@ -1,0 +1,115 @@
+"""A server from its first line to its last: the port is taken before a model is loaded, and given back at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from loraft.errors import ConfigError
+from loraft.evaluation.open_model import RequestedModel, tell
+from loraft.events import Observer
+from loraft.inference.requests import ModelRequest
+from loraft.models.remote_code import as_trusted
+from loraft.serving.app import Limits, Server
+
+GRACE_SECONDS = 30
+"""How long what is being answered may go on once the end is asked for."""
+THIS_MACHINE = ("localhost", "127.0.0.1")
+
+
+@as_trusted
+def serve(
+    model: ModelRequest,
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    api_key: str | None,
+    observer: Observer,
+    on_ready: Callable[[str, tuple[str, ...]], None],
+) -> None:
+    """Answer requests until a signal asks for the end.
+
+    Args:
+        model: What answers: each adapter under its name, and the base.
+        host: The address to listen at.
+        port: The port; 0 takes any that is free.
+        limits: What is allowed.
+        api_key: What each request has to bring; None asks for nothing.
+        observer: Is told what was decided and found.
+        on_ready: Is told where it answers and under which names, once it does.
+
+    Raises:
+        InvalidInputError: The address cannot be taken, or the model cannot be used.
+        KeyboardInterrupt: A signal asked for the end, and what was being answered is done.
+    """
+    with _bound(host, port) as listening:
+        session = RequestedModel(model).session()
+        tell(observer, *session.notes)
+        app = Server(session, limits, api_key).app()
+        if is_loopback(host):
+            # A page of another site may let its own name lead here, but cannot call it by one of these.
+            app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*THIS_MACHINE, host])
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
+        asyncio.run(_serve(app, listening, lambda: on_ready(address, tuple(session.voices))))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address leads from this machine to itself alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at the address, which does not listen yet."""
+    try:
+        (family, kind, number, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        bound = socket.socket(family, kind, number)
+    except OSError as error:
+        raise ConfigError(f"{host} is no address of this machine: {error.strerror}", parameter="host") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        message = f"port {port} at {host} cannot be taken: {error.strerror}"
+        raise ConfigError(
+            message, parameter="port", remedy="Choose another port, or 0 for any that is free."
+        ) from error
+    return bound
+
+
+class _Announced(uvicorn.Server):
+    """A server that tells once it answers."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does it."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+
+async def _serve(app: Starlette, listening: socket.socket, on_ready: Callable[[], None]) -> None:
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+    await _Announced(config, on_ready).serve(sockets=[listening])
