@@ -8,6 +8,7 @@ from typing import Any
 
 from loraft.adapters.model_card import shown
 from loraft.api.predicted_time import predicted_time
+from loraft.api.served_by_vllm import vllm_notes
 from loraft.config.sections import FROM_WEIGHTS
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate, warmup_steps
@@ -53,7 +54,7 @@ def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport
         memory={**plan.memory.as_dict(), "available_bytes": plan.placement.available_bytes},
         training=_training(plan, folder),
         steps=plan.steps,
-        notes=plan.notes if not_predicted is None else (*plan.notes, not_predicted),
+        notes=(*plan.notes, *filter(None, [not_predicted]), *vllm_notes(plan)),
         time=time,
     )
 

@@ -89,7 +89,8 @@ class Server:
             raise BadRequestError("the API key is missing or wrong", status=401, code="invalid_api_key")
 
     async def _health(self, _: Request) -> Response:
-        return JSONResponse({"status": "ok", "answering": self._thread.answering})
+        thread = self._thread
+        return JSONResponse({"status": "ok", "answering": thread.answering, "waiting": thread.waiting})
 
     async def _models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._described(name) for name in self._voices]})

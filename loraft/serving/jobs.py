@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from loraft.errors import LoraftError
+from loraft.errors import DataError, LoraftError
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import Speaker
 from loraft.rows.formats import Message
+from loraft.tokenization.examples import RowRenderer
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,24 @@ class Job:
         if asked.plain and not voice.renderer.reads_source:
             self.prompt_ids = list(voice.tokenizer(asked.messages[0].content)["input_ids"])
             return
-        renderer: Any = voice.renderer
-        template = getattr(renderer, "template", None)
-        if asked.tools and template is not None:
-            renderer = replace(renderer, template=replace(template, tools=tuple(asked.tools)))
-        given = asked.messages[0].role == "system" if asked.messages else False
+        given = bool(asked.messages) and asked.messages[0].role == "system"
         messages = list(asked.messages) if given else voice.with_system(asked.messages, asked.options.system)
-        self.prompt_ids = renderer.prompt_ids(messages)
+        renderer = with_tools(voice.renderer, asked.tools)
+        try:
+            self.prompt_ids = renderer.prompt_ids(messages)
+        except DataError as error:
+            if any(problem.key == "data.chat_template" for problem in error.problems):
+                raise DataError(error.problems[0].message, key="tools" if asked.tools else "messages") from error
+            raise
+
+
+def with_tools(renderer: Any, tools: Sequence[Mapping[str, Any]]) -> RowRenderer:
+    """The same for a conversation in which the assistant may call these tools.
+
+    Raises:
+        DataError: There are some, and no template that could print them.
+    """
+    if tools and getattr(renderer, "template", None) is None:
+        raise DataError("this model has no chat template, which would print them", key="tools")
+    found: RowRenderer = renderer
+    return replace(renderer, template=replace(renderer.template, tools=tuple(tools))) if tools else found

@@ -61,6 +61,11 @@ class ModelThread:
         """How many answers grow now."""
         return sum(map(len, self._batches.values()))
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for their turn."""
+        return len(self._waiting)
+
     def _run(self) -> None:
         with ordinary_attention(self._session.model), ExitStack() as acting:
             now: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -74,19 +75,25 @@ def _bound(host: str, port: int) -> socket.socket:
     """A socket at the address, which does not listen yet."""
     try:
         (family, kind, number, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        bound = socket.socket(family, kind, number)
     except OSError as error:
-        raise ConfigError(f"{host} is no address of this machine: {error.strerror}", parameter="host") from error
+        raise _no_address(host, error) from error
+    bound = socket.socket(family, kind, number)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
         bound.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _no_address(host, error) from error
         message = f"port {port} at {host} cannot be taken: {error.strerror}"
-        raise ConfigError(
-            message, parameter="port", remedy="Choose another port, or 0 for any that is free."
-        ) from error
+        remedy = "Choose another port, or 0 for any that is free."
+        raise ConfigError(message, parameter="port", remedy=remedy) from error
     return bound
+
+
+def _no_address(host: str, error: OSError) -> ConfigError:
+    message = f"{host} is no address of this machine: {error.strerror}"
+    return ConfigError(message, parameter="host", remedy="127.0.0.1 is this machine alone, 0.0.0.0 all its addresses.")
 
 
 class _Announced(uvicorn.Server):

@@ -1,0 +1,56 @@
+"""A server in this process, at a port of its own, and what is asked of it by http.client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from loraft.inference.session import Session
+from loraft.serving.app import Limits, Server
+
+
+@contextmanager
+def served(session: Session, limits: Limits = Limits(), api_key: str | None = None) -> Iterator[int]:  # noqa: B008
+    """A server for a session, and its port."""
+    config = uvicorn.Config(Server(session, limits, api_key).app(), port=0, log_level="error", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started:
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def request(
+    port: int, path: str, body: object = None, *, method: str = "POST", **headers: str
+) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON that a request gets; a body that is no text is sent as JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    sent = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    given = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        connection.request(method, path, sent, given)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def chat(port: int, text: str, **more: object) -> tuple[int, dict[str, Any]]:
+    """What is answered to one message of the base."""
+    body = {"model": "base", "messages": [{"role": "user", "content": text}], **more}
+    return request(port, "/v1/chat/completions", body)
