@@ -26,7 +26,7 @@ from benchmark_record import Figure, add_option, record
 
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
-from loraft.serving.app import Limits, Server
+from loraft.serving.interface import Limits, Server
 
 MODEL = "builtin:smollm2-135m-instruct"
 NUMBERS = itertools.count()

@@ -48,6 +48,7 @@ LONG_FUNCTIONS: set[str] = set()
 LONG_FILES: set[str] = set()
 FULL_FOLDERS: set[str] = set()
 SPEAKS_OF_OPTIONS = {
+    "loraft/api/served_by_vllm.py",  # the option is vLLM's
     "loraft/inspection/starter.py",  # the head of a config says what one types next
     "loraft/models/builtin.py",  # the options are pip's
 }

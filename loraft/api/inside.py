@@ -19,7 +19,7 @@ from loraft.evaluation.open_model import MEASURED, RequestedModel, to_be_told
 from loraft.events import ignored
 from loraft.inference.decoder_state import products_in_model_dtype
 from loraft.inference.engine import complete_batch
-from loraft.inference.positions import prompt_limit
+from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inspection.activations import LayerActivations, StackActivations, not_finite, watch_activations
 from loraft.inspection.gradients import BatchGradients, batch_gradients

@@ -25,7 +25,7 @@ from loraft.evaluation.past_run import run_of
 from loraft.events import Note, Observer
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.engine import Settings, complete_batch
-from loraft.inference.positions import prompt_limit
+from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, in_languages, open_session, task_of_base
 from loraft.models.modules import wrapped_model

@@ -14,7 +14,7 @@ from loraft.errors import AdapterError, DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored
 from loraft.inference.completion import Completion
 from loraft.inference.engine import complete_batch
-from loraft.inference.positions import prompt_limit
+from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
 from loraft.io.checksums import sha256_of_facts

@@ -19,7 +19,7 @@ from loraft.errors import DataError
 from loraft.inference.completion import Completion, Stream, Token, TokenStream
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import stream
-from loraft.inference.positions import learned_positions, prompt_limit
+from loraft.inference.prompt_limits import learned_positions, prompt_limit
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
 from loraft.io.resources import memory_errors

@@ -27,7 +27,7 @@ from loraft.errors import ConfigError, DataError, Problem
 from loraft.inference.completion import Completion, Detokenizer, PartialCompletion, StopStringMatcher, Stream, Token
 from loraft.inference.decoder_state import DecoderState, ordinary_attention
 from loraft.inference.fixed_decoding import WORTH_IT
-from loraft.inference.positions import learned_positions, prompt_limit
+from loraft.inference.prompt_limits import learned_positions, prompt_limit
 from loraft.inference.sampling import (
     SamplingParams,
     apply_logit_rules,

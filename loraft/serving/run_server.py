@@ -17,7 +17,7 @@ from loraft.evaluation.open_model import RequestedModel, tell
 from loraft.events import Observer
 from loraft.inference.requests import ModelRequest
 from loraft.models.remote_code import as_trusted
-from loraft.serving.app import Limits, Server
+from loraft.serving.interface import Limits, Server
 
 GRACE_SECONDS = 30
 """How long what is being answered may go on once the end is asked for."""

@@ -19,10 +19,10 @@ from tests.words import Wording
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    "init", "check", "preview", "train", "evaluate", "compare", "baseline", "merge", "generate", "chat", "predict",
-    "inspect-layers", "tour", "schema", "doctor",
+    "init", "check", "preview", "train", "evaluate", "compare", "baseline", "merge", "generate", "chat", "serve",
+    "predict", "inspect-layers", "tour", "schema", "doctor",
 ]  # fmt: skip
-SHORTER = ("baseline", "evaluate", "generate", "inspect-layers", "merge", "predict")
+SHORTER = ("baseline", "evaluate", "generate", "inspect-layers", "merge", "predict", "serve")
 """The commands of which the list says less than they say of themselves."""
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
 

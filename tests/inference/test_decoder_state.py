@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.inject import add_lora_layers
 from loraft.inference.decoder_state import DecoderState, ordinary_attention, padded
-from loraft.inference.positions import learned_positions
+from loraft.inference.prompt_limits import learned_positions
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.modules import wrapped_model
 from tests.tiny import TELLING, TINY_MODEL_TYPES, mostly_slow, tiny_model

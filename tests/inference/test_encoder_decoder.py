@@ -10,7 +10,7 @@ from loraft.errors import DataError, ModelError
 from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import complete_batch, stream
-from loraft.inference.positions import learned_positions
+from loraft.inference.prompt_limits import learned_positions
 from loraft.inference.sampling import GREEDY, SamplingParams
 from loraft.models.registry import TWO_STACKS
 from tests.inference.test_engine import TOKENIZER, prompts

@@ -13,7 +13,7 @@ from loraft.errors import ConfigError, DataError, NonFiniteError
 from loraft.inference.completion import Completion, stop_texts_of
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import complete_batch, stream
-from loraft.inference.positions import prompt_limit
+from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.sampling import GREEDY, SamplingParams
 from tests.inference.test_decoder_state import adapted

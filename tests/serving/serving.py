@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from loraft.inference.session import Session
-from loraft.serving.app import Limits, Server
+from loraft.serving.interface import Limits, Server
 
 
 @contextmanager

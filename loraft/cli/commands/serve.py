@@ -45,7 +45,7 @@ def serve(
     if absent:
         raise InvalidInputError.several(absent[:1])
     with waiting("loading libraries"):
-        from loraft.serving.app import Limits
+        from loraft.serving.interface import Limits
         from loraft.serving.run_server import is_loopback
         from loraft.serving.run_server import serve as serve_model
 

@@ -17,7 +17,7 @@ import pytest
 from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
-from loraft.serving.app import Limits
+from loraft.serving.interface import Limits
 from loraft.serving.voice_batch import VoiceBatch
 from tests.inference.voices import adapter_in, base_in
 from tests.serving.serving import chat, request, served
