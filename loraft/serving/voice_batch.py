@@ -28,7 +28,7 @@ ALIKE = 2
 
 
 @dataclass(eq=False)
-class Row:
+class GrowingAnswer:
     """One answer of a job, and how many of its tokens were told."""
 
     job: Job
@@ -57,7 +57,7 @@ class Group:
     """Rows of one context, and the newest token of each, `[rows]`, which it has not read yet."""
 
     context: DecoderState
-    rows: list[Row]
+    rows: list[GrowingAnswer]
     newest: Tensor
 
 
@@ -92,14 +92,16 @@ class VoiceBatch:
         for some in (*alone, *together):
             self._read([job for job, _ in some], [row for _, rows in some for row in rows], prefixes.get(some[0][0]))
 
-    def _rows(self, job: Job) -> list[Row]:
+    def _rows(self, job: Job) -> list[GrowingAnswer]:
         settings = job.voice.settings(job.asked.options)
         settings["rules"] = replace(settings["rules"], num_beams=1)
         prompts = [job.prompt_ids] * job.asked.answers
         answers = open_answers(self._model, job.voice.tokenizer, prompts, settings)
-        return [Row(job, choice, answer, []) for choice, answer in enumerate(answers)]
+        return [GrowingAnswer(job, choice, answer, []) for choice, answer in enumerate(answers)]
 
-    def _alike(self, opened: Sequence[tuple[Job, list[Row]]]) -> Iterator[list[tuple[Job, list[Row]]]]:
+    def _alike(
+        self, opened: Sequence[tuple[Job, list[GrowingAnswer]]]
+    ) -> Iterator[list[tuple[Job, list[GrowingAnswer]]]]:
         """Those whose prompts are read together: of like length, or of the same where padding would be read."""
         by_length = sorted(opened, key=lambda each: len(each[0].prompt_ids))
         if not self._reads_together:
@@ -111,7 +113,7 @@ class VoiceBatch:
             yield some
             by_length = by_length[len(some) :]
 
-    def _read(self, jobs: Sequence[Job], rows: list[Row], prefix: DecoderState | None) -> None:
+    def _read(self, jobs: Sequence[Job], rows: list[GrowingAnswer], prefix: DecoderState | None) -> None:
         started = perf_counter()
         held = 0 if prefix is None else prefix.length
         try:
@@ -155,7 +157,7 @@ class VoiceBatch:
         for group in groups:
             self._fail(group.rows, error)
 
-    def _taken(self, context: DecoderState, logits: Tensor, rows: Sequence[Row], started: float) -> Tensor:
+    def _taken(self, context: DecoderState, logits: Tensor, rows: Sequence[GrowingAnswer], started: float) -> Tensor:
         chosen, _ = take_tokens(context, logits, [row.answer for row in rows], started)
         for place, row in enumerate(rows):
             if row.job.asked.likeliest is not None:
@@ -191,6 +193,6 @@ class VoiceBatch:
             self._groups = [first]
 
     @staticmethod
-    def _fail(rows: Sequence[Row], error: LoraftError) -> None:
+    def _fail(rows: Sequence[GrowingAnswer], error: LoraftError) -> None:
         for job in dict.fromkeys(row.job for row in rows):
             job.tell(Failed(error))
