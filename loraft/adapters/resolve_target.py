@@ -258,14 +258,23 @@ def _from_folder(folder: Path) -> ResolvedTarget:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return model_in(candidate)
+    if (folder / "parts").is_dir():
+        message = "the checkpoint holds a model in the parts of the ranks that trained it"
+        go_on = _going_on(folder.absolute().parents[1])
+        remedy = f"Go on with its run, which saves the whole model at its end: {go_on}"
+        raise AdapterError(message, where=str(folder), remedy=remedy)
     checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
     if checkpoints:
-        go_on = f"`loraft.train(loraft.load_config({str(folder / 'config.yaml')!r}), resume=True)`"
+        go_on = _going_on(folder)
         remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: {go_on}"
         raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
     looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"
     message = f"there is neither a model nor an adapter (looked for {looked_for})"
     raise AdapterError(message, where=str(folder), remedy=REMEDY)
+
+
+def _going_on(run: Path) -> str:
+    return f"`loraft.train(loraft.load_config({str(run / 'config.yaml')!r}), resume=True)`"
 
 
 def _with_a_base(found: AdapterTarget) -> AdapterTarget:

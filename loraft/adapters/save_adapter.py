@@ -6,7 +6,7 @@ A saved model is its weights, the tokenizer with the chat template of training, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -66,9 +66,17 @@ def save_adapter(
 
 
 def save_full(
-    adapted: AdaptedModel, folder: Path, *, config: RunConfig, renderer: RowRenderer, facts: TrainingFacts
+    adapted: AdaptedModel,
+    folder: Path,
+    *,
+    config: RunConfig,
+    renderer: RowRenderer,
+    facts: TrainingFacts,
+    write_weights: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model that was trained whole, as transformers loads it; an older one in `folder` is replaced.
+
+    Where its weights are not all here, `write_weights` writes them into a folder.
 
     Raises:
         NonFiniteError: If a tensor holds NaN or infinity; `folder` is left as it was.
@@ -76,9 +84,14 @@ def save_full(
     """
     model = adapted.model
     assert isinstance(model, PreTrainedModel), "save_adapter writes an adapter"
-    _refuse_non_finite({name: weight.data for name, weight in adapted.trainable.items()}, folder)
+    if write_weights is None:
+        _refuse_non_finite({name: weight.data for name, weight in adapted.trainable.items()}, folder)
     with atomic_dir(folder) as staging:
-        model.save_pretrained(staging)
+        if write_weights is None:
+            model.save_pretrained(staging)
+        else:
+            model.save_pretrained(staging, state_dict={})  # what lies beside weights
+            write_weights(staging)
         _write_company(adapted, staging, config, renderer, facts)
 
 

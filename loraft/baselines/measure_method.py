@@ -35,10 +35,10 @@ from loraft.io.resources import disk_errors, memory_errors
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import trusting
 from loraft.training.checkpoint import RunState
-from loraft.training.loop import save_weights
 from loraft.training.memory import too_large
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, base_notes, plan_run, scaled_rate
+from loraft.training.save_run import save_weights
 from loraft.training.train_step import Throughput, Trainer, take_step
 from loraft.training.trainer import build_model
 
@@ -258,5 +258,5 @@ def _saved_bytes(run: Trainer, folder: Path, tally: Tally) -> int:
         return bytes_of(run.adapted.trainable.values())
     state = RunState(step=len(tally.losses), tokens=tally.trained_tokens, last_loss=tally.losses[-1])
     with disk_errors(folder, remedy="Free some space there."):
-        saved = save_weights(run, state, folder)
+        saved = save_weights(run, state, folder, run.adapted)
     return sum(path.stat().st_size for path in saved.glob("*.safetensors"))

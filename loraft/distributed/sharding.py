@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -157,8 +157,45 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+class HeldRows(NamedTuple):
+    """Which rows of a tensor a rank has, from `start` to the one before `stop`.
+
+    Attributes:
+        parted: Others have others.
+        of_first_copy: Where several machines have the whole model in parts, they are those of the first.
+    """
+
+    start: int
+    stop: int
+    parted: bool
+    of_first_copy: bool
+
+
+def held_rows(tensor: Tensor) -> HeldRows:
+    """The rows of a tensor that this rank has; of one without dimensions the only number is a row."""
+    if not isinstance(tensor, DTensor):
+        return HeldRows(0, tensor.shape[0] if tensor.dim() else 1, parted=False, of_first_copy=True)
+    (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]  # as torch's distributed checkpoint asks for it
+    start, coordinate = chunk.offsets[0], tensor.device_mesh.get_coordinate() or [0]
+    return HeldRows(start, start + chunk.sizes[0], parted=True, of_first_copy=not any(coordinate[:-1]))
+
+
+def with_own_part(like: Tensor, rows: Tensor | None) -> Tensor:
+    """A tensor in parts as `like` is, of which this rank has these rows, which become its own; none are zero rows."""
+    assert isinstance(like, DTensor), "it has parts"
+    local = like.to_local()
+    own = torch.empty_like(local) if rows is None else rows.to(device=local.device, copy=True)
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(own, mesh, placements, shape=like.shape, stride=like.stride(), run_check=False)
+
+
 def placed_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A tensor that every rank has whole, on the device of a parameter, and in parts where that is and is as large."""
+    """A tensor that every rank has whole, on the device of a parameter, and in parts where that is and is as large.
+
+    One that is in parts stays so.
+    """
+    if isinstance(value, DTensor):
+        return value
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value.to(parameter.device)
     mesh, placements = parameter.device_mesh, parameter.placements

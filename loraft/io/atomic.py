@@ -45,7 +45,7 @@ def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_bytes(text.encode("utf-8", errors))
-        _flush(beside)
+        flush(beside)
         beside.replace(path)
     except BaseException:
         with suppress(OSError):  # where nothing can be written, nothing can be removed
@@ -96,8 +96,8 @@ def _settle(staging: Path) -> None:
     for path in sorted(staging.rglob("*")):
         if path.is_file():
             path.chmod(mode)
-        _flush(path)
-    _flush(staging)
+        flush(path)
+    flush(staging)
 
 
 def _swap(staging: Path, folder: Path, previous: Path) -> None:
@@ -105,11 +105,11 @@ def _swap(staging: Path, folder: Path, previous: Path) -> None:
     if folder.exists():
         folder.rename(previous)
     staging.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

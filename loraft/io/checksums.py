@@ -47,11 +47,12 @@ def is_weights(name: str) -> bool:
 def seal(folder: Path, leave_out: Container[str] = ()) -> dict[str, dict[str, int | str]]:
     """The size and sha256 of every file in a folder, but for those that are left out."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {
-        name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for name, path in sorted(files.items())
-        if name not in leave_out
-    }
+    return {name: seal_of(path) for name, path in sorted(files.items()) if name not in leave_out}
+
+
+def seal_of(path: Path) -> dict[str, int | str]:
+    """The size and sha256 of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: True) -> tuple[str, str] | None:

@@ -30,6 +30,8 @@ LISTED = 8
 """The most names that an error lists."""
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The floating dtypes by the words that safetensors has for them."""
+WHOLE_NUMBERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "U8": torch.uint8, "BOOL": torch.bool}
+"""The dtypes of whole numbers that models have, likewise."""
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -241,13 +243,24 @@ def mapped_tensor(header: TensorHeader) -> Tensor:
     return tensor
 
 
+def slot_of(name: str, tensor: Tensor) -> Slot:
+    """The place for a tensor of that name."""
+    word = next(word for word, dtype in (TORCH_DTYPES | WHOLE_NUMBERS).items() if dtype == tensor.dtype)
+    return Slot(name, word, tuple(tensor.shape))
+
+
 def in_order(slots: Iterable[Slot]) -> list[Slot]:
     """The slots as a file has them: those of wide numbers first, so that every tensor begins where its dtype may."""
     return sorted(slots, key=lambda slot: -ITEM_BYTES[slot.dtype])
 
 
-def write_shard(file: Path, slots: Sequence[Slot], pieces: Callable[[Slot], Iterable[torch.Tensor]]) -> None:
-    """Write one file with `slots`, in the order of `in_order`.
+def write_shard(
+    file: Path,
+    slots: Sequence[Slot],
+    pieces: Callable[[Slot], Iterable[torch.Tensor]],
+    besides: Mapping[str, str] | None = None,
+) -> None:
+    """Write one file with `slots`, in the order of `in_order`, and what its header says `besides`.
 
     `pieces` gives the numbers of a slot, in order and in its dtype; each is written before the next is asked for.
 
@@ -255,7 +268,7 @@ def write_shard(file: Path, slots: Sequence[Slot], pieces: Callable[[Slot], Iter
         ValueError: The pieces of a slot are not as many bytes as it has room for.
     """
     with file.open("wb", buffering=0) as stream:
-        header = _header(slots)
+        header = _header(slots, besides or {})
         _write(stream, memoryview(len(header).to_bytes(8, "little") + header))
         for slot in slots:
             written = sum(_write(stream, _bytes_of(piece)) for piece in pieces(slot))
@@ -269,8 +282,8 @@ def write_index(folder: Path, places: Mapping[str, str], total_bytes: int) -> No
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _header(slots: Sequence[Slot]) -> bytes:
-    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(slots: Sequence[Slot], besides: Mapping[str, str]) -> bytes:
+    described: dict[str, object] = {"__metadata__": {"format": "pt", **besides}}
     start = 0
     for slot in slots:
         stop = start + slot.num_bytes

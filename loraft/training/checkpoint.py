@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraft.errors import DiskFullError
+from loraft.adapters.adapter_files import non_finite
+from loraft.distributed.part_files import PartFiles, write_parts
+from loraft.distributed.ranks import Ranks
+from loraft.distributed.sharding import own_part
+from loraft.errors import DiskFullError, NonFiniteError
 from loraft.io.atomic import atomic_dir, restore_previous, write_json
-from loraft.io.checksums import fault_by_manifest, seal
+from loraft.io.checksums import fault_by_manifest, seal, seal_of
+from loraft.io.resources import disk_errors
 
 
 @dataclass
@@ -71,6 +77,8 @@ class RunState:
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 MANIFEST = "manifest.json"
+PARTS = "parts"
+"""The folder of what ranks wrote, each its part: of the weights, and of the optimizer's state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +86,7 @@ class Checkpoint:
     """What resuming needs, besides the weights in the checkpoint's folder; `state` is more than a `RunState`."""
 
     state: Mapping[str, Any]
-    optimizer: Mapping[str, Tensor]
+    optimizer: PartFiles
     optimizer_numbers: Mapping[str, int | float]
     rng: Mapping[str, Tensor]
 
@@ -119,19 +127,81 @@ def save_checkpoint(
         DiskFullError: The disk is full; nothing of the unfinished checkpoint is left.
     """
     folder = root / f"step-{step:06d}"
+    with _full_disk_told(root, step), atomic_dir(folder) as partial:
+        write_weights(partial)
+        save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
+        _write_rest(partial, state, optimizer[1])
+        write_json(partial / MANIFEST, {"files": seal(partial)})
+    return folder
+
+
+def save_in_parts(
+    root: Path,
+    step: int,
+    ranks: Ranks,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Callable[[], Mapping[str, Any]],
+    numbers: Mapping[str, int | float],
+) -> Path:
+    """Write a checkpoint to which each rank adds its part: complete once all have, and else absent.
+
+    Args:
+        root: As `save_checkpoint` has it, on a disk that all ranks see.
+        step: The optimizer step that was just finished.
+        ranks: Who writes; all of them call this.
+        tensors: Those of the `model` and of the `optimizer`, of which each rank writes what it holds.
+        state: Gives what JSON takes; rank 0 asks for it.
+        numbers: The optimizer's.
+
+    Raises:
+        DiskFullError: The disk is full on some rank; nothing of the unfinished checkpoint is left.
+        NonFiniteError: A weight holds NaN or infinity; neither is then.
+    """
+    folder = root / f"step-{step:06d}"
+    with ExitStack() as opened:
+
+        def begin() -> Path:
+            with _full_disk_told(root, step):
+                partial = opened.enter_context(atomic_dir(folder))
+                (partial / PARTS).mkdir()
+            return partial
+
+        def write() -> dict[str, dict[str, int | str]]:
+            if said := non_finite({name: own_part(weight.detach()) for name, weight in tensors["model"].items()}):
+                raise NonFiniteError(f"{said}; not saved", where=str(folder))
+            with _full_disk_told(root, step):
+                place = partial / PARTS
+                files = [file for kind, each in tensors.items() for file in write_parts(place, kind, each, ranks)]
+                return {f"{PARTS}/{file.name}": seal_of(file) for file in files}
+
+        def complete() -> Path:
+            with _full_disk_told(root, step):
+                _write_rest(partial, state(), numbers)
+                sealed = {name: each for of_rank in seals for name, each in of_rank.items()}
+                write_json(partial / MANIFEST, {"files": sealed | seal(partial, leave_out=sealed)})
+                opened.close()
+            return folder
+
+        partial = ranks.on_main(begin)
+        seals = ranks.of_each(write)
+        return ranks.on_main(complete)
+
+
+def _write_rest(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, int | float]) -> None:
+    save_file(rng_state(), folder / "rng.safetensors")
+    write_json(folder / "state.json", {"state": dict(state), "optimizer_numbers": dict(numbers)})
+
+
+@contextmanager
+def _full_disk_told(root: Path, step: int) -> Iterator[None]:
+    remedy = "free some space and go on with `resume`: the checkpoints before it are whole"
     try:
-        with atomic_dir(folder) as partial:
-            write_weights(partial)
-            save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
-            save_file(rng_state(), partial / "rng.safetensors")
-            write_json(partial / "state.json", {"state": dict(state), "optimizer_numbers": dict(optimizer[1])})
-            write_json(partial / MANIFEST, {"files": seal(partial)})
+        with disk_errors(root, remedy=remedy):
+            yield
     except DiskFullError as error:
         free = f"{shutil.disk_usage(root.parent).free:,} bytes are free"
         message = f"the disk filled up while the checkpoint of step {step} was written: {_needed(root)}{free}"
-        remedy = "free some space and go on with `resume`: the checkpoints before it are whole"
         raise DiskFullError(message, where=str(root), remedy=remedy) from error
-    return folder
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -154,8 +224,9 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint that was verified."""
     written = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tensors, rng = load_file(folder / "optimizer.safetensors"), load_file(folder / "rng.safetensors")
-    return Checkpoint(written["state"], tensors, written["optimizer_numbers"], rng)
+    optimizer = PartFiles(sorted((*folder.glob("optimizer.safetensors"), *folder.glob(f"{PARTS}/optimizer-*"))))
+    rng = load_file(folder / "rng.safetensors")
+    return Checkpoint(written["state"], optimizer, written["optimizer_numbers"], rng)
 
 
 def checkpoint_fault(folder: Path) -> str | None:

@@ -11,12 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from loraft.adapters.inject import AdaptedModel
-from loraft.adapters.model_card import TrainingFacts
-from loraft.adapters.save_adapter import save_adapter, save_full
+from loraft.dataset.prepared_steps import PreparedStep, PreparedSteps
 from loraft.distributed.roll_call import is_lost_contact
 from loraft.distributed.wishes import Wishes
 from loraft.errors import DataError, Interrupted, LoraftError
@@ -24,10 +21,9 @@ from loraft.events import Note
 from loraft.figures import counted, perplexity
 from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
-from loraft.training.checkpoint import RunState, newest_checkpoint, prune, save_checkpoint
-from loraft.training.optimizer import OptimizerState
-from loraft.training.prepared_steps import PreparedStep, PreparedSteps
+from loraft.training.checkpoint import RunState, newest_checkpoint
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
+from loraft.training.save_run import save
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 
 LOGGED_WITHOUT_GRADIENT = 10
@@ -288,50 +284,5 @@ def _compared(state: RunState, found: EvalLoss, metric: str) -> bool:
 
 def _save(run: Trainer, state: RunState, wishes: Wishes) -> None:
     wishes.granted()
-    with run.to_be_saved() as (adapted, optimizer):
-        place = run.ranks.on_main(lambda: _save_here(run, state, adapted, optimizer))
+    place = save(run, state)
     run.observer(Saved(state.step, place))
-
-
-def _save_here(run: Trainer, state: RunState, adapted: AdaptedModel, optimizer: OptimizerState) -> Path:
-    run.folder.require()
-    changing = {"files": run.folder.sizes(), "scaler": run.scaler.state_dict(), "optim": run.settings.optim}
-    place = save_checkpoint(
-        run.folder.checkpoints,
-        state.step,
-        lambda folder: save_weights(run, state, folder, adapted),
-        asdict(state) | changing,
-        optimizer,
-    )
-    rotate_checkpoints(run, state)
-    return place
-
-
-def save_weights(run: Trainer, state: RunState, folder: Path, adapted: AdaptedModel | None = None) -> Path:
-    """Save what is trained, as it is now, into the folder of a checkpoint or a run: where it lies there."""
-    adapted = adapted or run.adapted
-    facts = TrainingFacts(
-        steps=state.step,
-        epochs=state.epoch + state.window / run.plan.batches.steps(state.epoch),
-        rows=run.plan.data.report.train_rows or len(run.plan.data.train),
-        trained_tokens=state.tokens,
-        train_loss=state.last_loss,
-        eval_loss=state.eval_loss,
-        eval_rows=len(run.plan.data.eval),
-        figures=state.eval_figures,
-    )
-    save = save_full if adapted.method == "full" else save_adapter
-    place = weights_in(run, folder)
-    save(adapted, place, config=run.plan.config, renderer=run.plan.data.renderer, facts=facts)
-    return place
-
-
-def weights_in(run: Trainer, folder: Path) -> Path:
-    """Where the weights of a checkpoint or a run lie."""
-    return folder / ("model" if run.adapted.method == "full" else "adapter")
-
-
-def rotate_checkpoints(run: Trainer, state: RunState) -> None:
-    """Remove the checkpoints that `training.save_total_limit` leaves no room for; the best one stays."""
-    keep = run.settings.save_total_limit
-    prune(run.folder.checkpoints, step=state.step, keep=keep, best_step=state.best_step)

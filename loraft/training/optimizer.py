@@ -259,17 +259,20 @@ def build_optimizer(
 
 
 def optimizer_state(
-    optimizer: Optimizer, trainable: Mapping[str, nn.Parameter], *, keep: bool = True
+    optimizer: Optimizer, trainable: Mapping[str, nn.Parameter], *, keep: bool = True, in_parts: bool = False
 ) -> OptimizerState:
     """The state of every parameter as tensors and numbers, named `INDEX.FIELD`: matrices first, whatever the groups.
 
-    Of parameters in parts all ranks ask together, and those that do not `keep` it are given none.
+    Of parameters in parts all ranks ask together, and those that do not `keep` it are given none; what is left
+    `in_parts` is the state itself, and no copy of it.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Scalar] = {}
     for index, parameter in enumerate(_in_order(trainable)):
         for field, value in optimizer.state[parameter].items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and in_parts:
+                tensors[f"{index}.{field}"] = value.detach()
+            elif isinstance(value, Tensor):
                 whole = plain(value.detach())
                 if keep:
                     tensors[f"{index}.{field}"] = whole.clone().contiguous()
@@ -300,6 +303,11 @@ def restore_optimizer(
                 state[field].copy_(value)
             else:  # AdamW keeps its step counter beside the parameter when it is fused; the moments always are.
                 state[field] = placed_as(parameter, value) if isinstance(value, Tensor) else value
+
+
+def parameter_of(name: str, trainable: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
+    """The parameter whose state `optimizer_state` gives that name; None where there are not as many."""
+    return next(iter(_in_order(trainable)[int(name.partition(".")[0]) :]), None)
 
 
 def _in_order(trainable: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:

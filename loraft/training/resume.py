@@ -19,6 +19,7 @@ from loraft.events import Note
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
 from loraft.training.checkpoint import (
+    MANIFEST,
     RunState,
     checkpoints,
     load_checkpoint,
@@ -26,10 +27,11 @@ from loraft.training.checkpoint import (
     remove_partial,
     restore_rng,
 )
-from loraft.training.loop import all_trained, rotate_checkpoints, stops_early, weights_in
-from loraft.training.optimizer import restore_optimizer
+from loraft.training.loop import all_trained, stops_early
+from loraft.training.optimizer import parameter_of, restore_optimizer
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan, steps_of
+from loraft.training.save_run import restore_weights, rotate_checkpoints, weights_in
 from loraft.training.schedule import learning_rate
 from loraft.training.train_step import Trainer
 
@@ -205,7 +207,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     What is taken on and the steps before are those of `compare_with_begun`.
     """
     run.ranks.on_main(lambda: remove_partial(run.folder.checkpoints))
-    newest, damaged = newest_checkpoint(run.folder.checkpoints)
+    newest, damaged = run.ranks.on_main(lambda: newest_checkpoint(run.folder.checkpoints), patiently=True)
     run.ranks.together(lambda: _require_shared(run, newest))
     for text in damaged:
         run.observer(Note(text))
@@ -215,7 +217,9 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     checkpoint = load_checkpoint(newest)
     _restore_weights(run, newest)
     if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
-        restore_optimizer(run.optimizer, run.adapted.trainable, checkpoint.optimizer, checkpoint.optimizer_numbers)
+        stored, trainable = checkpoint.optimizer, run.adapted.trainable
+        tensors = {name: stored.read(name, parameter_of(name, trainable)) for name in sorted(stored.names)}
+        restore_optimizer(run.optimizer, trainable, tensors, checkpoint.optimizer_numbers)
     else:
         run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
     run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
@@ -239,12 +243,20 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
 
 
 def _require_shared(run: Trainer, newest: Path | None) -> None:
-    """Refuse ranks that do not all see the checkpoint that is gone on from."""
-    seen = run.ranks.gathered(newest)
-    if newest != seen[0]:
-        message = f"rank {run.ranks.rank} does not see {seen[0].name if seen[0] else 'that there is no checkpoint'}"
+    """Refuse a rank that does not see the checkpoint that rank 0 has verified."""
+    known = [None if newest is None else _bytes_of(newest / MANIFEST), bool(checkpoints(run.folder.checkpoints))]
+    seen = run.ranks.gathered(known)
+    if known != seen[0]:
+        message = f"rank {run.ranks.rank} does not see {newest.name if newest else 'that there is no checkpoint'}"
         remedy = "put training.output_dir on a disk that all machines share"
         raise RunFolderError(message, where=str(run.folder.path), key="training.output_dir", remedy=remedy)
+
+
+def _bytes_of(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
 
 
 def _restore_weights(run: Trainer, folder: Path) -> None:
@@ -253,7 +265,7 @@ def _restore_weights(run: Trainer, folder: Path) -> None:
     try:
         if not place.is_dir():
             raise AdapterError("it was trained by another method")
-        run.restore(place)
+        restore_weights(run, place)
     except AdapterError as error:
         first, *others = error.problems
         more = f", and {len(others)} more of the kind" if others else ""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,8 +19,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from loraft.adapters.inject import AdaptedModel
-from loraft.adapters.save_adapter import restore
 from loraft.config.schema import TrainingSection
+from loraft.dataset.prepared_steps import PreparedStep
 from loraft.dataset.sampler import StepBatches, fills
 from loraft.distributed.not_finite import Weight, first_output, first_weight
 from loraft.distributed.ranks import ALONE, Ranks
@@ -34,8 +33,7 @@ from loraft.tasks.batches import Batch
 from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
-from loraft.training.optimizer import OptimizerState, optimizer_of, optimizer_state
-from loraft.training.prepared_steps import PreparedStep
+from loraft.training.optimizer import optimizer_of
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate
@@ -116,24 +114,6 @@ class Trainer:
     def gathered(self) -> AbstractContextManager[None]:
         """What has to be so that the model can be called by itself, by all ranks together."""
         return nullcontext() if self.shards is None else self.shards.gathered()
-
-    @contextmanager
-    def to_be_saved(self) -> Iterator[tuple[AdaptedModel, OptimizerState]]:
-        """The model and the state of its optimizer, whole where they are written; all ranks enter this together."""
-        main = self.ranks.main
-        if self.shards is None:
-            yield self.adapted, optimizer_state(self.optimizer, self.adapted.trainable) if main else ({}, {})
-            return
-        state = optimizer_state(self.optimizer, self.adapted.trainable, keep=main)
-        with self.shards.whole(self.adapted, keep=main) as adapted:
-            yield adapted, state
-
-    def restore(self, folder: Path) -> None:
-        """Put the weights that a folder holds back."""
-        if self.shards is None:
-            restore(self.adapted, folder)
-        else:
-            self.shards.restore(self.adapted, partial(restore, folder=folder))
 
     @property
     def router_aux_loss_coef(self) -> float:

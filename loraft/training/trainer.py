@@ -36,11 +36,12 @@ from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
 from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.training.checkpoint import RunState, checkpoint_fault
-from loraft.training.loop import fit, save_weights, weights_in
+from loraft.training.loop import fit
 from loraft.training.resume import compare_with_begun, refuse_another_base, require_same_model, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
 from loraft.training.run_plan import RunPlan
+from loraft.training.save_run import restore_weights, save_result, weights_in
 from loraft.training.start_batches import begin_from_rows
 from loraft.training.strategy import loads_in_parts
 from loraft.training.train_step import Trainer
@@ -253,7 +254,7 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
     is_better = state.best_step not in (None, step)
     wanted = is_better and run.settings.early_stopping_patience is not None
     if wanted and run.ranks.on_main(lambda: checkpoint_fault(best), patiently=True) is None:
-        run.restore(weights_in(run, best))
+        restore_weights(run, weights_in(run, best))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
@@ -261,8 +262,7 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
         run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
     elif is_better and best.is_dir():
         run.observer(Note(f"the weights of step {step} are saved; those of the best evaluation are {best}"))
-    with run.to_be_saved() as (adapted, _):
-        saved = run.ranks.on_main(lambda: save_weights(run, state, run.folder.path, adapted))
+    saved = save_result(run, state)
     run.observer(Saved(step, saved))
     return saved, step
 

@@ -38,7 +38,7 @@ def save(root: Path, step: int) -> Path:
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     loaded = load_checkpoint(save(tmp_path, 7))
     assert loaded.state == {"step": 7}
-    assert loaded.optimizer["0.exp_avg"].tolist() == [7.0, 7.0, 7.0]
+    assert loaded.optimizer.read("0.exp_avg").tolist() == [7.0, 7.0, 7.0]
     assert loaded.optimizer_numbers == {"0.step": 7}
     assert torch.equal(loaded.rng["cpu"], torch.get_rng_state())
 

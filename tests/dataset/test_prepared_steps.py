@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from loraft.dataset.prepared_steps import PreparedStep, PreparedSteps
 from loraft.dataset.sampler import StepBatches
 from loraft.errors import DataError
 from loraft.kernels.transfer import to_device
 from loraft.training.loop import fit
-from loraft.training.prepared_steps import PreparedStep, PreparedSteps
 from tests.training.building import tiny_config, tiny_fit
 
 
