@@ -15,13 +15,11 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from loraft.config.distributed_section import DistributedSection
+from loraft.distributed.pulse import Pulse
 from loraft.distributed.rank_environment import RankEnvironment
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.distributed.roll_call import is_lost_contact, said_by_all, unreached
 from loraft.errors import ResourceError
-
-PATIENT = timedelta(days=30)
-"""How long ranks wait for one another before the first step: reading all rows may take hours."""
 
 
 @contextmanager
@@ -50,10 +48,10 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
             # One that is started again would else find the addresses of those that were lost.
             ours = PrefixStore(f"start {place.restarts}", store)
             dist.init_process_group(backend, store=ours, rank=place.rank, world_size=place.world, timeout=gradients)
-        patient = dist.new_group(backend="gloo", timeout=PATIENT)
+        beating = dist.new_group(backend="gloo", timeout=patience)
         prompt = dist.new_group(backend="gloo", timeout=patience) if on_gpus else None
-        here = place.rank, place.world, place.local_rank, place.local_world
-        ranks = Ranks(*here, patient=patient, prompt=prompt)
+        pulse = Pulse(beating)
+        ranks = Ranks(place.rank, place.world, place.local_rank, place.local_world, pulse=pulse, prompt=prompt)
         processes = ranks.gathered(os.getpid())
     except Exception as error:
         if not is_lost_contact(error):
@@ -62,8 +60,10 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
     try:
         yield ranks
     except (Exception, KeyboardInterrupt) as error:
+        pulse.stop()
         store = dist.distributed_c10d._get_default_store()
         raise said_by_all(error, store, place, settings.timeout_seconds, processes) from error
+    pulse.stop()
     if begun_here:
         dist.destroy_process_group()
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from loraft.config.schema import TrainingSection
 from loraft.dataset.sampler import StepBatches
 from loraft.distributed.deal_rows import deal_rows
+from loraft.distributed.pulse import Pulse
 from loraft.distributed.roll_call import of_rank, portable
 from loraft.errors import LoraftError
 from loraft.figures import counted
@@ -52,7 +53,7 @@ class Ranks:
         world: How many there are.
         local_rank: The number of this one on its machine.
         local_world: How many are on its machine.
-        patient: The group that waits as long as it takes.
+        pulse: By it ranks wait patiently, as long as it takes and all are there; None waits as a group does.
         free: The least memory that is free on any rank's device; None is what this one finds.
         prompt: The group in which what ranks agree on is told; None is that of the gradients.
     """
@@ -62,7 +63,7 @@ class Ranks:
     local_rank: int = 0
     local_world: int = 1
     free: int | None = None
-    patient: Any = None
+    pulse: Pulse | None = None
     prompt: Any = None
 
     @property
@@ -90,12 +91,12 @@ class Ranks:
         dist.all_reduce(values, how, group=self.prompt)
         return [float(value) for value in values]
 
-    def gathered(self, value: Result, *, patiently: bool = False) -> list[Result]:
+    def gathered(self, value: Result) -> list[Result]:
         """The values of all ranks, by rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=self.patient if patiently else self.prompt)
+        dist.all_gather_object(values, value, group=self.prompt)
         return values
 
     def together(self, act: Callable[[], Result], *, patiently: bool = False) -> Result:
@@ -121,7 +122,7 @@ class Ranks:
             return act()
         value, error = _tried(act) if self.main else (None, None)
         self._require_none(error, patiently=patiently, by_main=True)
-        return self.gathered(value, patiently=patiently)[0]  # type: ignore[return-value]
+        return self.gathered(value)[0]  # type: ignore[return-value]
 
     def first_on_each_machine(self, act: Callable[[], Result]) -> Result:
         """What `act` gives on this rank; one rank of a machine does it first, so that the others find its caches."""
@@ -136,12 +137,13 @@ class Ranks:
 
     def _require_none(self, error: Exception | None, *, patiently: bool, by_main: bool = False) -> None:
         """Raise the error that the first rank to have one met, which is named where it is not rank 0 for all."""
-        group = self.patient if patiently else self.prompt
+        if patiently and self.pulse is not None:
+            self.pulse.meet()
         found = torch.tensor([float(error is not None)])
-        dist.all_reduce(found, group=group)
+        dist.all_reduce(found, group=self.prompt)
         if not found.item():
             return
-        met = self.gathered(None if error is None else portable(error, self.rank), patiently=patiently)
+        met = self.gathered(None if error is None else portable(error, self.rank))
         rank = next(rank for rank, each in enumerate(met) if each is not None)
         first = error if self.rank == rank else met[rank]
         assert first is not None, "it was chosen so"

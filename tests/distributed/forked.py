@@ -19,15 +19,20 @@ from loraft.distributed.ranks import ALONE, Ranks
 Result = TypeVar("Result")
 
 
-def forked(world: int, act: Callable[[Ranks], Result], *, timeout: float = 60, machines: int = 1) -> list[Result | str]:
-    """What `act` gives on each of `world` ranks, as many on each machine; of one that failed, its traceback."""
+def forked(
+    world: int, act: Callable[[Ranks], Result], *, timeout: float = 60, machines: int = 1, barrier: bool = True
+) -> list[Result | str]:
+    """What `act` gives on each of `world` ranks, as many on each machine; of one that failed, its traceback.
+
+    They leave together, where there is a `barrier`.
+    """
     with TemporaryDirectory() as name:
         folder = Path(name)
         children = {}
         for rank in range(world):
             number = os.fork()
             if number == 0:
-                _be_rank(folder, rank, world, act, timeout, world // machines)
+                _be_rank(folder, rank, world, act, timeout, world // machines, barrier)
             children[rank] = number
         for number in children.values():
             os.waitpid(number, 0)
@@ -36,7 +41,13 @@ def forked(world: int, act: Callable[[Ranks], Result], *, timeout: float = 60, m
 
 
 def _be_rank(
-    folder: Path, rank: int, world: int, act: Callable[[Ranks], object], timeout: float, of_machine: int
+    folder: Path,
+    rank: int,
+    world: int,
+    act: Callable[[Ranks], object],
+    timeout: float,
+    of_machine: int,
+    barrier: bool,
 ) -> None:
     """Act as a rank and leave; what is printed goes nowhere, for it is not this process's to say."""
     result: object = None
@@ -50,9 +61,9 @@ def _be_rank(
             store = dist.FileStore(str(folder / "store"), world)
             patience = timedelta(seconds=timeout)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
-            ranks = Ranks(rank, world, local, of_machine, patient=dist.new_group(backend="gloo", timeout=patience))
+            ranks = Ranks(rank, world, local, of_machine)
         result = act(ranks)
-        if dist.is_initialized():  # one that was interrupted has left
+        if barrier and dist.is_initialized():  # one that was interrupted has left
             dist.barrier()
     except BaseException:
         result = traceback.format_exc()

@@ -87,3 +87,35 @@ def test_two_machines_train_lose_each_other_and_go_on(hosts: Hosts, place: Path,
     assert trained(place / "run") == unbroken
     assert all(list((place / f"cache-{number}").rglob("*")) for number in range(2))
     assert not list((place / "run").rglob("*partial*"))
+
+
+@pytest.mark.slow
+def test_a_network_that_is_cut_while_one_machine_prepares_is_noticed_by_the_other(hosts: Hosts, place: Path) -> None:
+    """Before the first step: the one that waits ends in time, though the other might have taken hours."""
+    here = place / "here"
+
+    def prepare(*_: object) -> None:
+        here.touch()
+        time.sleep(3 * TIMEOUT)
+
+    with ExitStack() as opened:
+        harm = at_call("loraft.training.trainer:build_model", 1, 1, prepare)
+        first, second = started_on_both(hosts, place, opened, before=harm)
+        first.wait_for(here.exists)
+        hosts.cut()
+        began = time.monotonic()
+        ended = first.end()
+        assert time.monotonic() - began < 2 * TIMEOUT + ROLL
+        hosts.mend()
+        assert ended.returncode == 3
+        assert "rank 1 of 2 has not answered for 4 seconds" in ended.stderr
+        assert ended.stderr.count("error: ") == 1
+        assert second.end().returncode == 3
+
+
+@pytest.mark.slow
+def test_a_machine_that_prepares_for_longer_than_others_may_be_silent_is_waited_for(hosts: Hosts, place: Path) -> None:
+    with ExitStack() as opened:
+        slowly = at_call("loraft.training.trainer:build_model", 1, 1, lambda *_: time.sleep(2 * TIMEOUT))
+        both = started_on_both(hosts, place, opened, "training.max_steps=1", "data.eval=null", before=slowly)
+        assert [each.end().returncode for each in both] == [0, 0]

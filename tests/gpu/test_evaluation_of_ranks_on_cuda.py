@@ -18,7 +18,7 @@ def test_decisions_of_a_classifier_are_told_from_main_memory(tmp_path: Path) -> 
     told: list[Any] = []
 
     class Told(Ranks):
-        def gathered(self, value: Any, *, patiently: bool = False) -> list[Any]:
+        def gathered(self, value: Any) -> list[Any]:
             told.append(value)
             return [value]
 
