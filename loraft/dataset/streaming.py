@@ -21,6 +21,7 @@ import numpy as np
 from loraft.config.choices import RowFormat
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
+from loraft.dataset.packed_rows import pack, unpack
 from loraft.dataset.sampler import BatchSampler, StepBatches
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError, Problem
@@ -135,8 +136,15 @@ class RowStream:
 
     def _outcomes(self, chunk: Sequence[tuple[int, RawRow]]) -> list[TokenizedRow]:
         """What becomes of some rows, in their order, of which each reader looks into its share."""
-        world = self.readers.world
-        shares = self.readers.of_each(lambda: self._tokenized(chunk[self.readers.rank :: world]))
+        rank, world = self.readers.rank, self.readers.world
+        own: list[TokenizedRow] = []
+
+        def told() -> bytes:
+            own.extend(self._tokenized(chunk[rank::world]))
+            return pack(own) if world > 1 else b""
+
+        packed = self.readers.of_each(told)
+        shares = [own if number == rank else unpack(each) for number, each in enumerate(packed)]
         in_order = (shares[place % world][place // world] for place in range(len(chunk)))
         return [self._counted(outcome, self.sources[of]) for outcome, (of, _) in zip(in_order, chunk, strict=True)]
 
