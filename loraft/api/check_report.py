@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from loraft.adapters.model_card import shown
+from loraft.api.exchanged import ASSUMED, strategies
 from loraft.api.predicted_time import predicted_time
 from loraft.api.served_by_vllm import vllm_notes
 from loraft.config.sections import FROM_WEIGHTS
+from loraft.distributed.ranks import ALONE, Ranks
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate, warmup_steps
 
@@ -25,6 +27,7 @@ class CheckReport:
         memory: Bytes by part, and the peak.
         training: Batches, rate and optimizer.
         time: How long steps take by the rates that the GPU's maker states; None where they are not known.
+        strategies: What each strategy needs and costs of several ranks, in a step; none for one.
         measured: What a few steps took, where it was asked for, and the time of the whole run at that rate.
     """
 
@@ -36,17 +39,20 @@ class CheckReport:
     steps: int
     notes: tuple[str, ...]
     time: dict[str, Any] | None = None
+    strategies: tuple[dict[str, Any], ...] = ()
     measured: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON shows it."""
         told = {**vars(self), "notes": list(self.notes)}
-        return {key: part for key, part in told.items() if part is not None}
+        return {key: part for key, part in told.items() if part not in (None, ())}
 
 
-def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport:
+def report(plan: RunPlan, folder: Path, ranks: Ranks = ALONE, *, verbose: bool = False) -> CheckReport:
     """The report of a plan whose run would be written to `folder`; `verbose` names each row that is there twice."""
     time, not_predicted = predicted_time(plan)
+    told = strategies(plan, ranks)
+    assumed = ASSUMED if any("at_most_times" in each for each in told) else None
     return CheckReport(
         model=_model(plan),
         data=plan.data.report.as_dict(verbose=verbose),
@@ -54,8 +60,9 @@ def report(plan: RunPlan, folder: Path, *, verbose: bool = False) -> CheckReport
         memory={**plan.memory.as_dict(), "available_bytes": plan.placement.available_bytes},
         training=_training(plan, folder),
         steps=plan.steps,
-        notes=(*plan.notes, *filter(None, [not_predicted]), *vllm_notes(plan)),
+        notes=(*plan.notes, *filter(None, [not_predicted, assumed]), *vllm_notes(plan)),
         time=time,
+        strategies=told,
     )
 
 

@@ -65,7 +65,10 @@ class StepWork:
 
 def predicted_time(plan: RunPlan) -> tuple[dict[str, Any] | None, str | None]:
     """The fastest and the slowest that steps are expected to be, and what that stands on; or why nothing is said."""
-    gpu, why = plan.placement.gpu, _not_predicted(plan)
+    gpu, why = rated_gpu(plan)
+    alone = plan.config.training.gradient_accumulation_steps
+    if gpu is not None and alone != plan.batches.accumulation:
+        why = "what ranks wait for one another is not counted; it is told by strategy"
     if gpu is None or why is not None:
         return None, f"no time is predicted: {why}"
     tokens, work = work_of_a_step(plan)
@@ -76,25 +79,30 @@ def predicted_time(plan: RunPlan) -> tuple[dict[str, Any] | None, str | None]:
         "milliseconds_a_step": _range(1e3 * fastest, 1e3 * slowest),
         "tokens_per_second": _range(tokens / slowest, tokens / fastest),
         "all_steps_seconds": _range(plan.steps * fastest, plan.steps * slowest),
-        "teraflop_a_step": _rounded(work.operations / 1e12),
+        "teraflop_a_step": two_figures(work.operations / 1e12),
         "assumed": f"{least} to {most} % of {rates}, which the maker states; measured on no GPU",
     }
     return predicted, None
 
 
+def rated_gpu(plan: RunPlan) -> tuple[Gpu | None, str | None]:
+    """The GPU whose rates a time can be told by, or why none can."""
+    why = _not_predicted(plan)
+    return (plan.placement.gpu, None) if why is None else (None, why)
+
+
 def _range(least: float, most: float) -> dict[str, float]:
-    return {"from": _rounded(least), "to": _rounded(most)}
+    return {"from": two_figures(least), "to": two_figures(most)}
 
 
-def _rounded(number: float) -> float:
-    """A number to two figures: it is no better than that."""
+def two_figures(number: float) -> float:
+    """A number to two figures: what is predicted is no better than that."""
     return float(f"{number:.2g}")
 
 
 def _not_predicted(plan: RunPlan) -> str | None:
     """Why no time is predicted; None where one is."""
     gpu, dtype = plan.placement.gpu, plan.placement.dtype
-    alone = plan.config.training.gradient_accumulation_steps
     if plan.placement.device != "cuda":
         return "no rate is known of a CPU, where `measure=5` takes five steps"
     if gpu is None:
@@ -102,7 +110,6 @@ def _not_predicted(plan: RunPlan) -> str | None:
     reasons = {
         "rates are known of products in 16 bits, and model.dtype is float32": dtype == torch.float32,
         "this GPU multiplies float16 and no bfloat16": dtype == torch.bfloat16 and not gpu.bfloat16,
-        "what ranks wait for one another is not counted": alone != plan.batches.accumulation,
         "model.stream_layers waits for main memory, at a rate that is not known": plan.config.model.stream_layers,
         "how many experts of a mixture take a token is not counted": plan.shape.family.experts is not None,
     }

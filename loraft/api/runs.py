@@ -72,6 +72,7 @@ def check(
     gpu_memory: int | None = None,
     gpu_name: str | None = None,
     num_processes: int = 1,
+    num_machines: int = 1,
     measure: int = 0,
     trust_remote_code: bool = False,
     observer: Observer = ignored,
@@ -85,7 +86,8 @@ def check(
         device: Plan for it, instead of for the one that training would take here.
         gpu_memory: Plan for a CUDA GPU of so many bytes, which need not be here.
         gpu_name: Plan for this CUDA GPU, such as `H100 SXM`, with its memory, and predict how long steps take there.
-        num_processes: Plan for so many that train together on one machine, one a GPU.
+        num_processes: Plan for so many that train together on a machine, one a GPU.
+        num_machines: Plan for so many machines.
         measure: Take so many steps in a process of their own, to tell how long all of them take; keep nothing.
         trust_remote_code: Run the code that the model brings.
         observer: Is told how far measuring is.
@@ -96,9 +98,10 @@ def check(
     folder = RunFolder(choose_run_folder(config.training.output_dir, name, resume=False))
     refuse_taken(folder, resume=folder.holds_run, overwrite=False)
     chosen = device or ("cuda" if gpu_memory is not None or gpu_name is not None else None)
-    stated, together = None if chosen is None else StatedDevice(chosen, gpu_memory, gpu_name), num_processes
-    plan = _planned(config, folder, stated, ranks=Ranks(0, together, 0, together))
-    found = report(plan, folder.path, verbose=verbose)
+    stated = None if chosen is None else StatedDevice(chosen, gpu_memory, gpu_name)
+    ranks = Ranks(0, num_processes * num_machines, 0, num_processes)
+    plan = _planned(config, folder, stated, ranks=ranks)
+    found = report(plan, folder.path, ranks, verbose=verbose)
     if measure:
         found = replace(found, measured=_measured(plan, config, measure, observer))
     return replace(found, notes=(*found.notes, FOLDER_IN_USE.format(folder.path))) if folder.holds_run else found

@@ -11,6 +11,7 @@ import torch
 from loraft.config.choices import OptimName, Strategy
 from loraft.config.distributed_section import DistributedSection
 from loraft.dataset.sampler import BatchSampler
+from loraft.distributed.exchange import Exchange
 from loraft.distributed.ranks import Ranks
 from loraft.errors import ConfigError, Problem
 from loraft.figures import counted
@@ -77,6 +78,17 @@ class Parts:
     ranks: int
     settings: DistributedSection
     offloads: bool
+
+    def exchange(self, trained: int, batches: int) -> Exchange:
+        """What ranks exchange in a step of so many batches each, where so many bytes are trained.
+
+        Each batch gathers all weights, and those of the layers once more to go backward where they are let go; what is
+        trained beside frozen weights lies in the layers.
+        """
+        in_layers = sum(self.layers) + (0 if trained >= self.weights else trained)
+        outside = max(0, self.weights - self.constants - sum(self.layers))
+        gathered = outside + (2 if self.settings.reshard else 1) * in_layers
+        return Exchange(batches * gathered, batches * trained, copied=self.settings.hybrid_shard)
 
     @property
     def gathered(self) -> int:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraft.distributed.ranks import Ranks, gradient_bytes
+from loraft.api.exchanged import planned_exchange
+from loraft.distributed.exchange import Exchange
+from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import plan_run
@@ -80,35 +82,53 @@ def test_c39_gradient_and_evaluation_are_those_of_one_process(
             assert_same(each, alone)
 
 
-class Summed(TorchDispatchMode):
-    """Counts the bytes that are given to the other ranks."""
+class Exchanged(TorchDispatchMode):
+    """Counts the bytes of what is gathered of all ranks, summed in parts, and summed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes = dict.fromkeys(("allgather", "reduce_scatter", "allreduce"), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "allreduce" in str(func):
-            self.bytes += sum(tensor.nbytes for tensor in args[0])
+        for name, tensors in (("allgather", args[:1]), ("reduce_scatter", args[1:2]), ("allreduce", args[0:1])):
+            if f"c10d._{name}" in str(func) or f"c10d.{name}" in str(func):
+                whole = tensors[0] if isinstance(tensors[0], list | tuple) else tensors
+                self.bytes[name] += sum(tensor.nbytes for tensor in whole)
         return func(*args, **(kwargs or {}))
 
 
-def summed(folder: Path, ranks: Ranks) -> tuple[int, int]:
-    """The bytes that a step sums, and those that the plan has."""
-    plan = plan_run(tiny_config(folder), ranks=ranks)
+def exchanged(folder: Path, ranks: Ranks, overrides: dict[str, Any]) -> tuple[dict[str, int], Exchange]:
+    """The bytes that a step exchanges, and those that the plan has."""
+    plan = plan_run(tiny_config(folder, **overrides), ranks=ranks)
     run = Trainer(plan, RunFolder(folder, writes=False), build_model(plan, ranks), str, lambda _: None, [], ranks)
     prepared = run.prepare(next(plan.batches.windows(plan.data.train, 0, 0, (0, 0))))
-    with Summed() as counted:
+    with Exchanged() as counted:
         take_step(run, 1, prepared, Throughput(0))
-    return counted.bytes, gradient_bytes(plan.shape.trainable_parameters)
+    return counted.bytes, planned_exchange(plan, plan.config.distributed, ranks)
+
+
+IN_PARTS = {"strategy": "fsdp2"}
 
 
 @pytest.mark.slow
-def test_a_step_sums_the_bytes_that_the_plan_says(tmp_path: Path) -> None:
-    tiny_config(tmp_path)
-    for found in forked(2, lambda ranks: summed(tmp_path, ranks)):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"distributed": IN_PARTS},
+        {"distributed": IN_PARTS, "method": "full"},
+        {"distributed": IN_PARTS, "method": "qlora", "training__gradient_accumulation_steps": 2},
+        {"distributed": {**IN_PARTS, "reshard": False}},
+    ],
+)
+def test_a_step_exchanges_the_bytes_that_the_plan_says(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    tiny_config(tmp_path, **overrides)
+    for found in forked(2, lambda ranks: exchanged(tmp_path, ranks, overrides)):
         assert not isinstance(found, str), found
-        assert found[0] == pytest.approx(found[1], rel=0.05)
+        counted, planned = found
+        assert counted["allgather"] == pytest.approx(planned.gathered, rel=0.05)
+        assert counted["reduce_scatter"] == pytest.approx(planned.scattered, rel=0.05)
+        assert counted["allreduce"] == pytest.approx(planned.summed, rel=0.05, abs=64)  # the counts of tokens
 
 
 @pytest.mark.parametrize(("batches", "world"), [*product((1, 2, 3, 4, 7), (2, 3, 4))])

@@ -105,7 +105,8 @@ class CheckOptions:
     gpu_name: str | None = option(
         "NAME", "Plan for this CUDA GPU, such as 'RTX 4090' or H100-SXM, and predict how long steps take there."
     )
-    num_processes: int = option("N", "Plan for N processes that train together, one a GPU.", default=1, min=1)
+    num_processes: int = option("N", "Plan for N processes a machine, one a GPU.", default=1, min=1)
+    num_machines: int = option("M", "Plan for M machines that train together.", default=1, min=1)
     fit: int | None = option(
         "SIZE",
         "Write CONFIG-fit.yaml, changed where it costs the least speed so that it fits into such a GPU.",
@@ -123,13 +124,16 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
     Config, files, rows, model, adapter targets, memory and steps, without loading a weight. Exit code 2 with every
     problem found, where training would be refused, and with the changes that make a run fit into memory.
     """
-    planned, several = told.device or told.gpu_memory or told.gpu_name or told.fit, told.num_processes > 1
+    planned, several = (
+        told.device or told.gpu_memory or told.gpu_name or told.fit,
+        told.num_processes * told.num_machines > 1,
+    )
     refuse(
         (told.device == "cpu" and (told.gpu_memory or told.fit), "--device cpu has no GPU memory: leave one out."),
         (told.device == "cpu" and told.gpu_name, "--device cpu is no GPU: leave one out."),
         (told.measure and planned, "--measure measures this machine alone."),
-        (told.measure and several, "--measure measures one process: leave --num-processes out."),
-        (told.fit and several, "--fit writes a config for one GPU: leave --num-processes out."),
+        (told.measure and several, "--measure measures one process: leave --num-processes and --num-machines out."),
+        (told.fit and several, "--fit writes a config for one GPU: leave --num-processes and --num-machines out."),
         (told.gpu_memory and told.fit, "--fit says the memory itself: leave --gpu-memory out."),
         (told.gpu_name and told.fit, "--fit says the memory itself: leave --gpu-name out."),
     )
@@ -150,6 +154,7 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
             gpu_memory=told.gpu_memory,
             gpu_name=told.gpu_name,
             num_processes=told.num_processes,
+            num_machines=told.num_machines,
             measure=told.measure,
             observer=view or ignored,
             trust_remote_code=given.trust_remote_code,
