@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.api.check_report import CheckReport, report
-from loraft.baselines.compare_methods import compare_methods
+from loraft.api.measured_steps import measured_steps
 from loraft.baselines.fit_memory import require_memory
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
@@ -41,7 +41,7 @@ from loraft.merging.merge_report import LEAST_POSITIONS, MergeReport, merge_and_
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge, resolve_weighted, weighted
 from loraft.merging.write_weights import chosen_folder
 from loraft.models.device import StatedDevice, select_device
-from loraft.models.remote_code import as_trusted, is_trusted
+from loraft.models.remote_code import as_trusted
 from loraft.rows.formats import Message
 from loraft.rows.places import files_here
 from loraft.rows.standard_input import with_input_kept
@@ -86,8 +86,8 @@ def check(
         device: Plan for it, instead of for the one that training would take here.
         gpu_memory: Plan for a CUDA GPU of so many bytes, which need not be here.
         gpu_name: Plan for this CUDA GPU, such as `H100 SXM`, with its memory, and predict how long steps take there.
-        num_processes: Plan for so many that train together on a machine, one a GPU.
-        num_machines: Plan for so many machines.
+        num_processes: Plan for so many that train together on a machine, one a GPU,
+        num_machines: and for so many machines.
         measure: Take so many steps in a process of their own, to tell how long all of them take; keep nothing.
         trust_remote_code: Run the code that the model brings.
         observer: Is told how far measuring is.
@@ -103,7 +103,7 @@ def check(
     plan = _planned(config, folder, stated, ranks=ranks)
     found = report(plan, folder.path, ranks, verbose=verbose)
     if measure:
-        found = replace(found, measured=_measured(plan, config, measure, observer))
+        found = replace(found, measured=measured_steps(plan, config, measure, observer))
     return replace(found, notes=(*found.notes, FOLDER_IN_USE.format(folder.path))) if folder.holds_run else found
 
 
@@ -121,24 +121,6 @@ def _planned(
     kept = plan.frozen_prefix_bytes
     check_disk(folder.path, plan.memory, keep=config.training.save_total_limit, frozen_prefix=kept)
     return plan
-
-
-def _measured(plan: RunPlan, config: RunConfig, steps: int, observer: Observer) -> dict[str, Any]:
-    """What a few steps took, and the time of all at that rate; evaluating and saving come on top."""
-    (tried,) = compare_methods(
-        config, methods=(config.method,), steps=steps, trust_remote_code=is_trusted(), observer=observer
-    ).methods
-    cost = tried.measured
-    assert cost is not None, "else it is refused"
-    tokens = sum(example.tokens for example in plan.data.train) / len(plan.data.train)
-    settings = plan.config.training
-    rows = plan.steps * settings.per_device_train_batch_size * plan.batches.accumulation
-    return {
-        "steps": steps,
-        "tokens_per_second": cost.tokens_per_second,
-        "peak_bytes": cost.memory["peak_bytes"],
-        "all_steps_seconds": rows * tokens / cost.tokens_per_second,
-    }
 
 
 @as_trusted

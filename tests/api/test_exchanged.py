@@ -1,4 +1,4 @@
-"""What `check` tells of strategies, and docs/scaling.md, whose tables are made here: `python -m tests.api.test_exchanged`."""
+"""What `check` tells of strategies; `python -m tests.api.test_exchanged` makes the tables of docs/scaling.md anew."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_each_strategy_is_told_with_what_it_needs_and_exchanges(tmp_path: Path) 
     told = {each["strategy"]: each for each in strategies(plan, ranks)}
     assert list(told) == ["ddp", "fsdp2", "fsdp2 with hybrid_shard"]
     whole, parts, copies = told.values()
-    assert parts["peak_bytes"] < copies["peak_bytes"] < whole["peak_bytes"]
+    assert parts["peak_bytes"] < min(copies["peak_bytes"], whole["peak_bytes"])
     assert whole["a_rank_gets_bytes"] == whole["a_machine_gets_bytes"] == 1.5 * 4 * plan.shape.trainable_parameters
     assert copies["a_machine_gets_bytes"] == 2 * 4 * plan.shape.trainable_parameters
     assert copies["a_machine_gets_bytes"] < parts["a_machine_gets_bytes"]
@@ -119,9 +119,11 @@ CASES = {
         "LoRA, fsdp2 on eight": Case(MIXTRAL_8X7B, "lora", 2048, "H100 SXM", 8),
     },
 }
-HEAD = """| | weights | trained, with its optimizer | activations and logits | peak a GPU | fits | a GPU gets a step | a machine gets a step |
-|---|---:|---:|---:|---:|---|---:|---:|
-"""
+COLUMNS = (
+    "", "weights", "trained, with its optimizer", "activations and logits", "peak a GPU", "fits", "a GPU gets a step",
+    "a machine gets a step",
+)  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n|---|---:|---:|---:|---:|---|---:|---:|\n".replace("|  |", "| |")
 
 
 def table(cases: dict[str, Case], folder: Path) -> str:
