@@ -12,7 +12,8 @@ from typing import TypeVar, get_args
 import typer
 
 from loraft.cli.console import print_json, print_note, print_result, waiting
-from loraft.cli.options import JsonOption, argument, column_names, columns_option, flag, option
+from loraft.cli.launch_files import Launcher, LaunchFile
+from loraft.cli.options import JsonOption, argument, column_names, columns_option, flag, option, refuse
 from loraft.cli.text_tables import print_document
 from loraft.cli.wording import with_options
 from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
@@ -36,6 +37,22 @@ class StartOptions:
     columns: str | None = columns_option()
     row_format: RowFormat | None = option(None, "The format of the rows [default: by their columns].", "--format")
     overwrite: bool = flag("Replace the file that is there.")
+    launcher: Launcher | None = option(
+        None, "Write a file for this scheduler beside PATH, which is kept where it is there."
+    )
+    num_processes: int | None = option("N", "With --launcher: the GPUs of a machine [default: 8].", min=1)
+    num_machines: int | None = option("M", "With --launcher: how many machines [default: 1].", min=1)
+
+    @property
+    def launch_file(self) -> LaunchFile | None:
+        """The file for a scheduler, where one is asked for."""
+        if self.launcher is None:
+            refuse(
+                (self.num_processes is not None, "--num-processes is about --launcher, and there is none."),
+                (self.num_machines is not None, "--num-machines is about --launcher, and there is none."),
+            )
+            return None
+        return LaunchFile(Path(self.path), self.launcher, self.num_processes or 8, self.num_machines or 1)
 
 
 def init(given: StartOptions, as_json: JsonOption = False) -> None:
@@ -44,6 +61,12 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
     Looks at the rows, and proposes task, format, lengths and classes by what they hold. What no option says is asked
     on a terminal; elsewhere the proposal is taken. `loraft check` passes what is written.
     """
+    launch_file = given.launch_file
+    if launch_file is not None:
+        launch_file.check(overwrite=given.overwrite)
+        if launch_file.config.exists() and not given.overwrite:
+            _tell_launch_file(launch_file.write(), as_json=as_json)
+            return
     names, path = column_names(given.columns), Path(given.path)
     task, method, model = given.task, given.method, given.model
     with waiting("looking at the rows"):
@@ -70,6 +93,8 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
             row_format=given.row_format,
             overwrite=given.overwrite,
         )
+        if launch_file is not None:
+            written["launch_file"] = str(launch_file.write())
     print_note(*written["notes"])
     if as_json:
         print_json(with_options(written, "notes"))
@@ -78,6 +103,13 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
     print_document(facts, rest="written")
     name = shlex.quote(given.path)
     print_result(f"Next:  loraft preview {name}\n       loraft check {name}\n       loraft train {name}")
+
+
+def _tell_launch_file(path: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"launch_file": str(path)})
+    else:
+        print_document({"launch_file": str(path)}, rest="written")
 
 
 def _on_a_terminal() -> bool:
