@@ -130,15 +130,6 @@ run: |
 """
 
     def _kubernetes(self) -> str:
-        command = self.command(
-            f"/runs/{self.name}",
-            str(self.num_processes),
-            machines=str(self.num_machines),
-            rank="$(JOB_COMPLETION_INDEX)",
-            host=f"{self.name}-0.{self.name}",
-            config=f"/config/{self.config.name}",
-        )
-        arguments = "\n".join(f'            - "{word}"' for word in shlex.split(command))
         return f"""# Trains {self.config.as_posix()}:
 #   kubectl create configmap {self.name} --from-file={self.config.as_posix()}
 #   kubectl apply -f {self.path.as_posix()}
@@ -173,6 +164,20 @@ spec:
           values: [2]
   template:
     spec:
+{self._pod()}"""
+
+    def _pod(self) -> str:
+        """What runs on each machine of a cluster."""
+        command = self.command(
+            f"/runs/{self.name}",
+            str(self.num_processes),
+            machines=str(self.num_machines),
+            rank="$(JOB_COMPLETION_INDEX)",
+            host=f"{self.name}-0.{self.name}",
+            config=f"/config/{self.config.name}",
+        )
+        arguments = "\n".join(f'            - "{word}"' for word in shlex.split(command))
+        return f"""\
       subdomain: {self.name}
       restartPolicy: Never
       # Time for a step and a checkpoint, once the pod is asked to end.

@@ -15,7 +15,7 @@ import yaml
 
 from loraft.cli.launch_files import Launcher, LaunchFile
 from tests.cli.running import loraft, refused
-from tests.training.building import tiny_config
+from tests.training.building import rows, tiny_config, write_rows
 
 TWO_MACHINES = "--num-processes 4 --num-machines {} --machine-rank {} --main-process-ip"
 
@@ -67,7 +67,8 @@ def test_init_writes_it_beside_the_config_which_is_kept(tmp_path: Path) -> None:
 
 
 def test_init_writes_both_where_there_is_neither(tmp_path: Path) -> None:
-    done = loraft("init", "a.yaml", "--data", "builtin:tickets", "--launcher", "slurm", "--json", cwd=tmp_path)
+    write_rows(tmp_path / "rows.jsonl", rows())
+    done = loraft("init", "a.yaml", "--data", "rows.jsonl", "--launcher", "slurm", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["launch_file"] == "a.sbatch"
     assert {each.name for each in tmp_path.glob("a.*")} == {"a.yaml", "a.sbatch"}
 
