@@ -141,7 +141,7 @@ def light_modules() -> list[str]:
     """What must load where none of the heavy libraries is installed."""
     light = [*LIBRARY.glob("*.py"), *LIBRARY.glob("config/*.py"), *LIBRARY.glob("cli/**/*.py")]
     light += [*LIBRARY.glob("**/__init__.py"), LIBRARY / "models/registry.py", LIBRARY / "training/run_events.py"]
-    light.append(LIBRARY / "inference/requests.py")
+    light += [LIBRARY / "inference/requests.py", *LIBRARY.glob("peers/*.py")]
     return sorted({".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in light})
 
 

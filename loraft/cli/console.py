@@ -143,11 +143,20 @@ def print_problems(problems: Iterable[Problem]) -> None:
 
 def print_result(*parts: RenderableType) -> None:
     """Draws on standard output, without blanks at the ends of lines."""
-    console = console_on(sys.stdout)
+    _draw(parts, sys.stdout)
+
+
+def print_aside(*parts: RenderableType) -> None:
+    """Draws on standard error what is told beside a result that is a file."""
+    _draw(parts, sys.stderr)
+
+
+def _draw(parts: Iterable[RenderableType], stream: TextIO) -> None:
+    console = console_on(stream)
     with console.capture() as capture:
         console.print(*parts, sep="\n")
-    sys.stdout.write("\n".join(line.rstrip() for line in capture.get().split("\n")))
-    sys.stdout.flush()
+    stream.write("\n".join(line.rstrip() for line in capture.get().split("\n")))
+    stream.flush()
 
 
 def print_json(document: object) -> None:

@@ -13,12 +13,14 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache, wraps
 from importlib import import_module
 from inspect import Parameter, Signature, signature
+from keyword import iskeyword
 from typing import Annotated, Any, get_type_hints
 
 from loraft.errors import ConfigError, LoraftError, Problem
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "init": ("init", "Write a commented config to start with."),
+    "import": ("importing", "Make a config of a file of another tool."),
     "check": ("train", "Tell everything that can be known before training."),
     "preview": ("train", "Show rows as the model will see them."),
     "train": ("train", "Fine-tune a model as the config says."),
@@ -41,7 +43,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 def function_of(name: str) -> Callable[..., None]:
     """The function of a command, as typer takes it."""
     module, _ = COMMANDS[name]
-    return _spread(getattr(import_module(f"loraft.cli.commands.{module}"), name.replace("-", "_")))
+    function = name.replace("-", "_") + "_" * iskeyword(name)
+    return _spread(getattr(import_module(f"loraft.cli.commands.{module}"), function))
 
 
 def _spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -14,6 +14,12 @@ from loraft.config.yaml_nodes import Value
 
 Answer = str | list[str] | Mapping[str, str]
 """A remedy; that where a key is switched on and that where it is off; or those for some words, * being any other."""
+LEAVE = "Leave it out: "
+"""How a remedy begins that is a reason why nothing is written."""
+WRITE = "Write "
+"""How a remedy begins whose keys and values, in backticks, are to be written."""
+WRITTEN = re.compile(r"`([a-z]+(?:\.[a-z_0-9]+)?): ([^`]+)`")
+"""A key with its value in such a remedy."""
 _TABLES: Mapping[str, Mapping[str, Any]] = tomllib.loads(
     Path(__file__).with_name("aliases.toml").read_text(encoding="utf-8")
 )
@@ -26,8 +32,14 @@ def _each(table: Mapping[str, Any]) -> dict[str, Any]:
 
 SAME_VALUE: Mapping[str, str] = _each({theirs: ours for ours, theirs in _TABLES["same_value"].items()})
 """Keys of other tools that take the values of a key here."""
-ANSWERS: Mapping[str, Answer] = _each(_TABLES["answers"])
-"""Keys of other tools whose value reads differently here."""
+LEFT_OUT: Mapping[str, str] = _each({theirs: why for why, theirs in _TABLES["left_out"].items()})
+"""Keys of other tools that need no answer of their own, and why."""
+ANSWERS: Mapping[str, Answer] = {
+    **_each(_TABLES["answers"]),
+    **_each({theirs: said for said, theirs in _TABLES["not_here"].items()}),
+    **{name: f"{LEAVE}{why}." for name, why in LEFT_OUT.items()},
+}
+"""Keys of other tools whose value reads differently here, or that have none, with the remedy."""
 VALUES: Mapping[str, str] = _each({theirs: ours for ours, theirs in _TABLES["values"].items()})
 """Words of other tools for the same thing."""
 ONLY_NEAR: Mapping[str, list[str]] = _TABLES["only_near"]
@@ -64,12 +76,23 @@ def _share(value: Value) -> str:
 FILLED_IN = {"{value}": _bare, "{targets}": _targets, "{paths}": _paths, "{share}": _share}
 
 
+def name_of(key: str) -> str:
+    """A key as the tables have it."""
+    return key.replace("-", "_").lower()
+
+
+def remedy_for(key: str, value: Value) -> str | None:
+    """The remedy of `ANSWERS` for `key: value`, in which what is to be written is in backticks; None where none is."""
+    answer = ANSWERS.get(name_of(key))
+    return None if answer is None else _remedy_in(answer, value)
+
+
 def answer_to_key(key: str, value: Value) -> str | None:
     """What to write instead of another tool's `key: value`; None where no tool that we know has the key."""
-    name = key.replace("-", "_").lower()
-    if name in ANSWERS:
-        return _remedy_in(ANSWERS[name], value)
-    ours = SAME_VALUE.get(name)
+    remedy = remedy_for(key, value)
+    if remedy is not None:
+        return WRITTEN.sub(r"\1: \2", remedy)
+    ours = SAME_VALUE.get(name_of(key))
     if ours is None:
         return None
     wanted = expected(path_of(ours))

@@ -96,7 +96,9 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: With every problem of the file and of the overrides, each with its place.
     """
     name, suffix = str(path), Path(path).suffix.lower()
-    top, found = (None, []) if suffix in DATA else read_yaml(_text(name), name)
+    top, found = (
+        (None, []) if suffix in DATA else read_yaml(file_text(name, remedy=f"loraft init {name} writes one."), name)
+    )
     if suffix in DATA or (suffix == ".json" and top is not None and isinstance(top.content, list)):
         remedy = "Name it as data.train in a config: loraft init writes one."
         raise ConfigError("is data, not a config", where=name, remedy=remedy)
@@ -129,13 +131,17 @@ def load_lora(text: str) -> LoraSection:
         ) from None
 
 
-def _text(name: str) -> str:
-    """The characters of a file that is small enough."""
+def file_text(name: str, *, remedy: str | None = None) -> str:
+    """The characters of a file that is small enough to be a config.
+
+    Raises:
+        ConfigError: It cannot be read, is no text or is too large; `remedy` is what to do where it is not there.
+    """
     try:
         with Path(name).open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError("there is no such file", where=name, remedy=f"loraft init {name} writes one.") from None
+        raise ConfigError("there is no such file", where=name, remedy=remedy) from None
     except IsADirectoryError:
         raise ConfigError("is a folder; a config is a YAML file", where=name) from None
     except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from loraft.dataset.statistics import DataReport
 from loraft.errors import ConfigError, DataError, ModelError
 from loraft.inspection.starter import Start, starter, starter_config
 from loraft.io.atomic import write_whole
-from loraft.io.paths import check_output_file
+from loraft.io.paths import check_config_place
 from loraft.models.builtin import BUILTINS
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec
@@ -36,12 +36,7 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
     Raises:
         ConfigError: It is there already, is the file of the rows, has another ending, or there is no folder for it.
     """
-    check_output_file(path, reads=() if data is None else files_here(data), error=ConfigError)
-    if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError("does not end in .yaml", where=str(path), remedy=f"Name it {path.name}.yaml.")
-    if path.exists() and not overwrite:
-        remedy = "Name another file, or replace it with `overwrite`."
-        raise ConfigError("is there already", where=str(path), remedy=remedy)
+    check_config_place(path, reads=() if data is None else files_here(data), overwrite=overwrite)
 
 
 def task_of_model(model: str | None) -> TaskName | None:

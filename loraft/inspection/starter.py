@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.config.choices import Method, RowFormat, TaskName, TextBy
-from loraft.config.config_file import inline
+from loraft.config.commented import Said, commented
 from loraft.config.schema import RunConfig
 from loraft.tasks import TASKS
 from loraft.tasks.task import StarterFacts
 
-WIDTH = 100
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SURELY = 512
 """Nearly every model reads so many tokens; of one that is elsewhere a longer bound is left to its positions."""
@@ -63,10 +61,6 @@ class Start(StarterFacts):
     text_by: TextBy | None = None
 
 
-Said = tuple[str, object, str]
-"""A dotted key, its value, and why it stands there."""
-
-
 def starter(start: Start, path: Path) -> str:
     """The text of a config that `load_config` accepts, with a comment above each key; its heading names its `path`."""
     starter_config(start)  # what is not a config is never written
@@ -80,16 +74,7 @@ def starter(start: Start, path: Path) -> str:
         "#",
         "# What does not stand here has its default; `loraft schema` lists every key.",
     ]
-    section = ""
-    for key, value, why in _said(start):
-        name, _, inner = key.rpartition(".")
-        if name != section:
-            lines += ["", f"{name}:"] if name else [""]
-            section = name
-        indent = "  " if name else ""
-        lines += [f"{indent}# {line}" for line in textwrap.wrap(why, WIDTH - len(indent) - 2, break_on_hyphens=False)]
-        lines.append(f"{indent}{inner}: {inline(value)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *commented(_said(start))]) + "\n"
 
 
 def starter_config(start: Start) -> RunConfig:

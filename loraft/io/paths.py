@@ -9,7 +9,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from loraft.errors import AdapterError, DataError, InvalidInputError
+from loraft.errors import AdapterError, ConfigError, DataError, InvalidInputError
 
 FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config, weights, tokenizer and record; pickled weights come along to be named in the refusal, and are not opened."""
@@ -40,6 +40,21 @@ def check_output_file(
     else:
         return
     raise error(message, where=str(path), parameter=parameter, remedy=remedy)
+
+
+def check_config_place(path: Path, *, reads: Iterable[Path] = (), overwrite: bool) -> None:
+    """Refuse, before anything is read, a file that a config cannot be written to.
+
+    Raises:
+        ConfigError: It is there already, is one of the files that are read, has another ending, or there is no folder
+            for it.
+    """
+    check_output_file(path, reads=reads, error=ConfigError)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError("does not end in .yaml", where=str(path), remedy=f"Name it {path.name}.yaml.")
+    if path.exists() and not overwrite:
+        remedy = "Name another file, or replace it with `overwrite`."
+        raise ConfigError("is there already", where=str(path), remedy=remedy)
 
 
 def adapter_from_hub(name: str) -> Path | None:

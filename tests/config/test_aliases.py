@@ -43,6 +43,7 @@ def test_no_key_has_two_answers() -> None:
 def test_every_foreign_value_has_a_place_for_ours() -> None:
     keys = ("model.dtype", "model.attn_implementation", "training.optim", "training.lr_scheduler_type", "data.format")
     keys += ("lora.target_modules", "task", "method", "data.packing", "training.metric_for_best_model")
+    keys += ("training.gradient_checkpointing",)
     choices = {choice for key in keys for choice in expected(path_of(key)).choices}  # type: ignore[union-attr]
     assert set(VALUES.values()) <= choices
     assert {near for near, _ in ONLY_NEAR.values()} <= choices

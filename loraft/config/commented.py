@@ -1,0 +1,33 @@
+"""A config as text, each of its keys below a comment that says why it stands there."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from loraft.config.config_file import inline
+
+WIDTH = 100
+Said = tuple[str, object, str]
+"""A dotted key, its value, and why it stands there; where nothing is to be said of it, empty."""
+
+
+def commented(said: Iterable[Said]) -> Iterator[str]:
+    """The lines of a config: its keys in their order, an empty line before each section."""
+    section = ""
+    for key, value, why in said:
+        name, _, inner = key.rpartition(".")
+        if name != section:
+            yield from ["", f"{name}:"] if name else [""]
+            section = name
+        indent = "  " if name else ""
+        yield from comment(why, indent)
+        yield f"{indent}{inner}: {inline(value)}"
+
+
+def comment(text: str, indent: str = "", hang: str = "") -> Iterator[str]:
+    """A text as lines of a comment; all but the first begin with `hang`."""
+    lines = textwrap.wrap(
+        text, WIDTH - len(indent) - 2, subsequent_indent=hang, break_on_hyphens=False, break_long_words=False
+    )
+    yield from (f"{indent}# {line}" for line in lines)

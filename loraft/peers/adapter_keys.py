@@ -1,0 +1,121 @@
+"""How something is learned: full, by an adapter, or by one beside quantized weights; and which modules it adapts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from loraft.config.aliases import remedy_for
+from loraft.config.yaml_nodes import Value
+from loraft.peers.translation import Translation
+
+WHICH = {"axolotl": "adapter", "llama-factory": "finetuning_type", "trl": "use_peft"}
+"""The key that says how something is learned."""
+TRAININGS = ("rl", "stage", "reward_model", "process_reward_model", "diffusion", "task_type", "lora_task_type")
+"""Keys that say what is learned."""
+OF_BITS = ("load_in_4bit", "load_in_8bit", "quantization_bit")
+ALTERNATIVES = re.compile(r"([\w]*)\(([\w|]+)\)([\w]*)|([\w]+)")
+"""The last part of a pattern for module names, such as (gate|up|down)_proj."""
+COMMANDS = ("dpo", "kto", "orpo", "cpo", "grpo", "rloo", "reward", "ppo", "online_dpo", "gkd", "bco", "prm", "xpo")
+"""Commands and scripts of TRL that train otherwise than sft."""
+
+
+def translate_task(translation: Translation) -> None:
+    """What is learned; what loraft does not train is refused.
+
+    Raises:
+        ConfigError: It is another training, by preferences or rewards say.
+    """
+    command = translation.file.command
+    if command in COMMANDS and translation.file.peer == "trl":
+        key = next(iter(translation.file.keys))
+        translation.refuse(key, f"is a run of {command}, and loraft trains by supervised fine-tuning alone")
+    for name in TRAININGS:
+        value = translation.value(name)
+        if value is None or not translation.is_open(name):
+            continue
+        remedy = remedy_for(name, value) or ""
+        if remedy.startswith("There is no"):
+            translation.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
+        translation.by_table(name)
+
+
+def translate_method(translation: Translation) -> None:
+    """The method, the width of frozen weights, and which modules are adapted.
+
+    Raises:
+        ConfigError: It is another kind of adapter.
+    """
+    name = WHICH[translation.file.peer]
+    said = translation.value(name)
+    if said is None and translation.file.peer == "llama-factory":
+        said = "lora"
+    remedy = remedy_for(name, said) or ""
+    if remedy.startswith("There is no"):
+        translation.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
+    bits = _bits(translation)
+    method = "full" if said is None or said is False or said in ("full", "none") else "lora"
+    if said == "qlora" or (method == "lora" and bits is not None):
+        method = "qlora"
+    translation.method = method
+    also: Mapping[str, Value] = {f"lora.use_{said}": True} if said in ("dora", "rslora") else {}
+    translation.write(name, {"method": method, **also})
+    translation.of_itself({"method": method})
+    _write_bits(translation, bits)
+    if translation.file.peer == "trl" and method == "qlora":
+        translation.by_table("use_bnb_nested_quant", "bnb_4bit_use_double_quant")
+        translation.of_itself({"quantization.double_quant": False})
+    _write_targets(translation)
+
+
+def _bits(translation: Translation) -> int | None:
+    if translation.value("load_in_8bit") is True and translation.value("adapter") != "qlora":
+        return 8
+    if translation.value("load_in_4bit") is True:
+        return 4
+    bits = str(translation.value("quantization_bit", "quantize", "bits") or "")
+    return {"4": 4, "4bit": 4, "nf4": 4, "8": 8, "8bit": 8}.get(bits)
+
+
+def _write_bits(translation: Translation, bits: int | None) -> None:
+    for name in OF_BITS:
+        value = translation.value(name)
+        if value is None or value is False:
+            translation.by_table(name)
+        elif translation.method == "full":
+            translation.leave(name, "method: full trains every weight, and none is quantized")
+        elif bits == 8:
+            translation.write(name, {"method": "qlora", "quantization.type": "int8"})
+        elif bits == 4:
+            translation.write(name, {"method": "qlora"})
+        else:
+            translation.leave(name, f"there is no width of {value} bits: method: qlora has 4 and 8; the method is lora")
+
+
+def _write_targets(translation: Translation) -> None:
+    if translation.value("lora_target_linear") is True:
+        translation.by_table("lora_target_linear")
+        translation.leave("lora_target_modules", "all-linear, by lora_target_linear, has them all")
+    translation.leave("lora_target_linear", "lora.target_modules names them")
+    for name in ("lora_target_modules", "lora_target"):
+        value = translation.value(name)
+        if not isinstance(value, str) or value.lower() in ("all", "all-linear"):
+            translation.by_table(name)
+            continue
+        names = [each.strip() for each in value.split(",")]
+        if all(re.fullmatch(r"[\w.]+", each) for each in names):
+            translation.write(name, {"lora.target_modules": list[Value](names)})
+        elif found := names_of_pattern(value):
+            why = "the names at the end of the pattern, in every layer; lora.layers chooses among layers"
+            translation.write(name, {"lora.target_modules": list[Value](found)}, why)
+        else:
+            translation.leave(name, "is a pattern; lora.target_modules takes names: write them (else all-linear)")
+
+
+def names_of_pattern(pattern: str) -> list[str]:
+    """The module names that the last part of a regular expression stands for; none where it is no plain choice."""
+    last = re.split(r"\\?\.(?![^(]*\))", pattern.strip("^$"))[-1]
+    found = ALTERNATIVES.fullmatch(last)
+    if found is None:
+        return []
+    return [found[4]] if found[4] else [f"{found[1]}{word}{found[3]}" for word in found[2].split("|") if word]

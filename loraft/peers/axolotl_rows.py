@@ -1,0 +1,204 @@
+"""The datasets of axolotl as sources of rows: paths, splits, formats and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loraft.config.yaml_nodes import Value
+from loraft.peers.row_sources import Source, write_evaluation, written_sources
+from loraft.peers.translation import Translation
+
+TYPES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "alpaca": ("alpaca", {}),
+    "alpaca_chat": ("alpaca", {}),
+    "alpaca_w_system": ("alpaca", {}),
+    "alpaca_w_system.load_open_orca": (
+        "alpaca",
+        {"system": "system_prompt", "instruction": "question", "output": "response"},
+    ),
+    "gpteacher": ("alpaca", {"output": "response"}),
+    "oasst": ("alpaca", {"instruction": "INSTRUCTION", "output": "RESPONSE"}),
+    "sharegpt": ("sharegpt", {}),
+    "completion": ("text", {}),
+    "pretrain": ("text", {}),
+}
+"""Types whose rows are read as one of our formats, with our column names: theirs."""
+COLUMNS = {
+    "field_instruction": "instruction", "field_input": "input", "field_output": "output", "field_system": "system",
+    "field_tools": "tools", "field_human": "prompt", "field_model": "completion", "field_prompt": "prompt",
+    "field_completion": "completion",
+}  # fmt: skip
+"""Keys of a dataset that name a column, and what that is called here."""
+FILES = ("json", "csv", "parquet", "text", "arrow")
+"""Types of files that stand for the path of a dataset whose files are named by themselves."""
+KNOWN_TURNS = ({"role": "role", "content": "content"}, {"role": "from", "content": "value"})
+ANSWERING = {"assistant", "gpt", "model"}
+SAME = {
+    "ds_type": "the type of a file is told by its name",
+    "trust_remote_code": "code from a dataset's repository is never run",
+    "roles": "system, user, assistant and tool are known, and human and gpt",
+    "train_on_eos": "the end of a trained turn is trained",
+    "train_on_eot": "the end of a trained turn is trained",
+    "message_field_training": "a turn's own `train` says whether it is trained",
+    "message_field_training_detail": "a turn's own `train` says whether it is trained",
+    "field_thinking": "what was thought is read from reasoning_content or thinking",
+    "template_thinking_key": "what was thought is read from reasoning_content or thinking",
+    "conversation": "data.chat_template prints conversations",
+    "chat_template": "data.chat_template prints the conversations of all sources",
+    "chat_template_jinja": "data.chat_template prints the conversations of all sources",
+    "drop_system_message": "a row's own first turn is kept",
+    "shards": "write limit: how many rows are read",
+    "shards_idx": "write limit: how many rows are read",
+    "preprocess_shards": "rows become tokens in processes of their own where that pays",
+    "revision": "the rows of the main branch are read",
+}
+"""Keys of a dataset that need nothing here, and why."""
+
+
+@dataclass
+class _Dataset:
+    """One dataset, whose keys become those of a source or details that are told."""
+
+    place: str
+    said: Mapping[str, Value]
+    source: Source = field(default_factory=dict)
+    columns: dict[str, Value] = field(default_factory=dict)
+    details: list[tuple[str, Value, str]] = field(default_factory=list)
+
+    def tell(self, key: str, why: str) -> None:
+        """Say of a key why nothing is written."""
+        self.details.append((f"{self.place}.{key}", self.said[key], why))
+
+
+def translate_rows(translation: Translation) -> None:
+    """`datasets`, `test_datasets` and `pretraining_dataset`, and the share that is held out."""
+    kinds = set()
+    for name, ours in (("datasets", "data.train"), ("test_datasets", "data.eval")):
+        if translation.value(name) is not None:
+            kinds |= _translate(translation, name, ours)
+    if translation.value("pretraining_dataset") is not None:
+        kinds |= _translate(translation, "pretraining_dataset", "data.train", {"data.streaming": True})
+        translation.leave("val_set_size", "rows that are read as a stream are not held out: name data.eval")
+        translation.of_itself({"data.eval": None}, "nothing is evaluated where rows are streamed")
+    write_evaluation(translation, "val_set_size", "test_datasets")
+    if kinds == {"alpaca"} and translation.value("chat_template") is None:
+        why = "as type: alpaca prints it, but for its opening words (Below is an instruction …)"
+        translation.of_itself({"data.chat_template": "alpaca"}, why)
+
+
+def _translate(
+    translation: Translation, name: str, ours: str, besides: Mapping[str, Value] | None = None
+) -> set[str | None]:
+    said = translation.value(name)
+    entries = said if isinstance(said, list) else [said]
+    datasets = [
+        _read(f"{name}[{number}]", {"path": each} if isinstance(each, str) else each)
+        for number, each in enumerate(entries)
+        if isinstance(each, str | dict)
+    ]
+    if not datasets or any("path" not in each.source for each in datasets):
+        translation.refuse(name, "must name its rows by a path", "Write the path of each dataset.")
+    translation.write(name, {ours: written_sources([each.source for each in datasets]), **(besides or {})})
+    for each in datasets:
+        for key, value, why in each.details:
+            translation.detail(name, key, value, why)
+    types = (str(each.said.get("type")).partition(":")[0] for each in datasets)
+    return {kind if kind == "alpaca" else None for kind in types}
+
+
+def _read(place: str, said: Mapping[str, Value]) -> _Dataset:
+    dataset = _Dataset(place, said)
+    _place(dataset)
+    _type(dataset)
+    for key, ours in COLUMNS.items():
+        if said.get(key) is not None:
+            dataset.columns[ours] = said[key]
+    named = said.get("field", said.get("text_column"))
+    if named not in (None, "text"):
+        dataset.columns["text"] = named
+    if dataset.columns:
+        dataset.source["columns"] = dataset.columns
+    roles = said.get("roles_to_train")
+    if isinstance(roles, list) and not {str(role) for role in roles} <= ANSWERING:
+        dataset.tell("roles_to_train", "the assistant's turns are trained; data.train_on: all trains every token")
+    for key, why in SAME.items():
+        if said.get(key) not in (None, False) and key != "ds_type":
+            dataset.tell(key, why)
+    answered = {
+        "path",
+        "data_files",
+        "split",
+        "name",
+        "type",
+        "field",
+        "text_column",
+        "field_messages",
+        *COLUMNS,
+        *SAME,
+    }
+    for key in said.keys() - answered - {"message_property_mappings", "message_field_role", "message_field_content"}:
+        if key != "roles_to_train" and said[key] is not None:
+            dataset.tell(key, "a source has path, split, name, limit, weight, format, text_by and columns")
+    return dataset
+
+
+def _place(dataset: _Dataset) -> None:
+    """Where the rows are."""
+    path, files = dataset.said.get("path"), dataset.said.get("data_files")
+    if not isinstance(path, str) or not path:
+        return
+    listed = files if isinstance(files, list) else [] if files is None else [files]
+    if len(listed) == 1:
+        path = str(listed[0]) if path in FILES else f"hf://datasets/{path}/{listed[0]}"
+    elif listed:
+        dataset.tell("data_files", "each file is a source of its own: write its path")
+    dataset.source["path"] = path
+    for key in ("name", "split"):
+        if dataset.said.get(key) is not None:
+            dataset.source[key] = dataset.said[key]
+
+
+def _type(dataset: _Dataset) -> None:
+    """The format of the rows, and the columns that it names."""
+    kind = dataset.said.get("type")
+    if isinstance(kind, dict):
+        dataset.details.append(
+            (f"{dataset.place}.type", "…", "rows are printed by data.chat_template, not by a format")
+        )
+        names = {COLUMNS[key]: value for key, value in kind.items() if key in COLUMNS and isinstance(value, str)}
+        dataset.source["format"] = "alpaca" if names.get("instruction") else "prompt_completion"
+        dataset.columns.update({ours: theirs for ours, theirs in names.items() if ours != theirs and theirs})
+        if dataset.source["format"] == "prompt_completion":
+            del dataset.source["format"]
+        return
+    words = str(kind).partition(":")[0]
+    if words.startswith("chat_template"):
+        _conversations(dataset)
+    elif (known := TYPES.get(words) or TYPES.get(words.partition(".")[0])) is not None:
+        dataset.source["format"] = known[0]
+        dataset.columns.update(known[1])
+        if ":" in str(kind):
+            dataset.tell("type", f"is read as {known[0]}; data.chat_template prints it")
+    elif kind is not None:
+        dataset.tell("type", "there is no such type: data.format: auto recognises rows by their columns")
+
+
+def _conversations(dataset: _Dataset) -> None:
+    """Rows of turns: their column, and the keys of a turn."""
+    said = dataset.said
+    column = str(said.get("field_messages") or "messages")
+    mapping = said.get("message_property_mappings")
+    turn = {"role": "role", "content": "content"} | ({} if not isinstance(mapping, dict) else {**mapping})
+    for key, ours in (("message_field_role", "role"), ("message_field_content", "content")):
+        if isinstance(said.get(key), str):
+            turn[ours] = said[key]
+    keys = {key: turn[key] for key in ("role", "content")}
+    if keys not in KNOWN_TURNS:
+        key = "message_property_mappings" if isinstance(mapping, dict) else "message_field_role"
+        dataset.tell(key, "a turn has role and content, or from and value: rename those of the rows")
+    is_shared = keys == KNOWN_TURNS[1] or column == "conversations"
+    ours = "conversations" if is_shared else "messages"
+    dataset.source["format"] = "sharegpt" if is_shared else "messages"
+    if column != ours:
+        dataset.columns[ours] = column

@@ -1,0 +1,124 @@
+"""A file of another tool: a YAML file or a command line becomes keys with values, each with its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from loraft.config.aliases import name_of
+from loraft.config.config_file import file_text
+from loraft.config.schema_info import keys_of
+from loraft.config.validation_errors import BOOLS, refuse
+from loraft.config.yaml_nodes import Value, in_words, read_yaml
+from loraft.errors import ConfigError
+from loraft.peers.command_line import holds_a_command, read_command
+
+Peer = Literal["axolotl", "llama-factory", "trl"]
+NAMES: Mapping[Peer, str] = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory", "trl": "TRL"}
+"""What each tool is called."""
+MARKS: Mapping[Peer, frozenset[str]] = {
+    "axolotl": frozenset({
+        "base_model", "sequence_len", "micro_batch_size", "num_epochs", "datasets", "val_set_size", "adapter",
+    }),
+    "llama-factory": frozenset({
+        "stage", "finetuning_type", "template", "cutoff_len", "lora_rank", "lora_target", "dataset", "dataset_dir",
+        "do_train", "infer_backend", "quantization_bit", "preprocessing_num_workers", "export_dir",
+    }),
+    "trl": frozenset({
+        "dataset_name", "use_peft", "lora_r", "dataset_text_field", "max_seq_length", "dataset_train_split",
+        "dataset_test_split", "assistant_only_loss", "completion_only_loss", "dataset_config", "load_in_4bit",
+    }),
+}  # fmt: skip
+"""Keys by which a file of each tool is recognised."""
+GROUPED = re.compile(r"[0-9]{1,3}(_[0-9]{3})+")
+"""A number as YAML 1.1 takes it, which is what these tools read."""
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """A value, what its key is called in the file, and where it stands."""
+
+    value: Value
+    written: str
+    where: str
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """What a file of another tool says.
+
+    Attributes:
+        keys: By their names in the tables: small letters and `_`.
+        command: The subcommand or script of a command line, such as sft; None of a YAML file.
+    """
+
+    path: Path
+    peer: Peer
+    keys: Mapping[str, ForeignKey]
+    command: str | None = None
+
+
+def read_foreign_file(path: Path, peer: Peer | None = None) -> ForeignFile:
+    """The file of another tool, recognised by its keys where `peer` does not say whose it is.
+
+    Raises:
+        ConfigError: It is no such file: it cannot be read, is a config of loraft, or nothing tells whose it is.
+    """
+    text = file_text(str(path))
+    if not text.strip():
+        raise ConfigError("is empty", where=str(path))
+    if holds_a_command(text):
+        command = read_command(text, str(path))
+        found = {name_of(each.name): ForeignKey(each.value, each.written, each.where) for each in command.flags}
+        config = found.pop("config", None)
+        if config is not None:
+            found = _of_yaml(file_text(beside := str(path.parent / str(config.value))), beside) | found
+        return ForeignFile(path, peer or command.peer or _recognised(path, found), found, command.script)
+    found = _of_yaml(text, str(path))
+    return ForeignFile(path, peer or _recognised(path, found), found)
+
+
+def _of_yaml(text: str, name: str) -> dict[str, ForeignKey]:
+    top, wrong = read_yaml(text, name)
+    if top is None or wrong:
+        refuse(wrong)
+    if not isinstance(top.content, dict):
+        remedy = "It must be a YAML file of keys, or a command line such as trl sft …"
+        raise ConfigError(f"holds {in_words(top.content)}, and neither keys nor a command", where=name, remedy=remedy)
+    return {
+        name_of(key): ForeignKey(_as_they_read(node.value), key, node.key.text) for key, node in top.content.items()
+    }
+
+
+def _as_they_read(value: Value) -> Value:
+    """A value of YAML 1.2 as YAML 1.1 has it: `yes` and `off` are truth values, and `1_000` is a number."""
+    if isinstance(value, dict):
+        return {key: _as_they_read(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_they_read(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if GROUPED.fullmatch(value):
+        return int(value.replace("_", ""))
+    word = BOOLS.get(value.lower())
+    return value if word is None else word == "true"
+
+
+def _recognised(path: Path, keys: Mapping[str, ForeignKey]) -> Peer:
+    if {"model", "data"} <= keys.keys() and all(
+        isinstance(keys[section].value, dict) and {*keys[section].value} <= {*keys_of((section,))}  # type: ignore[misc]
+        for section in ("model", "data")
+    ):
+        raise ConfigError("is a config of loraft already", where=str(path), remedy="`loraft.check` reads it as it is.")
+    counts: dict[Peer, int] = {peer: len(marks & keys.keys()) for peer, marks in MARKS.items()}
+    most = max(counts.values())
+    likely: list[Peer] = [peer for peer, count in counts.items() if count == most]
+    if most == 0 or len(likely) > 1:
+        named = " or ".join(get_args(Peer))
+        message = f"is not recognised as a file of {named} by its keys"
+        remedy = "Say whose it is with `peer='axolotl'`, or with the name of another."
+        raise ConfigError(message, where=str(path), remedy=remedy)
+    return likely[0]

@@ -1,0 +1,227 @@
+"""From a file of another tool to a config: translated key by key, checked, and written with comments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from loraft.config.commented import Said, comment, commented
+from loraft.config.config_file import inline
+from loraft.config.schema import RunConfig
+from loraft.config.schema_info import KEYS
+from loraft.config.validation_errors import validated
+from loraft.config.yaml_nodes import Value, read_yaml
+from loraft.errors import ConfigError, Problem
+from loraft.io.atomic import write_whole
+from loraft.io.paths import check_config_place
+from loraft.peers import axolotl_rows, llama_factory_rows, trl_rows
+from loraft.peers.adapter_keys import translate_method, translate_task
+from loraft.peers.foreign_file import NAMES, ForeignFile, Peer, read_foreign_file
+from loraft.peers.training_keys import (
+    add_what_goes_without_saying,
+    translate_cadence,
+    translate_length,
+    translate_precision,
+    translate_schedule,
+    translate_template,
+    translate_trackers,
+)
+from loraft.peers.translation import TranslatedKey, Translation
+
+ROWS: Mapping[Peer, Callable[[Translation], None]] = {
+    "axolotl": axolotl_rows.translate_rows,
+    "llama-factory": llama_factory_rows.translate_rows,
+    "trl": trl_rows.translate_rows,
+}
+ORDER = {key: number for number, key in enumerate(KEYS)}
+MODEL = ("base_model", "model_name_or_path")
+TRAIN = {"axolotl": "datasets", "llama-factory": "dataset", "trl": "dataset_name"}
+"""The key of each tool that names the rows."""
+
+
+@dataclass(frozen=True)
+class ImportedConfig:
+    """A config that was made of another tool's file.
+
+    Attributes:
+        rows: What became of each key, in the order of the file; what the tool does of itself stands at the end.
+        config: What they come to.
+        text: The same as a file, with comments.
+    """
+
+    source: Path
+    peer: Peer
+    rows: tuple[TranslatedKey, ...]
+    config: RunConfig
+    text: str
+
+
+def import_config(
+    source: Path, target: Path | None = None, *, peer: Peer | None = None, overwrite: bool = False
+) -> ImportedConfig:
+    """Translate a file of another tool, and write the config to `target` where one is named.
+
+    Args:
+        source: A YAML file, or one that holds a command line.
+        target: Where the config is written; None writes nothing.
+        peer: Whose file it is; None recognises it by its keys.
+        overwrite: Replace the file that is there.
+
+    Raises:
+        ConfigError: The file cannot be read or recognised, asks for a training that loraft does not have, or names
+            neither a model nor rows; or `target` is there already or cannot be written.
+    """
+    if target is not None:
+        check_config_place(target, reads=(source,), overwrite=overwrite)
+    done = import_file(read_foreign_file(source, peer), target)
+    if target is not None:
+        try:
+            write_whole(target, done.text)
+        except OSError as error:
+            remedy = "Name a file in another folder."
+            raise ConfigError(f"cannot be written: {error.strerror}", where=str(target), remedy=remedy) from error
+    return done
+
+
+def import_file(file: ForeignFile, target: Path | None = None) -> ImportedConfig:
+    """Translate a file that is read; `target` is how its heading calls what is written.
+
+    Raises:
+        ConfigError: The file asks for a training that loraft does not have, or names neither a model nor rows.
+    """
+    rows, config = _checked(file, translated(file))
+    text = _text(file, rows, target or file.path.with_suffix(".yaml"))
+    return ImportedConfig(file.path, file.peer, tuple(rows), config, text)
+
+
+def translated(file: ForeignFile) -> list[TranslatedKey]:
+    """What became of each key of a file, each value as it was translated, allowed or not.
+
+    Raises:
+        ConfigError: The file asks for a training that loraft does not have, or names neither a model nor rows.
+    """
+    translation = Translation(file)
+    _refuse_what_trains_nothing(translation)
+    translate_task(translation)
+    translate_method(translation)
+    ROWS[file.peer](translation)
+    for translate in (
+        translate_template,
+        translate_precision,
+        translate_length,
+        translate_schedule,
+        translate_cadence,
+        translate_trackers,
+    ):
+        translate(translation)
+    translation.by_table()
+    add_what_goes_without_saying(translation)
+    order = {key.written: number for number, key in enumerate(file.keys.values())}
+    return sorted(translation.rows, key=lambda row: order.get(row.key.partition("[")[0], len(order)))
+
+
+def _refuse_what_trains_nothing(translation: Translation) -> None:
+    file = translation.file
+    first = next(iter(file.keys), None)
+    if first is None:
+        raise ConfigError("says nothing", where=str(file.path))
+    if translation.value(*MODEL) is None:
+        message = f"names no base model ({' or '.join(MODEL)})"
+        raise ConfigError(message, where=str(file.path), remedy="Name it there, a Hub id or a folder.")
+    names = ("datasets", "pretraining_dataset", "dataset", "dataset_name")
+    if translation.value(*names) is None:
+        for name, does in (("export_dir", "`loraft.merge`"), ("infer_backend", "`loraft.open_chat`")):
+            if translation.is_open(name):
+                translation.refuse(name, "is of a file that trains nothing", f"What it does is done by {does}.")
+        message = f"names no rows to learn from ({TRAIN[file.peer]})"
+        raise ConfigError(message, where=str(file.path), remedy="Name them there, or write data.train by hand.")
+
+
+def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[TranslatedKey], RunConfig]:
+    """The rows without what the schema refuses, which is told as the reason, and the config that is left."""
+    for _ in rows:
+        try:
+            return rows, RunConfig.model_validate(values_of(rows))
+        except ValidationError:
+            problems = _problems(rows)
+        wrong = {".".join((problem.key or "").partition("[")[0].split(".")[:2]): problem for problem in problems}
+        found = [_without(row, wrong) for row in rows]
+        if found == rows:
+            break
+        rows = found
+    raise ConfigError.several(replace(problem, where=str(file.path)) for problem in problems)
+
+
+def values_of(rows: Iterable[TranslatedKey]) -> dict[str, Value]:
+    """The config that rows come to, as nested mappings; of two that write the same key the later one counts."""
+    values: dict[str, Value] = {}
+    for key, value in _becomes(rows).items():
+        section, _, name = key.rpartition(".")
+        inner = values.setdefault(section, {}) if section else values
+        assert isinstance(inner, dict)
+        inner[name] = value
+    return values
+
+
+def _becomes(rows: Iterable[TranslatedKey]) -> dict[str, Value]:
+    return {key: value for row in rows for key, value in row.becomes.items()}
+
+
+def _problems(rows: list[TranslatedKey]) -> tuple[Problem, ...]:
+    """What is wrong with the config that rows come to, in words."""
+    top, _ = read_yaml("\n".join(commented(_said(rows))), "the translation")
+    assert top is not None
+    try:
+        validated(top)
+    except ConfigError as error:
+        return error.problems
+    raise AssertionError("what the schema refuses is refused again")
+
+
+def _without(row: TranslatedKey, wrong: Mapping[str, Problem]) -> TranslatedKey:
+    problems = [wrong[key] for key in row.becomes if key in wrong]
+    if not problems:
+        return row
+    key, message = problems[0].key, problems[0].message
+    kept = {name: value for name, value in row.becomes.items() if name not in wrong}
+    return replace(row, becomes=kept, why=f"{key} {message}; its default stands")
+
+
+def _text(file: ForeignFile, rows: list[TranslatedKey], target: Path) -> str:
+    """The config as a file: each key below what it came from, and at the end what was left out."""
+    tool = NAMES[file.peer]
+    lines = [
+        f"# Made of {file.path.name}, a file of {tool}.",
+        "#",
+        f"#   loraft check {target.name}     what can be known before the first step",
+        f"#   loraft train {target.name}     trains",
+    ]
+    lines += ["", *commented(_said(rows))]
+    left = [row for row in rows if not row.becomes and row.key and row.why]
+    if left:
+        lines += ["", f"# What {file.path.name} says besides, and why it is not written here:"]
+        for row in left:
+            lines += comment(f"  {row.key}: {shown(row.value)} — {row.why}", hang="      ")
+    return "\n".join(lines) + "\n"
+
+
+def _said(rows: list[TranslatedKey]) -> Iterator[Said]:
+    """The keys of the config in the schema's order, each with what it came from."""
+    for key, value in sorted(_becomes(rows).items(), key=lambda item: ORDER[item[0]]):
+        row = [row for row in rows if key in row.becomes][-1]
+        says_so = not row.why and row.key == key.rpartition(".")[2] and row.value == value
+        origin = f"{row.key}: {shown(row.value)}" if not says_so else ""
+        if not row.key:
+            yield key, value, f"{row.why[0].upper()}{row.why[1:]}."
+        else:
+            yield key, value, "; ".join(filter(None, (origin, row.why)))
+
+
+def shown(value: Value) -> str:
+    """A value of another tool on one line, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else inline(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,120 @@
+"""The datasets of LLaMA-Factory: names that a dataset_info.json explains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraft.config.yaml_nodes import Value
+from loraft.errors import ConfigError
+from loraft.peers.row_sources import Source, write_evaluation, written_sources
+from loraft.peers.translation import Translation
+
+INFO = "dataset_info.json"
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "tools": "tools"}
+OF_TURNS = {"messages": "conversations", "system": "system", "tools": "tools"}
+"""Their names of columns of instructions and of conversations, and ours."""
+NOT_READ = {
+    **dict.fromkeys(("images", "videos", "audios"), "loraft trains on text alone"),
+    "history": "earlier turns are read from messages: rewrite the rows as conversations",
+}
+"""Columns that nothing here is read from, and why."""
+TURNS = ({"role_tag": "from", "content_tag": "value"}, {"role_tag": "role", "content_tag": "content"})
+"""The keys of a turn that are read without being named."""
+
+
+def translate_rows(translation: Translation) -> None:
+    """`dataset` and `eval_dataset`, by the dataset_info.json of `dataset_dir`, and what is evaluated.
+
+    Raises:
+        ConfigError: A file of explanations cannot be read, or a dataset is one of preferences.
+    """
+    folder = translation.value("dataset_dir")
+    for name, ours in (("dataset", "data.train"), ("eval_dataset", "data.eval")):
+        said = translation.value(name)
+        if said is None:
+            continue
+        names = [str(each).strip() for each in (said if isinstance(said, list) else str(said).split(","))]
+        known = _explained(translation, folder)
+        sources = [_source(translation, name, each, known, str(folder or "data")) for each in names if each]
+        guessed = [each for each in names if each not in known] if known is not None else names
+        why = f"{INFO} was not found: write the file or the Hub id of each" if known is None else ""
+        if known is not None and guessed:
+            why = f"{INFO} does not have {', '.join(guessed)}: write the file or the Hub id"
+        if folder == "ONLINE":
+            why = ""
+        translation.write(name, {ours: written_sources(sources)}, why)
+    if folder is not None:
+        translation.leave("dataset_dir", "data.train names the files themselves")
+    write_evaluation(translation, "val_size", "eval_dataset")
+    if translation.value("packing") is True or translation.value("neat_packing") is True:
+        for name in ("packing", "neat_packing"):
+            translation.write(name, {"data.packing": "fill"}, "rows never see one another")
+    elif translation.value("packing") is not None:
+        translation.write("packing", {"data.packing": "auto"})
+    if translation.value("stage") == "pt":
+        translation.leave("template", "whole texts are learned as they stand")
+
+
+def _explained(translation: Translation, folder: Value) -> Mapping[str, Any] | None:
+    """What dataset_info.json says; None where there is none near the file."""
+    if folder == "ONLINE":
+        return {}
+    near = translation.file.path.parent
+    name = str(folder or "data")
+    places = [near / name / INFO, Path(name) / INFO, *([] if folder else [near / INFO])]
+    for place in places:
+        if not place.is_file():
+            continue
+        try:
+            known = json.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot be read: {error}", where=str(place), remedy="It must hold JSON.") from None
+        if isinstance(known, dict):
+            return {key: value for key, value in known.items() if isinstance(value, dict)} | {
+                "": {"": str(place.parent)}
+            }
+        raise ConfigError("must hold a mapping of datasets", where=str(place))
+    return None
+
+
+def _source(translation: Translation, name: str, dataset: str, known: Mapping[str, Any] | None, folder: str) -> Source:
+    if known is None or dataset not in known:
+        return {"path": dataset if folder == "ONLINE" or "/" in dataset else f"{folder}/{dataset}.json"}
+    said = known[dataset]
+    if said.get("ranking") or said.get("kto_tag"):
+        translation.refuse(name, f"{dataset} is a dataset of preferences, and loraft trains by examples alone")
+    source = _place(said, dataset, known[""][""])
+    for theirs, ours in (("subset", "name"), ("split", "split"), ("num_samples", "limit")):
+        if said.get(theirs) is not None:
+            source[ours] = said[theirs]
+    columns = said.get("columns") if isinstance(said.get("columns"), dict) else {}
+    source["format"] = "sharegpt" if said.get("formatting") in ("sharegpt", "openai") else "alpaca"
+    renamed = _columns(source["format"], columns)
+    if renamed:
+        source["columns"] = renamed
+    for key, why in NOT_READ.items():
+        if columns.get(key):
+            translation.detail(name, f"{dataset}.columns.{key}", columns[key], why)
+    tags = said.get("tags")
+    if isinstance(tags, dict) and source["format"] == "sharegpt":
+        keys = {key: tags.get(key, TURNS[0][key]) for key in TURNS[0]}
+        if keys not in TURNS:
+            why = "a turn has from and value, or role and content: rename those of the rows"
+            translation.detail(name, f"{dataset}.tags", "…", why)
+    return source
+
+
+def _place(said: Mapping[str, Any], dataset: str, folder: str) -> Source:
+    hub = said.get("hf_hub_url")
+    if isinstance(hub, str):
+        return {"path": hub}
+    named = said.get("file_name")
+    return {"path": str(Path(folder) / (named if isinstance(named, str) else dataset))}
+
+
+def _columns(row_format: Value, said: Mapping[str, Any]) -> dict[str, Value]:
+    ours = OF_TURNS if row_format == "sharegpt" else COLUMNS
+    return {ours[key]: str(value) for key, value in said.items() if key in ours and value and ours[key] != value}

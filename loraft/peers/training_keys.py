@@ -1,0 +1,171 @@
+"""How a run goes: precision, schedule, how often it is evaluated and saved, and to whom it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraft.config.schema_info import KEYS
+from loraft.config.yaml_nodes import Value
+from loraft.peers.foreign_file import Peer
+from loraft.peers.translation import Translation, ours_of
+
+PRECISIONS = {
+    "bf16": "bfloat16", "pure_bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16",
+    "float32": "float32", "fp32": "float32",
+}  # fmt: skip
+OF_ITSELF: Mapping[Peer, Mapping[str, Value]] = {
+    "axolotl": {
+        "seed": 42,
+        "data.max_length": 512,
+        "training.num_train_epochs": 1,
+        "training.per_device_train_batch_size": 1,
+    },
+    "llama-factory": {
+        "seed": 42,
+        "lora.r": 8,
+        "training.learning_rate": 5e-5,
+        "training.lr_scheduler_type": "linear",
+        "training.warmup_steps": 0,
+    },
+    "trl": {
+        "seed": 42,
+        "lora.dropout": 0.05,
+        "data.max_length": 1024,
+        "training.learning_rate": 2e-5,
+        "training.lr_scheduler_type": "linear",
+        "training.warmup_steps": 0,
+    },
+}
+"""What each tool does where nothing is said, and loraft would do otherwise (axolotl 0.19, LLaMA-Factory 0.9, TRL 1)."""
+TRACKERS = {
+    "wandb_project": "wandb", "use_wandb": "wandb", "use_mlflow": "mlflow", "mlflow_tracking_uri": "mlflow",
+    "use_tensorboard": "tensorboard", "use_swanlab": "swanlab", "use_trackio": "trackio", "use_comet": "comet_ml",
+    "trackio_project_name": "trackio",
+}  # fmt: skip
+"""Keys that have a run reported, and to whom."""
+
+
+def translate_precision(translation: Translation) -> None:
+    """The dtype: the one that is switched on; what is switched off says nothing beside it."""
+    chosen = next((name for name in PRECISIONS if translation.value(name) in (True, "full", "true")), None)
+    off = [name for name in ("bf16", "fp16") if translation.value(name) is False]
+    for name in PRECISIONS:
+        if chosen is not None and name != chosen:
+            translation.leave(name, f"{chosen} is the precision")
+    if chosen is not None:
+        translation.write(chosen, {"model.dtype": PRECISIONS[chosen]})
+    elif "bf16" in off and translation.value("fp16") in (None, False) and translation.file.peer == "axolotl":
+        translation.write("bf16", {"model.dtype": "float32"})
+        translation.leave("fp16", "model.dtype says it")
+    for name in off:
+        translation.leave(name, "model.dtype: auto is bfloat16 where the machine multiplies it")
+
+
+def translate_length(translation: Translation) -> None:
+    """Steps, epochs and batches."""
+    steps = translation.number("max_steps")
+    if steps is not None and steps <= 0:
+        translation.leave("max_steps", "no number of steps is set: training.num_train_epochs counts")
+    size, micro = translation.number("batch_size"), translation.number("micro_batch_size")
+    if translation.file.peer == "axolotl" and size and micro:
+        if translation.value("gradient_accumulation_steps") is None and size % micro == 0:
+            becomes: dict[str, Value] = {"training.gradient_accumulation_steps": int(size // micro)}
+            translation.write("batch_size", becomes, "rows of an optimizer step, of which micro_batch_size is a batch")
+        translation.leave("batch_size", "micro_batch_size and gradient_accumulation_steps say it")
+    for name in ("max_grad_norm", "gradient_clipping"):
+        if translation.number(name) == 0:
+            translation.write(name, {"training.max_grad_norm": None}, "0 does not clip")
+
+
+def translate_schedule(translation: Translation) -> None:
+    """The warm-up and how the rate falls."""
+    if (translation.number("warmup_steps") or 0) > 0:
+        translation.leave("warmup_ratio", "warmup_steps goes before it")
+    elif translation.number("warmup_ratio") is not None:
+        translation.leave("warmup_steps", "warmup_ratio says it")
+    name = "lr_scheduler" if translation.is_open("lr_scheduler") else "lr_scheduler_type"
+    schedule = translation.value(name)
+    if schedule is not None:
+        value, difference = ours_of(schedule, KEYS["training.lr_scheduler_type"].choices)
+        translation.write(name, {"training.lr_scheduler_type": value}, difference)
+    ratio = translation.number("cosine_min_lr_ratio")
+    if ratio is not None and schedule not in (None, "cosine"):
+        translation.leave("cosine_min_lr_ratio", f"{name} is {schedule}, which has none")
+    if not translation.value("lr_scheduler_kwargs"):
+        translation.leave("lr_scheduler_kwargs", "holds nothing")
+
+
+def translate_cadence(translation: Translation) -> None:
+    """How often a run is evaluated and saved."""
+    epochs = translation.number("num_epochs", "num_train_epochs") or OF_ITSELF["axolotl"]["training.num_train_epochs"]
+    assert isinstance(epochs, int | float)
+    for name, ours in (("evals_per_epoch", "training.eval_steps"), ("saves_per_epoch", "training.save_steps")):
+        times = translation.number(name)
+        if times is None:
+            continue
+        if times <= 0:
+            translation.leave(name, "null is once an epoch; data.eval: null evaluates nothing")
+        elif times == 1 or times * epochs <= 1:
+            translation.write(name, {ours: None}, "null is once an epoch")
+        else:
+            why = f"{times:g} an epoch, of {epochs:g}: a share of all steps"
+            translation.write(name, {ours: round(1 / (times * epochs), 6)}, why)
+    for strategy, steps, does in (
+        ("eval_strategy", "eval_steps", "is evaluated"),
+        ("evaluation_strategy", "eval_steps", "is evaluated"),
+        ("save_strategy", "save_steps", "is saved"),
+    ):
+        if translation.value(strategy) in ("epoch", "best"):
+            translation.leave(steps, f"{strategy} is {translation.value(strategy)}: a run {does} once an epoch")
+
+
+def translate_template(translation: Translation) -> None:
+    """How conversations are printed: each tool has templates by name, and loraft those of the tokenizers."""
+    for name in ("chat_template", "template"):
+        value = translation.value(name)
+        if value is None or not translation.is_open(name):
+            continue
+        word = str(value)
+        if word in ("chatml", "alpaca") or word.endswith((".jinja", ".jinja2")):
+            translation.write(name, {"data.chat_template": value})
+        elif word.startswith("tokenizer_default"):
+            translation.write(name, {"data.chat_template": "auto"})
+        elif word == "jinja":
+            translation.leave(name, "chat_template_jinja says it")
+        else:
+            why = f"the tokenizer's own, where {translation.tool} has one that it calls {word}; without one, chatml"
+            translation.write(name, {"data.chat_template": "auto"}, why)
+    text = translation.value("chat_template_jinja")
+    if isinstance(text, str) and not text.endswith((".jinja", ".jinja2")):
+        translation.leave(
+            "chat_template_jinja", "keep the template in a .jinja file, and name it in data.chat_template"
+        )
+
+
+def translate_trackers(translation: Translation) -> None:
+    """To whom a run reports."""
+    wanted = [to for name, to in TRACKERS.items() if translation.value(name) not in (None, False, "")]
+    if translation.value("wandb_mode") == "disabled" or translation.value("use_wandb") is False:
+        wanted = [to for to in wanted if to != "wandb"]
+    said = translation.value("report_to")
+    listed = said if isinstance(said, list) else [] if said is None else [said]
+    if "all" in listed or "azure_ml" in listed:
+        translation.leave("report_to", "a tracker is named, as in training.report_to: [tensorboard]")
+    else:
+        wanted += [str(name) for name in listed if name not in ("none", False)]
+    trackers: list[Value] = [*dict.fromkeys(wanted)]
+    translation.write("report_to", {"training.report_to": trackers})
+    for name in TRACKERS:
+        if name.startswith("use_") and translation.value(name) is True:
+            translation.write(name, {"training.report_to": trackers})
+    if trackers:
+        translation.of_itself({"training.report_to": trackers}, f"{translation.tool} reports where a project is named")
+
+
+def add_what_goes_without_saying(translation: Translation) -> None:
+    """What the tool does of itself, where loraft would do otherwise."""
+    translation.of_itself(OF_ITSELF[translation.file.peer])
+    if translation.file.peer == "llama-factory" and translation.value("lora_alpha") is None:
+        rank = translation.number("lora_rank")
+        why = "twice the rank, as LLaMA-Factory has it where nothing is said"
+        translation.of_itself({"lora.alpha": 2 * int(8 if rank is None else rank)}, why)

@@ -1,0 +1,175 @@
+"""What became of each key of another tool's file: the keys of a config that it is written as, or why it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from loraft.config.aliases import (
+    LEAVE,
+    ONLY_NEAR,
+    SAME_VALUE,
+    WRITE,
+    WRITTEN,
+    answer_to_value,
+    remedy_for,
+)
+from loraft.config.schema_info import KEYS, places_of
+from loraft.config.yaml_nodes import Value, read_yaml
+from loraft.errors import ConfigError
+from loraft.peers.foreign_file import NAMES, ForeignFile, ForeignKey
+
+UNKNOWN = "no key that loraft knows of {tool}"
+SECRET = "A config holds no secret"
+"""How the remedy begins for a key whose value is neither printed nor written."""
+HIDDEN = "…"
+NO_ADAPTER = "method: full trains every weight, and has no adapter"
+NOT_QUANTIZED = "nothing is quantized without method: qlora"
+
+
+@dataclass(frozen=True)
+class TranslatedKey:
+    """What became of a key.
+
+    Attributes:
+        key: As the file has it; empty where it is what the tool does of itself, with nothing said.
+        value: What the file says.
+        becomes: The keys of the config, dotted, with their values; empty where nothing is written.
+        why: Why nothing is written, or in what it differs; empty where there is nothing to say.
+        where: The place in the file.
+        known: Whether the key is answered at all.
+    """
+
+    key: str
+    value: Value
+    becomes: Mapping[str, Value] = field(default_factory=dict)
+    why: str = ""
+    where: str = ""
+    known: bool = True
+
+
+class Translation:
+    """The keys of a file that are still to be translated, and what became of the others."""
+
+    def __init__(self, file: ForeignFile) -> None:
+        self.file = file
+        self.rows: list[TranslatedKey] = []
+        self._left = dict(file.keys)
+        self.method: str = "lora"
+
+    @property
+    def tool(self) -> str:
+        """What the tool is called."""
+        return NAMES[self.file.peer]
+
+    def value(self, *names: str) -> Value:
+        """What the file says under the first of `names` that says something; None where none does."""
+        return next((key.value for name in names if (key := self.file.keys.get(name)) and key.value is not None), None)
+
+    def number(self, *names: str) -> float | None:
+        """The same where it is a number, in quotes or without."""
+        value = self.value(*names)
+        try:
+            return None if value is None or isinstance(value, bool | list | dict) else float(value)
+        except ValueError:
+            return None
+
+    def is_open(self, name: str) -> bool:
+        """Whether the file has the key, and nothing became of it yet."""
+        return name in self._left
+
+    def write(self, name: str, becomes: Mapping[str, Value], why: str = "") -> None:
+        """The key `name`, if the file has it, is written as `becomes`."""
+        if (key := self._left.pop(name, None)) is not None:
+            self._add(key, becomes, why)
+
+    def leave(self, name: str, why: str) -> None:
+        """The key `name`, if the file has it, is not written, and why."""
+        if (key := self._left.pop(name, None)) is not None:
+            self.rows.append(TranslatedKey(key.written, key.value, {}, why, key.where))
+
+    def of_itself(self, becomes: Mapping[str, Value], why: str = "") -> None:
+        """What the tool does where its file says nothing, and loraft would do otherwise."""
+        said = {ours for row in self.rows for ours in row.becomes}
+        unsaid = {ours: value for ours, value in becomes.items() if ours not in said}
+        if unsaid:
+            self._add(ForeignKey(None, "", ""), unsaid, why or f"{self.tool} does so where nothing is said")
+
+    def detail(self, name: str, key: str, value: Value, why: str) -> None:
+        """A part of the key `name`, such as the type of one of its datasets, of which nothing is written."""
+        where = self.file.keys[name].where
+        self.rows.append(TranslatedKey(key, value, {}, why, where))
+
+    def refuse(self, name: str, why: str, remedy: str | None = None) -> NoReturn:
+        """The key `name` asks for a training that loraft does not have: no config would be that run.
+
+        Raises:
+            ConfigError: With the place of the key.
+        """
+        key = self.file.keys[name]
+        raise ConfigError(why, where=key.where, key=key.written, remedy=remedy)
+
+    def by_table(self, *names: str) -> None:
+        """Translate these keys, or all that are left, by the table of what other tools call ours."""
+        for name in names or tuple(self._left):
+            key = self._left.pop(name, None)
+            if key is not None:
+                self._by_table(name, key)
+
+    def _by_table(self, name: str, key: ForeignKey) -> None:
+        places = places_of(name)
+        ours = (
+            SAME_VALUE.get(name)
+            or (places[0] if places and "." in places[0] else None)
+            or (
+                name
+                if name in KEYS and not places_of(name)[1:] and "." not in name and KEYS[name].section is None
+                else None
+            )
+        )
+        remedy = remedy_for(name, key.value)
+        if key.value is None:
+            self.rows.append(TranslatedKey(key.written, None, {}, "", key.where, known=bool(ours or remedy)))
+        elif remedy is not None:
+            self._by_remedy(key, remedy)
+        elif ours is not None:
+            value, difference = ours_of(key.value, KEYS[ours].choices)
+            self._add(key, {ours: value}, difference)
+        else:
+            why = UNKNOWN.format(tool=self.tool)
+            self.rows.append(TranslatedKey(key.written, key.value, {}, why, key.where, known=False))
+
+    def _by_remedy(self, key: ForeignKey, remedy: str) -> None:
+        becomes = {ours: _read(text) for ours, text in WRITTEN.findall(remedy)} if remedy.startswith(WRITE) else {}
+        if becomes:
+            rest = remedy[remedy.rindex("`") + 1 :].strip(" .")
+            self._add(key, becomes, "" if rest.startswith(("(", "at the top")) else rest.lstrip(",;: "))
+        else:
+            why = remedy.removeprefix(LEAVE).removesuffix(".")
+            value = HIDDEN if remedy.startswith(SECRET) else key.value
+            self.rows.append(TranslatedKey(key.written, value, {}, why, key.where))
+
+    def _add(self, key: ForeignKey, becomes: Mapping[str, Value], why: str) -> None:
+        idle = [NO_ADAPTER for ours in becomes if ours.startswith("lora.") and self.method == "full"]
+        idle += [NOT_QUANTIZED for ours in becomes if ours.startswith("quantization.") and self.method != "qlora"]
+        if idle and key.written:
+            self.rows.append(TranslatedKey(key.written, key.value, {}, idle[0], key.where))
+        elif not idle:
+            self.rows.append(TranslatedKey(key.written, key.value, becomes, why, key.where))
+
+
+def ours_of(value: Value, choices: tuple[str, ...]) -> tuple[Value, str]:
+    """A value in our words, and in what it differs where nothing here is the same."""
+    if not isinstance(value, str) or value in choices:
+        return value, ""
+    same = answer_to_value(value, choices)
+    if same is not None:
+        return same, ""
+    near, difference = ONLY_NEAR.get(value.lower(), ("", ""))
+    return (near, f"the nearest: {difference}") if near in choices else (value, "")
+
+
+def _read(text: str) -> Value:
+    node, _ = read_yaml(text, "the table")
+    return None if node is None else node.value
