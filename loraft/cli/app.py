@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -15,24 +15,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from loraft.cli.wording import COMMANDS, function_of
 from loraft.version import __version__
-
-COMMANDS_ELSEWHERE: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("sft", "finetune", "fine-tune", "fine_tune", "fit", "tune", "lora", "qlora", "full", "resume", "run"), "train"
-    ),
-    **dict.fromkeys(("infer", "inference", "ask", "complete", "completion", "answer", "prompt"), "generate"),
-    **dict.fromkeys(("eval", "test", "benchmark", "bench", "score", "measure"), "evaluate"),
-    **dict.fromkeys(("classify", "label"), "predict"),
-    **dict.fromkeys(("export", "fuse", "save"), "merge"),
-    **dict.fromkeys(("validate", "verify", "lint", "dry-run", "estimate", "plan"), "check"),
-    **dict.fromkeys(("new", "create", "config", "configure", "start", "setup"), "init"),
-    **dict.fromkeys(("inspect", "layers", "info", "show"), "inspect-layers"),
-    **dict.fromkeys(("env", "diagnose", "system"), "doctor"),
-    **dict.fromkeys(("repl", "talk"), "chat"),
-    **dict.fromkeys(("tutorial", "learn", "explain", "demo"), "tour"),
-    **dict.fromkeys(("view", "rows", "preprocess", "tokenize"), "preview"),
-}
-"""What other tools call our commands."""
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for a command line that is wrong, wherever it keeps the class."""
@@ -133,9 +115,11 @@ class CommandGroup(TyperGroup):
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[Any, Any, list[str]]:  # type: ignore[override]
         """As typer does it, with other tools' words known."""
-        ours = COMMANDS_ELSEWHERE.get(args[0].lower()) if args else None
-        if ours is not None and args[0] not in self.commands:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean '{ours}'?")
+        if args and args[0] not in self.commands:
+            from loraft.config.aliases import COMMANDS_ELSEWHERE
+
+            if ours := COMMANDS_ELSEWHERE.get(args[0].lower()):
+                ctx.fail(f"No such command '{args[0]}'. Did you mean '{ours}'?")
         return super().resolve_command(ctx, args)
 
 

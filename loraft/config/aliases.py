@@ -42,6 +42,8 @@ ANSWERS: Mapping[str, Answer] = {
 """Keys of other tools whose value reads differently here, or that have none, with the remedy."""
 VALUES: Mapping[str, str] = _each({theirs: ours for ours, theirs in _TABLES["values"].items()})
 """Words of other tools for the same thing."""
+COMMANDS_ELSEWHERE: Mapping[str, str] = _each({theirs: ours for ours, theirs in _TABLES["commands"].items()})
+"""What other tools call our commands."""
 ONLY_NEAR: Mapping[str, list[str]] = _TABLES["only_near"]
 """Words of other tools for what is not here, with what stands nearest and in what it differs."""
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from loraft.config.aliases import name_of
 from loraft.config.config_file import file_text
@@ -114,11 +114,13 @@ def _recognised(path: Path, keys: Mapping[str, ForeignKey]) -> Peer:
     ):
         raise ConfigError("is a config of loraft already", where=str(path), remedy="`loraft.check` reads it as it is.")
     counts: dict[Peer, int] = {peer: len(marks & keys.keys()) for peer, marks in MARKS.items()}
+    if "model_name_or_path" in keys:  # axolotl calls it base_model
+        counts["axolotl"] = 0
     most = max(counts.values())
     likely: list[Peer] = [peer for peer, count in counts.items() if count == most]
     if most == 0 or len(likely) > 1:
-        named = " or ".join(get_args(Peer))
-        message = f"is not recognised as a file of {named} by its keys"
-        remedy = "Say whose it is with `peer='axolotl'`, or with the name of another."
+        named = ", ".join(NAMES.values())
+        message = f"is not recognised by its keys as a file of {named}"
+        remedy = "If it is of one of them, say which: `peer='axolotl'`."
         raise ConfigError(message, where=str(path), remedy=remedy)
     return likely[0]

@@ -134,9 +134,9 @@ def _refuse_what_trains_nothing(translation: Translation) -> None:
         raise ConfigError(message, where=str(file.path), remedy="Name it there, a Hub id or a folder.")
     names = ("datasets", "pretraining_dataset", "dataset", "dataset_name")
     if translation.value(*names) is None:
-        for name, does in (("export_dir", "`loraft.merge`"), ("infer_backend", "`loraft.open_chat`")):
+        for name, command in (("export_dir", "merge"), ("infer_backend", "chat")):
             if translation.is_open(name):
-                translation.refuse(name, "is of a file that trains nothing", f"What it does is done by {does}.")
+                translation.refuse(name, "is of a file that trains nothing", f"loraft {command} does what it is for.")
         message = f"names no rows to learn from ({TRAIN[file.peer]})"
         raise ConfigError(message, where=str(file.path), remedy="Name them there, or write data.train by hand.")
 

@@ -36,4 +36,4 @@ def write_evaluation(translation: Translation, share: str, named: str | None = N
         translation.write(share, {"data.eval": SHARE}, why)
     else:
         translation.write(share, {"data.eval": None})
-    translation.of_itself({"data.eval": None}, f"{translation.tool} evaluates nothing where nothing is said")
+    translation.of_itself({"data.eval": None}, f"{translation.tool} evaluates nothing by default")

@@ -108,7 +108,7 @@ def translate_cadence(translation: Translation) -> None:
         elif times == 1 or times * epochs <= 1:
             translation.write(name, {ours: None}, "null is once an epoch")
         else:
-            why = f"{times:g} an epoch, of {epochs:g}: a share of all steps"
+            why = f"{times:g} an epoch, epochs: {epochs:g}; a share of all steps"
             translation.write(name, {ours: round(1 / (times * epochs), 6)}, why)
     for strategy, steps, does in (
         ("eval_strategy", "eval_steps", "is evaluated"),
@@ -167,5 +167,5 @@ def add_what_goes_without_saying(translation: Translation) -> None:
     translation.of_itself(OF_ITSELF[translation.file.peer])
     if translation.file.peer == "llama-factory" and translation.value("lora_alpha") is None:
         rank = translation.number("lora_rank")
-        why = "twice the rank, as LLaMA-Factory has it where nothing is said"
+        why = "LLaMA-Factory's default is twice the rank"
         translation.of_itself({"lora.alpha": 2 * int(8 if rank is None else rank)}, why)

@@ -94,7 +94,7 @@ class Translation:
         said = {ours for row in self.rows for ours in row.becomes}
         unsaid = {ours: value for ours, value in becomes.items() if ours not in said}
         if unsaid:
-            self._add(ForeignKey(None, "", ""), unsaid, why or f"{self.tool} does so where nothing is said")
+            self._add(ForeignKey(None, "", ""), unsaid, why or f"{self.tool}'s default")
 
     def detail(self, name: str, key: str, value: Value, why: str) -> None:
         """A part of the key `name`, such as the type of one of its datasets, of which nothing is written."""
@@ -144,7 +144,9 @@ class Translation:
         becomes = {ours: _read(text) for ours, text in WRITTEN.findall(remedy)} if remedy.startswith(WRITE) else {}
         if becomes:
             rest = remedy[remedy.rindex("`") + 1 :].strip(" .")
-            self._add(key, becomes, "" if rest.startswith(("(", "at the top")) else rest.lstrip(",;: "))
+            self._add(
+                key, becomes, "" if rest.startswith(("(", "at the top")) else rest.lstrip(",;: ").removeprefix("which ")
+            )
         else:
             why = remedy.removeprefix(LEAVE).removesuffix(".")
             value = HIDDEN if remedy.startswith(SECRET) else key.value

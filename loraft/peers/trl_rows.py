@@ -23,7 +23,7 @@ def translate_rows(translation: Translation) -> None:
         becomes: dict[str, Value] = {"data.packing": "fill" if translation.value("packing") is True else "auto"}
         translation.write("packing", becomes, "rows never see one another" if becomes["data.packing"] == "fill" else "")
     if translation.value("assistant_only_loss") is None and translation.value("completion_only_loss") is None:
-        why = "of conversations TRL trains every token where nothing is said: write all for that"
+        why = "of conversations TRL trains every token by default: write all for that"
         translation.of_itself({"data.train_on": "completions"}, why)
 
 
@@ -47,7 +47,7 @@ def _write_evaluation(translation: Translation, dataset: Value) -> None:
     if is_evaluated and dataset is not None and translation.value("test_split_size") is None:
         held_out: dict[str, Value] = {"data.eval": {"path": dataset, "split": split or "test"}}
         translation.write("dataset_test_split", held_out)
-        translation.of_itself(held_out, "TRL evaluates the split test where nothing is said")
+        translation.of_itself(held_out, "TRL evaluates the split test by default")
     else:
         translation.leave("dataset_test_split", "it is not evaluated")
     write_evaluation(translation, "test_split_size")

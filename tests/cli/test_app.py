@@ -11,16 +11,16 @@ import pytest
 
 from loraft import __version__
 from loraft.__main__ import main
-from loraft.cli.app import COMMANDS_ELSEWHERE
 from loraft.cli.wording import COMMANDS as LISTED
+from loraft.config.aliases import COMMANDS_ELSEWHERE
 from tests.cli.conftest import Loraft
 from tests.tiny import mostly_slow
 from tests.words import Wording
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    "init", "check", "preview", "train", "evaluate", "compare", "baseline", "merge", "generate", "chat", "serve",
-    "predict", "inspect-layers", "tour", "schema", "doctor",
+    "init", "import", "check", "preview", "train", "evaluate", "compare", "baseline", "merge", "generate", "chat",
+    "serve", "predict", "inspect-layers", "tour", "schema", "doctor",
 ]  # fmt: skip
 SHORTER = ("baseline", "evaluate", "generate", "inspect-layers", "merge", "predict", "serve")
 """The commands of which the list says less than they say of themselves."""

@@ -9,25 +9,20 @@ from rich.console import RenderableType
 from loraft.cli.text_tables import text_table
 from loraft.config.config_file import inline
 from loraft.peers.foreign_file import NAMES
-from loraft.peers.import_config import ImportedConfig, shown
+from loraft.peers.import_config import ImportedConfig
 from loraft.peers.translation import TranslatedKey
 
 
 def import_table(done: ImportedConfig) -> RenderableType:
-    """A row for each key that says something: what it becomes, and why it does not or in what it differs."""
+    """A row for each key that says something: what it becomes and in what that differs, or why it becomes nothing."""
     rows = [_row(row) for row in done.rows if row.becomes or row.why]
-    title = f"{done.source} ({NAMES[done.peer]})"
-    return text_table(title, ["key", "becomes", "why not, or in what it differs"], rows)
+    return text_table(f"{done.source} ({NAMES[done.peer]})", ["key", "becomes, or why not"], rows)
 
 
 def _row(row: TranslatedKey) -> list[str]:
-    key = f"{row.key}: {shown(row.value)}" if row.key else "(not said)"
-    becomes = "\n".join(f"{ours}: {_short(inline(value))}" for ours, value in row.becomes.items())
-    return [key, becomes or "–", row.why]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    written = [f"{ours}: {inline(value)}" for ours, value in row.becomes.items()]
+    why = [f"({row.why})" if written else f"– {row.why}"] if row.why else []
+    return [row.key or "(not said)", "\n".join([*written, *why])]
 
 
 def as_document(done: ImportedConfig, target: Path | None) -> dict[str, object]:

@@ -1,0 +1,75 @@
+"""Command lines, as people keep them in scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loraft.config.yaml_nodes import Value
+from loraft.errors import ConfigError
+from loraft.peers.command_line import holds_a_command, read_command
+from loraft.peers.foreign_file import read_foreign_file
+from tests.words import Wording
+
+
+@pytest.mark.parametrize(
+    ("text", "script", "flags"),
+    [
+        ("trl sft --lora_r 8 --use_peft\n", "sft", {"lora_r": 8, "use_peft": True}),
+        (
+            "# train\nCUDA_VISIBLE_DEVICES=0 python x/sft.py \\\n  --lr=2e-4 \\\n  --no_packing",
+            "sft",
+            {"lr": 2e-4, "packing": False},
+        ),
+        ("accelerate launch --num_processes 2 sft.py --a b", "sft", {"num_processes": 2, "a": "b"}),
+        ("python -m trl.scripts.sft --a 'b c'", "sft", {"a": "b c"}),
+        ("trl sft --lora_target_modules q_proj v_proj", "sft", {"lora_target_modules": ["q_proj", "v_proj"]}),
+        (
+            """trl sft --lr_scheduler_kwargs '{"min_lr_rate": 0.1}'""",
+            "sft",
+            {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+        ),
+        ("set -e\nllamafactory-cli train --stage sft --max_steps -1", "train", {"stage": "sft", "max_steps": -1}),
+        ("trl dpo --beta 0.1", "dpo", {"beta": 0.1}),
+    ],
+)
+def test_flags_are_read_with_their_values(text: str, script: str, flags: dict[str, Value]) -> None:
+    assert holds_a_command(text)
+    found = read_command(text, "train.sh")
+    assert found.script == script
+    assert {flag.name: flag.value for flag in found.flags} == flags
+
+
+def test_a_flag_knows_its_line() -> None:
+    found = read_command("trl sft \\\n  --a 1 \\\n  --b 2\n", "train.sh")
+    assert [flag.where for flag in found.flags] == ["train.sh:2", "train.sh:3"]
+
+
+@pytest.mark.parametrize("text", ["base_model: trl sft\n", "model: {name_or_path: python x.py}\n", "a: --b\n"])
+def test_yaml_is_no_command(text: str) -> None:
+    assert not holds_a_command(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trl sft --a $MODEL",
+        "trl sft --a 'b",
+        "trl sft --a 1\ntrl sft --a 2",
+        "trl sft stray --a 1",
+        "trl sft --a '{b'",
+    ],
+)
+def test_a_command_that_cannot_be_read_is_told_at_its_line(text: str, wording: Wording) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_command(text, "train.sh")
+    wording(str(refused.value))
+
+
+def test_the_yaml_of_a_command_is_read_beside_it_and_flags_go_before_it(tmp_path: Path) -> None:
+    (tmp_path / "sft.yaml").write_text("model_name_or_path: a/b\nlora_r: 4\n")
+    (tmp_path / "train.sh").write_text("trl sft --config sft.yaml --lora_r 8\n")
+    found = read_foreign_file(tmp_path / "train.sh")
+    assert {name: key.value for name, key in found.keys.items()} == {"model_name_or_path": "a/b", "lora_r": 8}
+    assert (found.peer, found.command) == ("trl", "sft")

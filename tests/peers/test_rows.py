@@ -1,0 +1,112 @@
+"""Datasets of other tools become sources of rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraft.errors import ConfigError
+from tests.peers.translating import STARTS, become, imported
+
+SHARED = (
+    "{path: a/b, type: chat_template, field_messages: talk, message_property_mappings: {role: from, content: value}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "source"),
+    [
+        ("{path: a/b, type: alpaca}", {"path": "a/b", "format": "alpaca"}),
+        ("{path: a/b, type: 'alpaca:chat'}", {"path": "a/b", "format": "alpaca"}),
+        ("{path: a/b, type: chat_template}", {"path": "a/b", "format": "messages"}),
+        (
+            "{path: a/b, type: chat_template, field_messages: talk}",
+            {"path": "a/b", "format": "messages", "columns": {"messages": "talk"}},
+        ),
+        (SHARED, {"path": "a/b", "format": "sharegpt", "columns": {"conversations": "talk"}}),
+        (
+            "{path: a/b, type: completion, field: body, name: en, split: 'train[:1%]'}",
+            {"path": "a/b", "name": "en", "split": "train[:1%]", "format": "text", "columns": {"text": "body"}},
+        ),
+        ("{path: a/b, type: gpteacher}", {"path": "a/b", "format": "alpaca", "columns": {"output": "response"}}),
+        (
+            "{path: a/b, type: {field_instruction: q, field_output: a}}",
+            {"path": "a/b", "format": "alpaca", "columns": {"instruction": "q", "output": "a"}},
+        ),
+        ("{path: a/b, data_files: [c.jsonl]}", "hf://datasets/a/b/c.jsonl"),
+        ("{path: json, data_files: c.jsonl, ds_type: json}", "c.jsonl"),
+        ("{path: a/b, type: jeopardy}", "a/b"),
+    ],
+)
+def test_a_dataset_of_axolotl(tmp_path: Path, entry: str, source: Any) -> None:
+    done = imported(tmp_path, f"base_model: a/b\nsequence_len: 8\ndatasets: [{entry}]\n")
+    (row,) = [row for row in done.rows if row.key == "datasets"]
+    assert row.becomes == {"data.train": source}
+
+
+def test_what_a_dataset_says_besides_is_named(tmp_path: Path) -> None:
+    entry = "{path: a/b, type: jeopardy, roles_to_train: [user], frobs: 3, shards: 8}"
+    done = imported(tmp_path, f"base_model: a/b\nsequence_len: 8\ndatasets: [{entry}]\n")
+    details = {row.key: row.why for row in done.rows if row.key.startswith("datasets[0].")}
+    assert {key.partition(".")[2] for key in details} == {"type", "roles_to_train", "frobs", "shards"}
+    assert all(details.values())
+
+
+def test_alpaca_alone_is_printed_as_alpaca(tmp_path: Path) -> None:
+    alpaca = "base_model: a/b\nsequence_len: 8\ndatasets: [{path: a/b, type: alpaca}]\n"
+    assert imported(tmp_path, alpaca).config.data.chat_template == "alpaca"
+    assert imported(tmp_path, alpaca + "chat_template: chatml\n").config.data.chat_template == "chatml"
+
+
+def test_rows_before_training_are_streamed(tmp_path: Path) -> None:
+    text = (
+        "base_model: a/b\nsequence_len: 8\npretraining_dataset: [{path: a/b, name: en, type: pretrain}]\nmax_steps: 9\n"
+    )
+    config = imported(tmp_path, text).config
+    assert (config.data.streaming, config.data.eval, config.data.train[0].format) == (True, None, "text")
+
+
+def test_datasets_of_llama_factory_are_explained_by_the_file_beside(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    known = {
+        "rows": {"file_name": "rows.json", "columns": {"prompt": "q", "response": "output"}},
+        "talk": {"hf_hub_url": "x/talk", "formatting": "sharegpt", "subset": "en", "num_samples": 5},
+        "pairs": {"file_name": "pairs.json", "ranking": True},
+    }
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(known))
+    text = STARTS["llama-factory"].replace("dataset: rows", "dataset: rows, talk")
+    (row,) = [row for row in imported(tmp_path, text).rows if row.key == "dataset"]
+    folder = str(tmp_path / "data")
+    assert row.becomes["data.train"] == [
+        {"path": f"{folder}/rows.json", "format": "alpaca", "columns": {"instruction": "q"}},
+        {"path": "x/talk", "name": "en", "limit": 5, "format": "sharegpt"},
+    ]
+    with pytest.raises(ConfigError, match="preferences"):
+        imported(tmp_path, STARTS["llama-factory"].replace("dataset: rows", "dataset: pairs"))
+    (tmp_path / "data" / "dataset_info.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        imported(tmp_path, text)
+
+
+def test_a_dataset_that_nothing_explains_is_guessed_and_said(tmp_path: Path) -> None:
+    (row,) = [row for row in imported(tmp_path, STARTS["llama-factory"]).rows if row.key == "dataset"]
+    assert row.becomes == {"data.train": "data/rows.json"}
+    assert "dataset_info.json was not found" in row.why
+
+
+def test_a_mixture_of_trl(tmp_path: Path) -> None:
+    text = "model_name_or_path: a/b\nuse_peft: true\ndatasets: [{path: c/d, split: x, columns: [m]}, {path: e/f}]\n"
+    assert become_of(tmp_path, text) == [{"path": "c/d", "split": "x"}, "e/f"]
+    assert become(tmp_path, "trl", "dataset_train_split: validation")["data.train"] == {
+        "path": "c/d",
+        "split": "validation",
+    }
+
+
+def become_of(folder: Path, text: str) -> Any:
+    done = imported(folder, text)
+    assert [row.key for row in done.rows if row.key.startswith("datasets[")] == ["datasets[0].columns"]
+    return next(row.becomes["data.train"] for row in done.rows if row.key == "datasets")

@@ -1,0 +1,151 @@
+"""Keys of other tools become ours, with the same meaning, or are named with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraft.config.config_file import load_config
+from loraft.config.yaml_nodes import Value
+from loraft.errors import ConfigError
+from loraft.peers.translation import ours_of
+from tests.peers.translating import STARTS, become, imported
+from tests.words import Wording
+
+TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
+    ("axolotl", "adapter: qlora\nload_in_4bit: true", {"method": "qlora"}),
+    ("axolotl", "adapter: lora\nload_in_4bit: true", {"method": "qlora"}),
+    ("axolotl", "adapter: lora\nload_in_8bit: true", {"method": "qlora", "quantization.type": "int8"}),
+    ("axolotl", "adapter: lora\nload_in_8bit: false", {"method": "lora"}),
+    ("axolotl", "adapter:", {"method": "full"}),
+    ("axolotl", "adapter: qlora\nload_in_8bit: true\nload_in_4bit: true", {"method": "qlora"}),
+    ("llama-factory", "quantization_bit: 4\ndouble_quantization: false", {"method": "qlora"}),
+    ("llama-factory", "quantization_bit: 8", {"method": "qlora", "quantization.type": "int8"}),
+    ("llama-factory", "lora_rank: 4", {"lora.r": 4, "lora.alpha": 8}),
+    ("llama-factory", "lora_rank: 4\nlora_alpha: 5", {"lora.alpha": 5}),
+    ("llama-factory", "", {"lora.r": 8, "lora.alpha": 16, "data.eval": None, "training.warmup_steps": 0}),
+    ("trl", "load_in_4bit: true", {"method": "qlora", "quantization.double_quant": False}),
+    ("trl", "load_in_4bit: true\nuse_bnb_nested_quant: true", {"quantization.double_quant": True}),
+    ("trl", "", {"lora.dropout": 0.05, "data.max_length": 1024, "training.learning_rate": 2e-5, "seed": 42}),
+    ("axolotl", "", {"training.num_train_epochs": 1, "training.per_device_train_batch_size": 1, "seed": 42}),
+    ("axolotl", "adapter: lora\nlora_target_linear: true", {"lora.target_modules": "all-linear"}),
+    ("axolotl", "adapter: lora\nlora_target_modules: [q_proj]", {"lora.target_modules": ["q_proj"]}),
+    (
+        "axolotl",
+        "adapter: lora\nlora_target_modules: 'model.layers.[\\d]+.(mlp|self_attn).(up|down)_proj'",
+        {"lora.target_modules": ["up_proj", "down_proj"]},
+    ),
+    ("llama-factory", "lora_target: q_proj, v_proj", {"lora.target_modules": ["q_proj", "v_proj"]}),
+    ("axolotl", "micro_batch_size: 2\nbatch_size: 8", {"training.gradient_accumulation_steps": 4}),
+    ("axolotl", "num_epochs: 2\nevals_per_epoch: 4", {"training.eval_steps": 0.125}),
+    ("axolotl", "num_epochs: 3\nsaves_per_epoch: 1", {"training.save_steps": None}),
+    ("axolotl", "warmup_ratio: 0.1", {"training.warmup_steps": 0.1}),
+    ("axolotl", "warmup_ratio: 0.1\nwarmup_steps: 10", {"training.warmup_steps": 10}),
+    ("axolotl", "val_set_size: 0.1", {"data.eval": 0.1}),
+    ("axolotl", "val_set_size: 0", {"data.eval": None}),
+    ("axolotl", "val_set_size: 200", {"data.eval": 0.05}),
+    ("axolotl", "sample_packing: true", {"data.packing": "fill"}),
+    ("axolotl", "train_on_inputs: true", {"data.train_on": "all"}),
+    ("axolotl", "bf16: true\nfp16:", {"model.dtype": "bfloat16"}),
+    ("axolotl", "bf16: false\nfp16: true", {"model.dtype": "float16"}),
+    ("axolotl", "bf16: false\nfp16: false", {"model.dtype": "float32"}),
+    ("axolotl", "optimizer: adamw_bnb_8bit", {"training.optim": "adamw_8bit"}),
+    ("axolotl", "optimizer: adamw_torch_4bit", {"training.optim": "adamw_8bit"}),
+    (
+        "axolotl",
+        "lr_scheduler: cosine\ncosine_min_lr_ratio: 0.1",
+        {"training.lr_scheduler_type": "cosine_with_min_lr", "training.lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+    ),
+    ("axolotl", "max_steps: -1\nmax_grad_norm: 0", {"training.max_grad_norm": None}),
+    ("axolotl", "wandb_project: p", {"training.project": "p", "training.report_to": ["wandb"]}),
+    ("trl", "report_to: none", {"training.report_to": []}),
+    ("trl", "report_to: [wandb, tensorboard]", {"training.report_to": ["wandb", "tensorboard"]}),
+    ("trl", "packing: true", {"data.packing": "fill"}),
+    ("trl", "eval_strategy: steps", {"data.eval": {"path": "c/d", "split": "test"}}),
+    ("llama-factory", "packing: true\nval_size: 0.2", {"data.packing": "fill", "data.eval": 0.2}),
+    ("axolotl", "chat_template: llama3", {"data.chat_template": "auto"}),
+    ("axolotl", "chat_template: chatml", {"data.chat_template": "chatml"}),
+    ("axolotl", "lora_r: 1_0\ntrust_remote_code: yes", {}),
+]
+
+
+@pytest.mark.parametrize(("peer", "text", "ours"), TRANSLATED)
+def test_a_key_means_the_same_here(tmp_path: Path, peer: str, text: str, ours: dict[str, Value]) -> None:
+    found = become(tmp_path, peer, text)
+    assert {key: found.get(key, "not written") for key in ours} == ours
+
+
+@pytest.mark.parametrize(
+    ("peer", "text", "key"),
+    [
+        ("axolotl", "max_steps: -1", "training.max_steps"),
+        ("axolotl", "adapter:\nlora_r: 8", "lora.r"),
+        ("axolotl", "adapter: lora\nbnb_4bit_quant_type: nf4", "quantization.type"),
+        ("trl", "eval_strategy: 'no'\neval_steps: null", "training.eval_steps"),
+        ("axolotl", "eval_steps: null", "training.eval_steps"),
+    ],
+)
+def test_what_says_nothing_is_not_written(tmp_path: Path, peer: str, text: str, key: str) -> None:
+    assert key not in become(tmp_path, peer, text)
+
+
+def test_what_the_schema_refuses_is_the_reason_and_its_default_stands(tmp_path: Path, wording: Wording) -> None:
+    text = "sample_packing: true\nsample_packing_sequentially: true\ncurriculum_sampling: true\nlora_dropout: 1.5\n"
+    done = imported(tmp_path, STARTS["axolotl"] + "adapter: lora\n" + text)
+    assert (done.config.data.packing, done.config.data.shuffle, done.config.lora.dropout) == ("auto", False, 0)
+    wording("\n".join(f"{row.key}: {row.why}" for row in done.rows if row.why))
+
+
+@pytest.mark.parametrize(
+    ("peer", "text", "key"),
+    [
+        ("axolotl", "rl: dpo", "rl"),
+        ("axolotl", "reward_model: true", "reward_model"),
+        ("axolotl", "adapter: ia3", "adapter"),
+        ("llama-factory", "model_name_or_path: a/b\ndataset: rows\nstage: dpo", "stage"),
+        ("llama-factory", "model_name_or_path: a/b\ndataset: rows\nfinetuning_type: oft", "finetuning_type"),
+        ("llama-factory", "model_name_or_path: a/b\ntemplate: x\ninfer_backend: huggingface", "infer_backend"),
+        ("axolotl", "base_model: a/b\nsequence_len: 8\ndatasets: [{type: alpaca}]", "datasets"),
+        ("axolotl", "sequence_len: 8\ndatasets: [x]", None),
+        ("axolotl", "base_model: a/b\nsequence_len: 8", None),
+    ],
+)
+def test_what_is_no_training_of_ours_is_refused_at_its_place(
+    tmp_path: Path, peer: str, text: str, key: str | None, wording: Wording
+) -> None:
+    whole = text if "base_model:" in text or "model_name" in text or key is None else STARTS[peer] + text
+    with pytest.raises(ConfigError) as refused:
+        imported(tmp_path, whole)
+    (problem,) = refused.value.problems
+    assert problem.key == key
+    wording(str(problem))
+
+
+def test_a_secret_is_neither_told_nor_written(tmp_path: Path) -> None:
+    done = imported(tmp_path, STARTS["trl"] + "hub_token: hf_secret\nwandb_api_key: abc_secret\n")
+    assert "secret" not in done.text.replace("holds no secret", "")
+    assert all("secret" not in str(row.value) for row in done.rows)
+
+
+def test_what_is_written_is_the_config_and_says_what_each_key_was(tmp_path: Path) -> None:
+    done = imported(tmp_path, STARTS["axolotl"] + "adapter: lora\nlora_r: 8\noptimizer: adamw_torch_4bit\ntf32: true\n")
+    path = tmp_path / "ours.yaml"
+    path.write_text(done.text)
+    assert load_config(path) == done.config
+    lines = done.text.splitlines()
+    assert lines[lines.index("  optim: adamw_8bit") - 1].lstrip().startswith("# optimizer: adamw_torch_4bit; ")
+    assert any(line.startswith("#   tf32: true — ") for line in lines)
+    assert max(map(len, lines)) <= 100
+
+
+def test_a_key_that_nobody_knows_is_told(tmp_path: Path) -> None:
+    done = imported(tmp_path, STARTS["axolotl"] + "frobnicate: 3\n")
+    assert [row.key for row in done.rows if not row.known] == ["frobnicate"]
+
+
+def test_a_word_that_is_only_near_says_in_what_it_differs() -> None:
+    assert ours_of("lion_32bit", ("lion_8bit",)) == ("lion_8bit", "the nearest: its state is in 8 bits")
+    assert ours_of("adamw_torch", ("adamw",)) == ("adamw", "")
+    assert ours_of(3, ("adamw",)) == (3, "")
