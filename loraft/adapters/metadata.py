@@ -20,8 +20,8 @@ from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, TrainingMetadata
 
-PEFT_TASKS = {task.peft_type: name for name, task in TASKS.items()}
-"""Our names of the tasks by peft's."""
+PEFT_TASKS = {task.peft_type: name for name, task in reversed(list(TASKS.items()))}
+"""Our names of the tasks by peft's; of two that it calls alike the first."""
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _read(plan: RunPlan, stack: str, batches: Iterable[Sequence[Example]], steps
     """What a stack reads in a step, on average."""
     tokens = squares = 0
     for batch in batches:
-        lengths = [plan.task.read_by(stack, example) for example in batch]
+        lengths = [length for example in batch for length in plan.task.read_by(stack, example)]
         if not plan.layout.packed:
             lengths = [max(lengths)] * len(lengths)
         tokens += sum(lengths)

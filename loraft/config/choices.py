@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 Auto = Literal["auto"]
-TaskName = Literal["causal_lm", "seq2seq_lm", "seq_cls"]
+TaskName = Literal["causal_lm", "preference", "seq2seq_lm", "seq_cls"]
 DEFAULT_TASK: TaskName = "causal_lm"
 ModelGroup = Literal["decoder", "encoder_decoder", "classifier"]
 """What a model is taken for: one that goes on with a text, one that answers it, or one that tells its class."""
@@ -21,7 +21,10 @@ TextBy = Literal["file", "paragraph", "line"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = bool | Literal["offload"]
 Strategy = Literal["auto", "ddp", "fsdp2"]
-RowFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "text", "translation", "classification"]
+RowFormat = Literal[
+    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preferences", "translation", "classification"
+]
+PairLoss = Literal["dpo", "ipo", "orpo", "simpo", "cpo"]
 OptimName = Literal[
     "auto",
     "adamw",

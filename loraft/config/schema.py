@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from loraft.config.choices import DEFAULT_TASK, Auto, Checkpointing, Method, OptimName, TaskName
 from loraft.config.distributed_section import DistributedSection
+from loraft.config.preference_section import SMOOTHED, PreferenceSection
 from loraft.config.schedules import ScheduleKwargs, ScheduleName, misfits
 from loraft.config.sections import (
     OF_CAUSAL_LM,
@@ -27,7 +28,7 @@ from loraft.config.sections import (
     UsedBy,
 )
 
-OF_LMS = UsedBy("causal_lm", "seq2seq_lm")
+OF_LMS = UsedBy("causal_lm", "preference", "seq2seq_lm")
 STEPS_OR_SHARE = Allowed("a whole number of steps, or a share of all steps below 1")
 STEPS_OR_SHARE_OR_NULL = Allowed("a whole number of steps, a share of all steps above 0 and below 1, or null")
 
@@ -48,7 +49,7 @@ class TrainingSection(Section):
     gradient_accumulation_steps: PositiveInt = 1
     """Batches in an optimizer step: its gradient is that of one batch with all their rows."""
     learning_rate: Auto | PositiveFloat = "auto"
-    """The peak rate, after the warm-up; auto is 2e-4 for lora and qlora, 2e-5 for full."""
+    """The peak rate, after the warm-up; auto is 2e-4 for lora and qlora, 2e-5 for full, and of preference a tenth."""
     lr_scheduler_type: ScheduleName = "cosine"
     """How the rate falls after the warm-up: along a line or half a cosine towards 0 at the end, or not at all. The
     other names are transformers' own schedules to the number, whose warm-up begins at a rate of 0."""
@@ -109,7 +110,8 @@ class TrainingSection(Section):
     save_total_limit: PositiveInt | None = 3
     """How many checkpoints are kept, the newest ones; the best one is kept besides. null keeps all."""
     metric_for_best_model: Literal["loss", "accuracy", "macro_f1"] = "loss"
-    """The evaluation metric by which the best checkpoint is chosen: loss, or for seq_cls accuracy or macro_f1."""
+    """The evaluation metric by which the best checkpoint is chosen: loss, for seq_cls accuracy or macro_f1, and for
+    preference accuracy, the share of pairs whose better answer has the higher reward."""
     class_weights: Annotated[
         Literal["balanced"] | dict[str, PositiveFloat] | None,
         Allowed("balanced, a mapping of every label to its weight, or null"),
@@ -157,7 +159,8 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     yield whole, why, "data.split_turns", "data.train_on"
     metric = training.metric_for_best_model
     why = f"{metric} is measured of classifiers, and the task is {task}"
-    yield metric != "loss" and task != "seq_cls", why, "training.metric_for_best_model", "task"
+    unmeasured = metric != "loss" and task != "seq_cls" and (metric, task) != ("accuracy", "preference")
+    yield unmeasured, why, "training.metric_for_best_model", "task"
     share, balanced = isinstance(data.eval, float), training.class_weights == "balanced"
     unnamed = task == "seq_cls" and not data.labels
     for key, needs_all_rows, reason in (
@@ -184,6 +187,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     for key, said in config.distributed.of_shards.items():
         yield config.distributed.strategy == "ddp" and said, "is of fsdp2", key, "distributed.strategy"
     yield from _of_the_frozen_prefix(config)
+    yield from _of_preferences(config)
     endless = training.early_stopping_patience is not None and data.eval is None
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
 
@@ -207,6 +211,38 @@ def _of_the_frozen_prefix(config: RunConfig) -> Iterator[tuple[bool, str, str, s
         ),
     ):
         yield training.cache_frozen_prefix and hinders, why, key, other
+
+
+def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+    """The same, of the section `preference`."""
+    asked, training, key = config.preference, config.training, "preference.loss"
+    for is_so, why, first, other in (
+        (
+            asked.has_reference and config.method == "full",
+            f"{asked.loss} compares with the base, which method: full does not keep (write lora, or loss: orpo)",
+            "method",
+            key,
+        ),
+        (
+            asked.label_smoothing > 0 and asked.loss not in SMOOTHED,
+            f"is of {', '.join(sorted(SMOOTHED))}, and the loss is {asked.loss}",
+            "preference.label_smoothing",
+            key,
+        ),
+        (
+            training.label_smoothing_factor > 0,
+            "is of targets, and pairs have none (write preference.label_smoothing)",
+            "training.label_smoothing_factor",
+            "task",
+        ),
+        (
+            asked.loss != "simpo" and "gamma" in asked.model_fields_set,
+            f"is of simpo, and the loss is {asked.loss}",
+            "preference.gamma",
+            key,
+        ),
+    ):
+        yield config.task == "preference" and is_so, why, first, other
 
 
 def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
@@ -261,7 +297,8 @@ class RunConfig(Section):
     """One run of loraft, whole."""
 
     task: TaskName = DEFAULT_TASK
-    """What is learned: causal_lm (decoders go on with a text), seq2seq_lm (encoder-decoders answer a source), or
+    """What is learned: causal_lm (decoders go on with a text), preference (they learn which of two answers is better),
+    seq2seq_lm (encoder-decoders answer a source), or
     seq_cls (a text gets a label)."""
     method: Method = "lora"
     """lora (small updates beside frozen weights), qlora (the same beside weights in 4 bits) or full (every weight)."""
@@ -272,6 +309,7 @@ class RunConfig(Section):
     lora: Annotated[LoraSection, UsedBy("lora", "qlora")] = LoraSection()
     data: DataSection
     training: TrainingSection = TrainingSection()
+    preference: Annotated[PreferenceSection, UsedBy("preference")] = PreferenceSection()
     generation: Annotated[GenerationSection, OF_LMS] = GenerationSection()
     distributed: DistributedSection = DistributedSection()
 

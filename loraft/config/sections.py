@@ -43,6 +43,7 @@ class UsedBy:
 
 
 OF_CAUSAL_LM, OF_SEQ2SEQ_LM, OF_SEQ_CLS = UsedBy("causal_lm"), UsedBy("seq2seq_lm"), UsedBy("seq_cls")
+OF_DECODERS = UsedBy("causal_lm", "preference")
 
 
 class Section(BaseModel):
@@ -277,7 +278,7 @@ class DataSection(Section):
     """What of a plain text (.txt, .md) is a row, for every source that does not say its own: the file, a paragraph
     (text between blank lines) or a line. auto is the file in a folder or a pattern; of a file that is named by itself
     it is the paragraph, or the line where no blank line parts it."""
-    chat_template: Annotated[ChatTemplate, OF_CAUSAL_LM] = "auto"
+    chat_template: Annotated[ChatTemplate, OF_DECODERS] = "auto"
     """How conversations are printed: auto (as the tokenizer's template has it; chatml where it has none), chatml,
     alpaca, or a .jinja file. It is saved with what is trained."""
     source_prefix: Annotated[str, OF_SEQ2SEQ_LM] = ""
@@ -291,8 +292,8 @@ class DataSection(Section):
     """The names of the classes in their order, which is their numbers; empty takes those that the training rows have,
     sorted."""
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """The longest row, in tokens; of seq2seq_lm the longest source. Where it is not set it is no more than the
-    positions of the model."""
+    """The longest row, in tokens; of seq2seq_lm the longest source, of preference the longer text. Where it is not
+    set it is no more than the positions of the model."""
     max_target_length: Annotated[Annotated[int, Field(ge=2)] | None, OF_SEQ2SEQ_LM] = None
     """The longest target, in tokens; null is max_length."""
     on_overlength: Literal["auto", "drop", "truncate", "split", "error"] = "auto"
@@ -323,10 +324,10 @@ class DataSection(Section):
     data.shuffle is false."""
     num_proc: Auto | PositiveInt = "auto"
     """Processes that turn rows into tokens; auto is one below 20,000 rows of a source and one a core from there."""
-    packing: Annotated[Literal["auto", "off", "fill"], OF_CAUSAL_LM] = "auto"
+    packing: Annotated[Literal["auto", "off", "fill"], OF_DECODERS] = "auto"
     """How the rows of a batch lie: auto end to end, without padding and without seeing one another (padded where the
     family cannot); off pads them; fill fills rows up to max_length with others (fewer steps)."""
-    shared_prefix: Annotated[Literal["auto", "off"], OF_CAUSAL_LM] = "auto"
+    shared_prefix: Annotated[Literal["auto", "off"], OF_DECODERS] = "auto"
     """What all rows of a batch begin with, a system prompt say: auto computes it once for all of them on a CPU, where
     rows of a well-known family lie end to end and nothing is drawn anew for each (no dropout, noise or routers' loss),
     with the same losses but for rounding; off computes it in each row, as auto does elsewhere."""

@@ -202,6 +202,7 @@ OURS: Mapping[RowFormat, tuple[str, ...]] = {
     "alpaca": ("instruction", "output", "input", "system"),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
+    "preferences": ("prompt", "chosen", "rejected"),
     "translation": ("source", "target"),
     "classification": ("text", "label", "text_pair"),
     "sharegpt": ("conversations",),

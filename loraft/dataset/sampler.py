@@ -179,7 +179,7 @@ def batch_sampler(config: RunConfig, train: Sequence[Example], sources: Sequence
         accumulation=config.training.gradient_accumulation_steps,
         seed=config.seed,
         group_by_length=config.training.group_by_length,
-        fill_to=config.data.max_length if fills(config) else None,
+        fill_to=TASKS[config.task].texts_a_row * config.data.max_length if fills(config) else None,
         shuffled=config.data.shuffle is not False,
         keeps_batches=config.data.shuffle == "batches",
     )

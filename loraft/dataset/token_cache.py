@@ -141,7 +141,7 @@ def _program(root: Path = Path(__file__).parents[1]) -> str:
     return digest.hexdigest()
 
 
-KEPT, BEFORE = "rows-2", ("rows-1",)
+KEPT, BEFORE = "rows-3", ("rows-1", "rows-2")
 """The folder of kept rows in the cache, and those of earlier versions; the number changes when an entry does."""
 MOST_BYTES = 10_000_000_000
 """The longest unused entries are removed where all have more bytes."""
@@ -206,6 +206,7 @@ def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
     types = [example.token_type_ids or [] for example in examples]
     columns = {"ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples], "types": types}
     counts = {"trained": [e.trained for e in examples], "tokens": [e.tokens for e in examples]}
+    counts["seconds"] = [e.second for e in examples]
     arrays = {name: np.array(each, np.int64) for name, each in counts.items()}
     for name, rows in columns.items():
         flat = array("i")
@@ -219,9 +220,9 @@ def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
 def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], places: Sequence[str]) -> list[Example]:
     known: dict[int, int] = {}
     ids, labels, types = (_rows(arrays[name], arrays[f"{name}_ends"], known) for name in ("ids", "labels", "types"))
-    trained, tokens = (arrays[name].tolist() for name in ("trained", "tokens"))
+    trained, tokens, seconds = (arrays[name].tolist() for name in ("trained", "tokens", "seconds"))
     segments = (each or None for each in types)
-    return list(map(Example, ids, labels, places, trained, tokens, segments))
+    return list(map(Example, ids, labels, places, trained, tokens, segments, seconds))
 
 
 def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any], known: dict[int, int]) -> Iterable[list[int]]:

@@ -160,7 +160,7 @@ def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Rendered]], w
     findings = (finding for _, read in parts for finding in renderer.findings(read.text))
     return TokenizedRow(
         examples=trained,
-        lengths=tuple(len(example.input_ids) for example, _ in parts),
+        lengths=tuple(example.longest for example, _ in parts),
         target_lengths=tuple(len(example.labels) for example, _ in parts if example.target_tokens),
         in_part=any(read.in_part for _, read in parts),
         too_long=too_long,

@@ -24,6 +24,7 @@ ROWS: Mapping[RowFormat, str] = {
     "alpaca": '{"instruction": "…", "input": "…", "output": "…"}',
     "prompt_completion": '{"prompt": "…", "completion": "…"}',
     "text": '{"text": "…"}',
+    "preferences": '{"prompt": "…", "chosen": "…", "rejected": "…"}',
     "translation": '{"source": "…", "target": "…"}',
     "classification": '{"text": "…", "label": "…"}',
 }

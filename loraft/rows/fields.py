@@ -18,6 +18,7 @@ COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "alpaca": (("instruction", "output"),),
     "prompt_completion": (("prompt", "completion"),),
     "text": (("text",),),
+    "preferences": (("chosen", "rejected"), ("messages", "rejected_response")),
     "translation": (("translation",), ("source", "target")),
     "classification": (("text", "label"),),
 }
@@ -26,6 +27,7 @@ OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
     "messages": ("tools", "system"),
     "sharegpt": ("tools", "system"),
     "alpaca": ("input", "system"),
+    "preferences": ("prompt", "tools", "system"),
     "classification": ("text_pair",),
 }
 PREFERENCES = ("chosen", "rejected", "rejected_response")
@@ -71,12 +73,12 @@ def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> 
     found = [column for column in PREFERENCES if column in columns]
     if not found or renamed:
         return
-    remedy = "name the format that is to be learned, as in data.format: messages"
+    remedy = "Write task: preference, which learns them; or name the format to be learned, as in data.format: messages."
     if "chosen" in columns:
         ours = "{prompt: prompt, completion: chosen}" if "prompt" in columns else "{messages: chosen}"
-        remedy = f"to learn the better answers alone, write data.columns: {ours}"
+        remedy = f"Write task: preference; or, to learn the better answers alone, data.columns: {ours}."
     verb = "are" if len(found) > 1 else "is"
-    message = f"{' and '.join(found)} {verb} of preference pairs, which loraft does not train (yet)"
+    message = f"{' and '.join(found)} {verb} of preference pairs"
     raise DataError(message, key="data.format", remedy=remedy)
 
 

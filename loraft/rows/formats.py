@@ -34,9 +34,8 @@ class TurnKeys(NamedTuple):
     roles: Mapping[str, str]
 
 
-ROLES = ("system", "user", "assistant", "tool")
 CHATS: Mapping[str, TurnKeys] = {
-    "messages": TurnKeys("messages", "role", "content", {role: role for role in ROLES}),
+    "messages": TurnKeys("messages", "role", "content", {of: of for of in ("system", "user", "assistant", "tool")}),
     "sharegpt": TurnKeys("conversations", "from", "value", {
         "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
         "system": "system", "tool": "tool", "observation": "tool", CALLS: "assistant",
@@ -107,7 +106,15 @@ class ClassificationRecord:
     label: str | int
 
 
-Record = Conversation | PromptCompletion | Text | Seq2SeqRecord | ClassificationRecord
+@dataclass(frozen=True)
+class PreferencePair:
+    """A better and a worse answer, each behind the prompt that both follow."""
+
+    chosen: Conversation | PromptCompletion
+    rejected: Conversation | PromptCompletion
+
+
+Record = Conversation | PromptCompletion | Text | Seq2SeqRecord | ClassificationRecord | PreferencePair
 """What a row says; each task has its own kinds."""
 
 
@@ -182,11 +189,11 @@ def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | 
         texts = fields.mapping(name)
         asked = (Message("user", _in_language(fields, texts, "data.source_lang", languages.source)),)
     else:
-        asked = _messages(fields, next(chat for chat in CHATS.values() if chat.column == name))
+        asked = turns_of(fields, next(chat for chat in CHATS.values() if chat.column == name))
     if asked[-1].role not in ("user", "tool"):
         message = f"is the {asked[-1].role}'s, and an answer follows a user's"
         raise fields.wrong(f"{name}[{len(asked) - 1}]", message)
-    return _after_system(fields, asked) if row.values.get("system") is not None else asked
+    return after_system(fields, asked) if row.values.get("system") is not None else asked
 
 
 def _instruction(fields: Fields, *, as_pair: bool) -> Seq2SeqRecord | Conversation:
@@ -249,20 +256,20 @@ def _label(fields: Fields) -> str | int:
 
 
 def _conversation(fields: Fields, chat: TurnKeys) -> Conversation:
-    messages = _messages(fields, chat)
+    messages = turns_of(fields, chat)
     if not any(message.role == "assistant" for message in messages):
         raise fields.wrong(chat.column, "no turn is the assistant's, so there is nothing to train on")
-    tools = _tools(fields)
+    tools = tools_of(fields)
     if chat.column == "conversations":
         # There a tool is what it is called and takes; templates take it as a function, as transformers says it.
         tools = tuple(
             {"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
             for tool in tools
         )
-    return Conversation(_after_system(fields, messages) if fields.optional_text("system") else messages, tools)
+    return Conversation(after_system(fields, messages) if fields.optional_text("system") else messages, tools)
 
 
-def _after_system(fields: Fields, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def after_system(fields: Fields, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """The messages after the system prompt of the column `system`, which may stand among them once more."""
     system = fields.optional_text("system")
     if messages[0].role != "system":
@@ -272,7 +279,7 @@ def _after_system(fields: Fields, messages: tuple[Message, ...]) -> tuple[Messag
     return messages
 
 
-def _tools(fields: Fields) -> tuple[Mapping[str, object], ...]:
+def tools_of(fields: Fields) -> tuple[Mapping[str, object], ...]:
     """The tools of a row, as a list or as JSON text, which is how files with columns of one type keep them."""
     value = fields.row.values.get(fields.columns.get("tools", "tools"))
     if isinstance(value, str) and value.strip():
@@ -284,9 +291,10 @@ def _tools(fields: Fields) -> tuple[Mapping[str, object], ...]:
     return tuple(value)
 
 
-def _messages(fields: Fields, chat: TurnKeys) -> tuple[Message, ...]:
-    turns = enumerate(fields.sequence(chat.column))
-    return tuple(_message(fields, f"{chat.column}[{index}]", turn, chat) for index, turn in turns)
+def turns_of(fields: Fields, chat: TurnKeys) -> tuple[Message, ...]:
+    """The turns in the column of `chat`, each checked."""
+    turns, name = enumerate(fields.sequence(chat.column)), chat.column
+    return tuple(_message(fields, f"{name}[{index}]", turn, chat) for index, turn in turns)
 
 
 def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Message:
@@ -296,8 +304,9 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
         chat = next((other for other in CHATS.values() if other.role in turn), chat)
     role, content, said = turn.get(chat.role), turn.get(chat.content), f"{place}.{chat.content}"
     if not isinstance(role, str) or role not in chat.roles:
-        known = ", ".join(sorted(chat.roles))
-        raise fields.wrong(f"{place}.{chat.role}", f"must be one of {known}; found {shown(role)}")
+        raise fields.wrong(
+            f"{place}.{chat.role}", f"must be one of {', '.join(sorted(chat.roles))}; found {shown(role)}"
+        )
     more = {key: turn[key] for key in MORE if turn.get(key)}
     calls = more.get("tool_calls")
     if calls is not None and not (isinstance(calls, list | tuple) and all(isinstance(call, Mapping) for call in calls)):

@@ -10,13 +10,16 @@ from loraft.config.choices import RowFormat, TaskName
 from loraft.errors import DataError
 from loraft.rows.fields import COLUMNS, columns_of, has_columns, refuse_preferences
 from loraft.tasks.causal_lm import CausalLM
+from loraft.tasks.preference import Preference
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
 from loraft.tasks.seq_cls import SequenceClassification
 from loraft.tasks.task import MetricFacts, Task
 
 __all__ = ["METRIC_FACTS", "TASKS", "check_format", "detect_format"]
 
-TASKS: Mapping[TaskName, Task] = {task.name: task for task in (CausalLM(), Seq2SeqLM(), SequenceClassification())}
+TASKS: Mapping[TaskName, Task] = {
+    task.name: task for task in (CausalLM(), Preference(), Seq2SeqLM(), SequenceClassification())
+}
 """Every task, by the name that a config gives it."""
 METRIC_FACTS: Mapping[str, MetricFacts] = {
     name: facts for task in TASKS.values() for name, facts in {**task.metrics.always, **task.metrics.offered}.items()
@@ -37,7 +40,8 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
     if unknown := [name for name in theirs if name not in known]:
         message = f"{', '.join(unknown)} is no column of ours"
         raise DataError(message, key="data.columns", remedy=f"ours are {', '.join(sorted(known))}")
-    refuse_preferences(columns, theirs)
+    if "preferences" not in formats:
+        refuse_preferences(columns, theirs)
     if fitting := [name for name in formats if has_columns(columns, name, theirs)]:
         return fitting[0]
     found = ", ".join(sorted(columns)) or "none"

@@ -53,6 +53,9 @@ class Batch:
             `row_lengths` and `row_ends`.
         target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target; of
             pairs, places in the flattened `[rows · target time]` that are one.
+        text_targets: Of texts that are compared, how many tokens of each: the better and the worse of each pair in
+            turn.
+        reference: `[pairs, 2]`, float32, the log-likelihood of either before training, where that is known.
         host: The same batch where it was laid, if that is not on the device.
     """
 
@@ -68,6 +71,8 @@ class Batch:
     row_ends: Tensor | None = None
     shared_prefix: int = 0
     target_positions: Tensor | None = None
+    text_targets: tuple[int, ...] = ()
+    reference: Tensor | None = None
     host: Batch | None = None
 
     def to(self, device: str) -> Batch:
@@ -131,6 +136,15 @@ def collate_pairs(examples: Sequence[Example], layout: BatchLayout) -> Batch:
     labels = _padded([example.labels for example in examples], IGNORED)
     places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
     return replace(_lines(examples, layout, labels), target_positions=places)
+
+
+def collate_preferences(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay the two texts of each pair one after the other, as `collate_texts` lays texts."""
+    texts = [text for example in examples for text in example.texts]
+    known = [example.reference for example in examples if example.reference is not None]
+    reference = torch.tensor(known) if len(known) == len(examples) else None
+    targets = tuple(text.trained for text in texts)
+    return replace(collate_texts(texts, layout), text_targets=targets, reference=reference)
 
 
 def collate_labelled(examples: Sequence[Example], layout: BatchLayout) -> Batch:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from loraft.config.choices import RowFormat, TaskName
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record
 from loraft.tasks.task import (
     TEXT_LOSS,
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 class CausalLM(Task):
     """A decoder learns to go on with a text, or to answer in a conversation."""
 
-    name = "causal_lm"
+    name: ClassVar[TaskName] = "causal_lm"
     summary = "A decoder goes on with a text."
     group = "decoder"
-    formats = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
+    formats: ClassVar[tuple[RowFormat, ...]] = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
     peft_type = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
     metrics = TaskMetrics(always=TEXT_LOSS, offered=TEXT_METRICS, default=("exact_match",), where_json=("valid_json",))
@@ -43,7 +44,7 @@ class CausalLM(Task):
     joins_prompts = True
     reads_system_prompts = True
     starter_model = "builtin:smollm2-135m-instruct"
-    starter_rows = ("builtin:tickets", "messages")
+    starter_rows: ClassVar[tuple[str, RowFormat]] = ("builtin:tickets", "messages")
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """Whether there are conversations, and the system prompt that all of them begin with."""

@@ -8,7 +8,7 @@ tokens of its whole window.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from loraft.figures import label_figures
 from loraft.kernels.cross_entropy import HeadWeights, chunk_on, chunked_loss, frozen_head_loss
 from loraft.models.modules import (
     class_logits,
@@ -94,8 +95,13 @@ class TaskLoss(nn.Module, ABC):
         raise NotImplementedError("a run of this task is planned without it")
 
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The summed loss and, of a classifier, `[2, rows]`: the right classes and those of the highest scores."""
+        """The summed loss and, where there is more to measure, `[2, rows]`: what `figures` are made of."""
         return self(batch), None
+
+    @staticmethod
+    def figures(decisions: Tensor) -> Mapping[str, float]:
+        """What an evaluation tells besides its loss, of the decisions of all rows, on the host."""
+        raise NotImplementedError("a loss without decisions is not asked")
 
     def _autocasting(self, batch: Batch) -> torch.autocast:
         device = batch.input_ids.device.type
@@ -228,6 +234,14 @@ class ClassificationLoss(TaskLoss):
             logits.float(), batch.labels, weight=self._class_weights, reduction="sum", label_smoothing=self._smoothing
         )
         return loss, torch.stack([batch.labels, logits.argmax(1)])
+
+    @staticmethod
+    def figures(decisions: Tensor) -> Mapping[str, float]:
+        """`accuracy` and `macro_f1` of `[2, rows]`, the right classes and those that were given."""
+        right, given = decisions
+        classes = int(decisions.max()) + 1
+        counts = (torch.bincount(each, minlength=classes).numpy() for each in (right, given, right[right == given]))
+        return label_figures(*counts)
 
     def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
         """The loss of each row of `batch`, in nats: `[rows]`, float32; no class weighs more than another."""

@@ -72,9 +72,9 @@ class Seq2SeqLM(Task):
         yield TokenSpan("source", example.input_ids, [False] * len(example.input_ids))
         yield TokenSpan("target", example.labels, [True] * len(example.labels))
 
-    def read_by(self, stack: str, example: Example) -> int:
+    def read_by(self, stack: str, example: Example) -> Sequence[int]:
         """The decoder reads targets, the encoder sources."""
-        return len(example.labels if stack == "decoder" else example.input_ids)
+        return [len(example.labels if stack == "decoder" else example.input_ids)]
 
     def length_limits(self, data: DataSection) -> Mapping[str, int]:
         """Those of sources, and those of targets where they have their own."""

@@ -6,7 +6,8 @@ Nothing heavy is imported here, so that the command line can ask a task too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from loraft.tasks.batches import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
+
+
+Before = Callable[[], AbstractContextManager[object]]
+"""What, while it is entered, makes a model what it was before training."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ class Task(ABC):
         packs: Its rows can lie end to end in one line.
         balances_routers: Its loss may have the auxiliary loss of a mixture's routers beside it.
         joins_prompts: A prompt and its completion are one text, as they stand.
+        texts_a_row: How many texts, of `data.max_length` at most, a row has that lie end to end.
+        rate_share: What of a method's usual learning rate it takes where nobody says.
         translates: Its rows, of whatever format, are a source and a target, each in a language.
         reads_system_prompts: Held-out rows tell, as training rows do, whether all have one system prompt.
         starter_model: A small model to begin with.
@@ -169,6 +176,8 @@ class Task(ABC):
     packs: ClassVar[bool] = False
     balances_routers: ClassVar[bool] = False
     joins_prompts: ClassVar[bool] = False
+    texts_a_row: ClassVar[int] = 1
+    rate_share: ClassVar[float] = 1.0
     translates: ClassVar[bool] = False
     reads_system_prompts: ClassVar[bool] = False
     starter_model: ClassVar[str]
@@ -221,9 +230,9 @@ class Task(ABC):
     def spans(self, example: Example) -> Iterator[TokenSpan]:
         """What the model reads of an example, and what of it is learned."""
 
-    def read_by(self, stack: str, example: Example) -> int:
-        """How many tokens one of the model's stacks of layers reads of an example."""
-        return len(example.input_ids)
+    def read_by(self, stack: str, example: Example) -> Sequence[int]:
+        """How many tokens one of the model's stacks of layers reads of each text of an example."""
+        return [len(example.input_ids)]
 
     def length_limits(self, data: DataSection) -> Mapping[str, int]:
         """The most tokens that rows may have, by the key that says so."""
@@ -239,6 +248,14 @@ class Task(ABC):
     @abstractmethod
     def loss(self) -> type[TaskLoss]:
         """The loss of a model; its `class_weights` are what `loss_weights` gave."""
+
+    def settled(self, loss: TaskLoss, config: RunConfig, before: Before) -> TaskLoss:
+        """A loss with the settings that only its task has; while `before()` is entered the model is as it began."""
+        return loss
+
+    def has_reference(self, config: RunConfig) -> bool:
+        """Whether the loss compares with the model as it was before training."""
+        return False
 
     def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
         """Lay examples as the model takes them."""

@@ -34,6 +34,8 @@ class Example:
         tokens: How many tokens the model reads, those of a target too.
         token_type_ids: 0 for the tokens of the first text and 1 for those of the second, where a classifier tells them
             apart; else None.
+        second: Where in the tokens the worse of two texts begins that are compared; 0 where there is one text.
+        reference: The log-likelihood of either text's trained tokens before training, in nats, where it is known.
     """
 
     input_ids: list[int]
@@ -42,6 +44,8 @@ class Example:
     trained: int
     tokens: int
     token_type_ids: list[int] | None = None
+    second: int = 0
+    reference: tuple[float, float] | None = None
 
     @property
     def target_tokens(self) -> int:
@@ -58,6 +62,29 @@ class Example:
     def of_pair(cls, source: list[int], target: list[int], where: str) -> Example:
         """A source and its target, of which every token is trained, the first one too."""
         return cls(source, target, where, len(target), len(source) + len(target))
+
+    @classmethod
+    def of_preference(cls, chosen: Example, rejected: Example) -> Example:
+        """Two texts that are compared; where all of one is cut that would be compared, nothing is trained."""
+        trained = chosen.trained + rejected.trained if chosen.trained and rejected.trained else 0
+        ids, labels = [*chosen.input_ids, *rejected.input_ids], [*chosen.labels, *rejected.labels]
+        return cls(ids, labels, chosen.where, trained, len(ids), second=len(chosen.input_ids))
+
+    @property
+    def texts(self) -> tuple[Example, ...]:
+        """What the model reads by itself: the two texts of a pair that is compared, else the example."""
+        if not self.second:
+            return (self,)
+        ids, labels, at = self.input_ids, self.labels, self.second
+        return (
+            Example.of_text(ids[:at], labels[:at], self.where),
+            Example.of_text(ids[at:], labels[at:], self.where),
+        )
+
+    @property
+    def longest(self) -> int:
+        """The tokens of its longest text."""
+        return max(self.second, len(self.input_ids) - self.second)
 
     @classmethod
     def of_class(cls, ids: list[int], number: int, where: str, types: list[int] | None = None) -> Example:

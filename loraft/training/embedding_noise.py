@@ -32,7 +32,7 @@ def noisy_embeddings(plan: RunPlan, adapted: AdaptedModel, rows: Sequence[Exampl
     with ExitStack() as hooks:
         if alpha is not None:
             for stack, embedding in embeddings_of(adapted).items():
-                lengths = [plan.task.read_by(stack, row) for row in rows]
+                lengths = [length for row in rows for length in plan.task.read_by(stack, row)]
                 hooks.callback(embedding.register_forward_hook(partial(_add_noise, alpha, lengths)).remove)
         yield
 

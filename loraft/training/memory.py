@@ -300,7 +300,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         return sum(lengths) if packed else max(lengths) * len(lengths)
 
     def read(stack: str, examples: Sequence[Example]) -> list[int]:
-        return [known.task.read_by(stack, example) for example in examples]
+        return [length for example in examples for length in known.task.read_by(stack, example)]
 
     shape, data = known.shape, known.data
     largest = max(batches.epoch(0), key=lambda rows: cells([batches.lengths[i] for i in rows]))

@@ -213,7 +213,8 @@ def base_notes(config: RunConfig) -> Iterator[str]:
 def _resolved(known: KnownRun) -> KnownRun:
     """The same without the `auto`s that decide what is computed, and with what there is to say about them."""
     config, training, dtype = known.config, known.config.training, str(known.placement.dtype).removeprefix("torch.")
-    rate = LEARNING_RATES[config.method] if training.learning_rate == "auto" else training.learning_rate
+    usual = float(f"{LEARNING_RATES[config.method] * known.task.rate_share:g}")
+    rate = usual if training.learning_rate == "auto" else training.learning_rate
     optim, note = resolve_optim(training, device=known.placement.device)
     asks = config.method == "qlora" and config.quantization.compute_dtype == "auto"
     compute = dtype if asks else config.quantization.compute_dtype

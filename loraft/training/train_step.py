@@ -27,13 +27,14 @@ from loraft.distributed.ranks import ALONE, Ranks
 from loraft.distributed.sharding import Shards, in_parts, plain, shard
 from loraft.errors import NonFiniteError
 from loraft.events import Observer
-from loraft.figures import label_figures
 from loraft.models.model_structure import layers_of
 from loraft.tasks.batches import Batch
 from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.optimizer import optimizer_of
+from loraft.training.prepared_steps import PreparedStep
+from loraft.training.reference_model import before_training
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate
@@ -149,7 +150,10 @@ def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     on_device = None if weights is None else weights.to(plan.placement.device)
     autocast = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
     smoothing = plan.config.training.label_smoothing_factor
-    return plan.task.loss(adapted.loaded.model, plan.shape.family, autocast, on_device, smoothing)
+    loss = plan.task.loss(adapted.loaded.model, plan.shape.family, autocast, on_device, smoothing)
+    if not plan.task.has_reference(plan.config):
+        return plan.task.settled(loss, plan.config, nullcontext)
+    return plan.task.settled(loss, plan.config, before_training(plan.config, plan.shape, adapted))
 
 
 @dataclass
@@ -244,7 +248,7 @@ class EvalLoss(NamedTuple):
     Attributes:
         loss: The summed loss over what it is divided by: the trained tokens, or the weights of the rows' classes.
         targets: The number of trained tokens, or of rows.
-        figures: `accuracy` and `macro_f1` of a classifier; none of other models.
+        figures: `accuracy` and `macro_f1` of a classifier, of pairs `accuracy` and rewards; none of other models.
     """
 
     loss: float
@@ -284,14 +288,7 @@ def evaluate_loss(
     total, weight, of_all = run.ranks.totals(sum(checked), weight, targets)
     # A GPU's tensor would be put on that rank's GPU by all of them.
     decided = [each for each in run.ranks.gathered(torch.cat(cells, 1).cpu() if cells else None) if each is not None]
-    return EvalLoss(total / weight, int(of_all), class_figures(*torch.cat(decided, 1)) if decided else {})
-
-
-def class_figures(right: Tensor, given: Tensor) -> Mapping[str, float]:
-    """`accuracy` and `macro_f1` of rows whose classes are `right` and who were given `given`: `[rows]` each."""
-    classes = int(torch.stack([right, given]).max()) + 1
-    counts = (torch.bincount(each, minlength=classes).numpy() for each in (right, given, right[right == given]))
-    return label_figures(*counts)
+    return EvalLoss(total / weight, int(of_all), run.loss.figures(torch.cat(decided, 1)) if decided else {})
 
 
 def require_finite(value: float, what: str, step: int, examples: Sequence[Example], run: Trainer) -> float:

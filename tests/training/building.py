@@ -57,9 +57,21 @@ def labelled(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
-ROWS_OF = {"causal_lm": rows, "seq2seq_lm": pairs, "seq_cls": labelled}
+def preferred(count: int = 12) -> list[dict[str, Any]]:
+    """Prompts with a better and a worse answer, of uneven lengths."""
+    return [
+        {
+            "prompt": [{"role": "user", "content": " ".join(WORDS[: 1 + number % 5])}],
+            "chosen": [{"role": "assistant", "content": " ".join(WORDS[number % 7 : number % 7 + 1 + number % 4])}],
+            "rejected": [{"role": "assistant", "content": " ".join(WORDS[number % 3 : number % 3 + 2 + number % 6])}],
+        }
+        for number in range(count)
+    ]
+
+
+ROWS_OF = {"causal_lm": rows, "preference": preferred, "seq2seq_lm": pairs, "seq_cls": labelled}
 """Rows for each task."""
-MODEL_OF = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+MODEL_OF = {"causal_lm": "llama", "preference": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
 """A family for each task."""
 
 

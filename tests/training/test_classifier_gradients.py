@@ -16,7 +16,6 @@ from loraft.tasks import TASKS
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.loss import ClassificationLoss
 from loraft.tokenization.plain_text_rows import ClassificationRenderer
-from loraft.training.train_step import class_figures
 from tests.tiny import TELLING, mostly_slow, tiny_sizes, tiny_tokenizer
 from tests.training.building import recorded, tiny_fit
 from tests.training.classifiers import LABELS, SOME, classifier_config
@@ -142,7 +141,7 @@ def test_figures_are_those_of_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     for classes, rows in ((2, 5), (4, 50), (30, 20)):
         right, given = (torch.randint(classes, (rows,), generator=generator) for _ in range(2))
-        figures = class_figures(right, given)
+        figures = ClassificationLoss.figures(torch.stack([right, given]))
         assert figures["accuracy"] == pytest.approx(accuracy_score(right, given))
         assert figures["macro_f1"] == pytest.approx(f1_score(right, given, average="macro", zero_division=0), rel=1e-12)
 

@@ -120,7 +120,9 @@ def test_noise_is_on_what_is_trained_and_on_no_padding(tmp_path: Path, task: str
     assert found[True].keys() == set(run.plan.shape.family.stacks)
     for stack, plain in found[False].items():
         added = (found[True][stack] - plain).abs().amax(-1)
-        bounds = noise_bounds(ALPHA, [run.plan.task.read_by(stack, row) for row in rows], plain.shape)[..., 0]
+        bounds = noise_bounds(
+            ALPHA, [length for row in rows for length in run.plan.task.read_by(stack, row)], plain.shape
+        )[..., 0]
         assert ((added > 0) == (bounds > 0)).all()
         assert (added <= bounds + 1e-6).all()
         assert (added[bounds > 0] > 0.5 * bounds[bounds > 0]).float().mean() > 0.9

@@ -1,0 +1,110 @@
+"""Rows with a better and a worse answer: text or turns, with their prompt beside them or within them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import takewhile
+
+from loraft.rows.fields import Fields
+from loraft.rows.formats import (
+    CHATS,
+    Conversation,
+    Message,
+    PreferencePair,
+    PromptCompletion,
+    after_system,
+    tools_of,
+    turns_of,
+)
+from loraft.rows.row import Row
+
+Turns = tuple[Message, ...]
+
+
+def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
+    """What a row says: `chosen` and `rejected`, or `messages` with `rejected_response`.
+
+    Of two texts or two conversations without a prompt, what both begin with is the prompt.
+
+    Raises:
+        DataError: A field is missing, empty or of the wrong type, the two answers do not follow the same prompt, or
+            there is no answer; it is named with file and line.
+    """
+    fields = Fields(row, columns)
+    if fields.has("rejected_response") and not fields.has("chosen"):
+        return _by_turns(fields, *_beside_messages(fields))
+    if isinstance(fields.value("chosen"), str):
+        return _by_text(fields)
+    prompt = _prompt_turns(fields)
+    chosen, rejected = (_whole(_turns(fields, name), prompt) for name in ("chosen", "rejected"))
+    return _by_turns(fields, chosen, rejected)
+
+
+def _by_text(fields: Fields) -> PreferencePair:
+    chosen, rejected = fields.text("chosen"), fields.text("rejected")
+    if fields.has("prompt"):
+        prompt = fields.text("prompt")
+        return PreferencePair(PromptCompletion(prompt, chosen), PromptCompletion(prompt, rejected))
+    border = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    if border == min(len(chosen), len(rejected)):
+        message = "has no answer of its own: without a prompt, what both begin with is taken for it"
+        name = "rejected" if border == len(rejected) else "chosen"
+        raise fields.wrong(name, message, "Name the prompt in a column prompt.")
+    while border and not chosen[border - 1].isspace():  # a word that is parted would be other tokens
+        border -= 1
+    border = len(chosen[:border].rstrip(" "))
+    pair = (PromptCompletion(text[:border], text[border:]) for text in (chosen, rejected))
+    return PreferencePair(*pair)
+
+
+def _beside_messages(fields: Fields) -> tuple[Turns, Turns]:
+    """Turns that end with the better answer, and the same with the worse one in its place."""
+    chosen = _turns(fields, "messages")
+    if chosen[-1].role != "assistant":
+        raise fields.wrong(f"messages[{len(chosen) - 1}]", f"is the {chosen[-1].role}'s: the last turn is the answer")
+    if isinstance(fields.value("rejected_response"), str):
+        other: Turns = (Message("assistant", fields.text("rejected_response")),)
+    else:
+        other = _turns(fields, "rejected_response")
+    return chosen, (*chosen[:-1], *other)
+
+
+def _prompt_turns(fields: Fields) -> Turns:
+    """The turns of the column `prompt`, of which text is the user's."""
+    if not fields.has("prompt") or fields.value("prompt") is None:
+        return ()
+    if isinstance(fields.value("prompt"), str):
+        return (Message("user", fields.text("prompt")),)
+    return _turns(fields, "prompt")
+
+
+def _turns(fields: Fields, name: str) -> Turns:
+    return turns_of(fields, CHATS["messages"]._replace(column=name))
+
+
+def _whole(turns: Turns, prompt: Turns) -> Turns:
+    """The answer behind its prompt; files have whole conversations beside a prompt too."""
+    return turns if turns[0].role != "assistant" else (*prompt, *turns)
+
+
+def _by_turns(fields: Fields, chosen: Turns, rejected: Turns) -> PreferencePair:
+    """Two conversations, of which what both begin with is no answer: none of it is compared."""
+    border = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    if chosen == rejected:  # what `check` counts
+        border = len(chosen) - 1
+    tools = tools_of(fields)
+    pair = []
+    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        if not any(turn.role == "assistant" for turn in turns[border:]):
+            there = name if fields.has(name) else {"chosen": "messages", "rejected": "rejected_response"}[name]
+            raise fields.wrong(there, "has no answer of the assistant where the two differ")
+        shown = tuple(
+            replace(turn, train=number >= border if turn.role == "assistant" else None)
+            for number, turn in enumerate(turns)
+        )
+        pair.append(Conversation(after_system(fields, shown) if fields.optional_text("system") else shown, tools))
+    if pair[0].messages[0].role == "assistant":
+        message = "begins with an answer, and nothing is asked before it"
+        raise fields.wrong("chosen", message, "Name what is asked in a column prompt, or as the first turn.")
+    return PreferencePair(*pair)

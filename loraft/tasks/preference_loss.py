@@ -1,0 +1,143 @@
+"""The losses that tell a better answer from a worse one.
+
+Each is a function of how likely the two answers are, given their prompt: of the sum of their tokens' log-likelihoods,
+or of the mean. The sum over pairs is what a batch gives, and the loop divides it by the pairs of its whole window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from loraft.config.preference_section import PreferenceSection
+from loraft.tasks.batches import Batch, collate_preferences
+from loraft.tasks.loss import CausalLMLoss
+from loraft.tasks.task import Before
+
+ON_AVERAGE = frozenset({"ipo", "orpo", "simpo"})
+"""The losses that compare the mean of an answer's tokens, so that its length does not count."""
+FIGURES = ("chosen_reward", "rejected_reward")
+
+
+class PreferenceLoss(CausalLMLoss):
+    """The loss of pairs of answers: each pair counts the same, however long its answers are."""
+
+    collate = staticmethod(collate_preferences)
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.asked = PreferenceSection()
+        self.before: Before | None = None
+
+    def weight(self, batch: Batch) -> float:
+        """What the summed loss of a batch is divided by: its pairs."""
+        return len(batch.text_targets) // 2
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The summed loss of the pairs of `batch`: a float32 scalar."""
+        return self.with_decisions(batch)[0]
+
+    def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The summed loss, and `[2, pairs]`: the rewards of the better answers and of the worse ones."""
+        reference = self.reference(batch) if self.asked.has_reference else None
+        likely = self.likelihoods(batch)
+        smoothing = self.asked.label_smoothing if self.model.training else 0.0
+        losses, rewards = pair_losses(likely, _lengths(batch, likely), reference, self.asked, smoothing)
+        return losses.sum(), rewards.detach().T
+
+    def likelihoods(self, batch: Batch) -> Tensor:
+        """`[pairs, 2]`, float32: the log-likelihood of the better and of the worse answer, in nats."""
+        return -self.of_rows(batch, batch.text_targets).view(-1, 2)
+
+    def reference(self, batch: Batch) -> Tensor:
+        """The same of the model before training, which draws nothing: read from the batch, or computed."""
+        if batch.reference is not None:
+            return batch.reference
+        assert self.before is not None, "the task says what the model was"
+        with torch.no_grad(), self.before(), _drawing_nothing(self.model):
+            return self.likelihoods(batch)
+
+    @staticmethod
+    def figures(decisions: Tensor) -> Mapping[str, float]:
+        """Of `[2, pairs]`, the rewards of both answers: the share of pairs in the right order, and mean rewards."""
+        chosen, rejected = decisions.double()
+        return {
+            "accuracy": (chosen > rejected).double().mean().item(),
+            "margin": (chosen - rejected).mean().item(),
+            **dict(zip(FIGURES, (chosen.mean().item(), rejected.mean().item()), strict=True)),
+        }
+
+
+@contextmanager
+def _drawing_nothing(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout: what is compared with is one number for each text."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _lengths(batch: Batch, like: Tensor) -> Tensor:
+    """`[pairs, 2]`, the tokens that are compared; the host waits for no copy of them."""
+    lengths = torch.tensor(batch.text_targets, dtype=like.dtype)
+    return lengths.to(like.device, non_blocking=True).view(-1, 2)
+
+
+def pair_losses(
+    likely: Tensor, lengths: Tensor, reference: Tensor | None, asked: PreferenceSection, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The loss of each pair, and the rewards that it gives its two answers.
+
+    Args:
+        likely: `[pairs, 2]`, float32, the log-likelihood of the better and of the worse answer, in nats.
+        lengths: `[pairs, 2]`, their tokens.
+        reference: `[pairs, 2]`, their log-likelihood before training; None where the loss does not compare with it.
+        asked: Which loss, and its numbers.
+        smoothing: The share of pairs that are thought to be the wrong way around.
+
+    Returns:
+        `[pairs]`, and `[pairs, 2]`.
+
+    Sources, h being the difference of what is compared, β times it the difference of rewards:
+        dpo: −log σ(β h), h of log π/π₀; Rafailov et al. 2023 (arXiv:2305.18290), equation 7. With smoothing ε
+            −(1 − ε) log σ(β h) − ε log σ(−β h); Mitchell 2023.
+        ipo: (h − 1/2β)², h of log π/π₀ a token; Azar et al. 2023 (arXiv:2310.12036), equation 17.
+        cpo: as dpo with a reference that gives all answers alike; Xu et al. 2024 (arXiv:2401.08417), equation 3.
+        simpo: −log σ(β h − γ), h of log π a token; Meng et al. 2024 (arXiv:2405.14734), equation 6.
+        orpo: −β log σ(h), h of the log odds of the mean token; Hong et al. 2024 (arXiv:2403.07691), equation 7.
+    """
+    beta, means = asked.strength, likely / lengths
+    compared = likely if reference is None else likely - reference
+    if asked.loss in ON_AVERAGE:
+        compared = compared / lengths
+    difference = compared[:, 0] - compared[:, 1]
+    if asked.loss == "ipo":
+        losses = (difference - 1 / (2 * beta)) ** 2
+    elif asked.loss == "orpo":
+        odds = means - _log_of_the_rest(means)
+        losses = -beta * logsigmoid(odds[:, 0] - odds[:, 1])
+    else:
+        wanted = beta * difference - (asked.gamma if asked.loss == "simpo" else 0.0)
+        losses = -(1 - smoothing) * logsigmoid(wanted) - smoothing * logsigmoid(-wanted)
+    if asked.sft_share:
+        losses = losses - asked.sft_share * means[:, 0]
+    return losses, beta * compared
+
+
+def _log_of_the_rest(log_share: Tensor) -> Tensor:
+    """log(1 − exp(x)) for x ≤ 0, finite where x rounds to 0.
+
+    Source: Mächler 2012, Accurately computing log(1 − exp(−|a|)).
+    """
+    below = log_share.clamp(max=-torch.finfo(log_share.dtype).tiny)
+    near = below > -math.log(2)
+    of_near = torch.log(-torch.expm1(torch.where(near, below, -1.0)))
+    return torch.where(near, of_near, torch.log1p(-torch.exp(torch.where(near, -1.0, below))))
