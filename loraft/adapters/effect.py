@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import local
 from typing import Any
 
@@ -29,11 +30,14 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.adapted_parameters import parameter_factors
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.lora_factors import LoraFactors, in_peft
+from loraft.adapters.targets import TargetModules
 from loraft.adapters.trained_biases import biases_of
+from loraft.config.sections import FROM_WEIGHTS, LoraSection
 from loraft.errors import AdapterError
 from loraft.kernels.packed_experts import PackedExperts, let_go
 from loraft.models.modules import output_head
 from loraft.models.quantize import is_quantized, ordinary, unpacked
+from loraft.tasks.task import Before
 
 PIECE = 1 << 18
 """The numbers of a piece: in float32 a MiB, which stays in the cache from reading to writing."""
@@ -283,3 +287,35 @@ def _fold_bias(path: str, inner: Any, added: Tensor, scale: float) -> None:
     bias = inner.bias.detach()
     summed = (bias.float() + scale * added.float()).to(bias.dtype)
     inner.bias = nn.Parameter(summed, requires_grad=False)
+
+
+def begins_as_the_base(lora: LoraSection, targets: TargetModules | None) -> bool:
+    """Whether the adapter of a run changes nothing before it is trained, and switching it off takes all of it away."""
+    if targets is None or targets.saved or targets.biases or targets.rows:
+        return False
+    return lora.start_from is None and lora.init not in (*FROM_WEIGHTS, "loftq")
+
+
+def before_training(adapted: AdaptedModel, lora: LoraSection) -> Before:
+    """What makes a model, while it is entered, what it is now, as it was just made; there is no second copy of it.
+
+    Where its adapter begins as nothing, that is the base with the adapter switched off. Where it begins as something,
+    from another adapter or with directions of the weights, what is trained is kept as it began.
+    """
+    if begins_as_the_base(lora, adapted.targets):
+        return partial(acting, adapted.model, None)
+    began = {name: weight.detach().clone() for name, weight in adapted.trainable.items()}
+    return partial(_as_it_began, adapted.trainable, began)
+
+
+@contextmanager
+def _as_it_began(trained: dict[str, nn.Parameter], began: dict[str, Tensor]) -> Iterator[None]:
+    """What is trained has the values that it began with; the tensors change places, and nothing is copied."""
+    now = {name: weight.data for name, weight in trained.items()}
+    try:
+        for name, weight in trained.items():
+            weight.data = began[name]
+        yield
+    finally:
+        for name, weight in trained.items():
+            weight.data = now[name]

@@ -235,12 +235,6 @@ def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
             "training.label_smoothing_factor",
             "task",
         ),
-        (
-            asked.loss != "simpo" and "gamma" in asked.model_fields_set,
-            f"is of simpo, and the loss is {asked.loss}",
-            "preference.gamma",
-            key,
-        ),
     ):
         yield config.task == "preference" and is_so, why, first, other
 

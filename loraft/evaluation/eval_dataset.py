@@ -101,6 +101,10 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
             message = "there are no rows to evaluate on: what is evaluated belongs to no run"
             remedy = "Name a file of rows, or evaluate a run, which holds some out."
             raise DataError(message, parameter="data", remedy=remedy)
+        if run.config.task != purpose.task.name:
+            message = f"the run's held-out rows are of task {run.config.task}, which it measured while it went on"
+            remedy = "Its metrics.jsonl has those figures; name a file of rows with one answer each."
+            raise DataError(message, parameter="data", remedy=remedy)
         if run.config.data.eval is None:
             message = "there are no rows to evaluate on: the run held none out (data.eval is null)"
             raise DataError(message, parameter="data", remedy="Name a file of rows.")
@@ -219,7 +223,7 @@ def _as_trained(config: RunConfig, purpose: EvalPurpose) -> RunConfig:
         "source_lang": purpose.sources.source_lang or data.source_lang,
         "target_lang": purpose.sources.target_lang or data.target_lang,
     }
-    return config.model_copy(update={"data": data.model_copy(update=said)})
+    return config.model_copy(update={"task": purpose.task.name, "data": data.model_copy(update=said)})
 
 
 @contextmanager

@@ -32,6 +32,8 @@ OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
 }
 PREFERENCES = ("chosen", "rejected", "rejected_response")
 """Columns of rows with a better and a worse answer."""
+DECIMAL = re.compile(r"\s*[-+]?\d*\.\d+\s*")
+"""A label that is a number with a point."""
 ABSENT = object()
 """The value of a field that is not there."""
 
@@ -180,6 +182,26 @@ def _found(values: Mapping[str, object], name: str) -> object:
     head, dot, rest = name.partition(".")
     inner = values.get(head)
     return _found(inner, rest) if dot and isinstance(inner, Mapping) else ABSENT
+
+
+def class_label(fields: Fields) -> str | int:
+    """The name or the number of the class in a row's `label`, which may be a list of one."""
+    value = fields.value("label")
+    if isinstance(value, list | tuple):
+        if len(value) > 1:
+            remedy = "Write one row a label, or keep the main one."
+            raise fields.wrong("label", f"has {len(value)} labels, and a row belongs to one class", remedy)
+        if not value:
+            raise fields.wrong("label", "is an empty list")
+        (value,) = value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
+        remedy = "Scores are for regression, which loraft has not."
+        if float(value).is_integer():
+            remedy = f"Write {float(value):.0f}: pandas makes a column of whole numbers decimal where one is missing."
+        raise fields.wrong("label", f"is {value}, and a class is text or a whole number", remedy)
+    return value if isinstance(value, int) else fields.text_in("label", value, "text or a whole number").strip()
 
 
 def kind(value: object) -> str:

@@ -5,14 +5,13 @@ A row that does not fit is an error that names the field.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
-from loraft.rows.fields import Fields, kind, shown
+from loraft.rows.fields import Fields, class_label, kind, shown
 from loraft.rows.row import Row
 
 IMAGES = ("images", "image")
@@ -150,7 +149,7 @@ def to_record(
         if row.values.get(name) and name not in columns.values():
             raise fields.wrong(name, "there are images in the row, and loraft trains text alone (yet)")
     if row_format == "classification":
-        return ClassificationRecord(fields.text("text"), fields.optional_text("text_pair") or None, _label(fields))
+        return ClassificationRecord(fields.text("text"), fields.optional_text("text_pair") or None, class_label(fields))
     if row_format == "prompt_completion":
         return (Seq2SeqRecord if as_pair else PromptCompletion)(fields.text("prompt"), fields.text("completion"))
     if row_format == "alpaca":
@@ -231,28 +230,6 @@ def _in_language(fields: Fields, texts: Mapping[str, object], key: str, code: st
         remedy = OTHERWISE if "_" in code else None
         raise fields.wrong("translation", f"has no text in {code} ({key}); it has {found}", remedy)
     return fields.text_in(f"translation.{name}", texts[name])
-
-
-DECIMAL = re.compile(r"\s*[-+]?\d*\.\d+\s*")
-
-
-def _label(fields: Fields) -> str | int:
-    value = fields.value("label")
-    if isinstance(value, list | tuple):
-        if len(value) > 1:
-            remedy = "Write one row a label, or keep the main one."
-            raise fields.wrong("label", f"has {len(value)} labels, and a row belongs to one class", remedy)
-        if not value:
-            raise fields.wrong("label", "is an empty list")
-        (value,) = value
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
-        remedy = "Scores are for regression, which loraft has not."
-        if float(value).is_integer():
-            remedy = f"Write {float(value):.0f}: pandas makes a column of whole numbers decimal where one is missing."
-        raise fields.wrong("label", f"is {value}, and a class is text or a whole number", remedy)
-    return value if isinstance(value, int) else fields.text_in("label", value, "text or a whole number").strip()
 
 
 def _conversation(fields: Fields, chat: TurnKeys) -> Conversation:

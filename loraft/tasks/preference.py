@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from loraft.config.choices import TaskName
 from loraft.rows.formats import Conversation, LanguagePair, PreferencePair, PromptCompletion, Record
 from loraft.rows.preferences import to_pair
 from loraft.tasks.causal_lm import CausalLM, common_system_prompt
@@ -97,6 +98,11 @@ class Preference(CausalLM):
         from loraft.tasks.preference_loss import PreferenceLoss
 
         return PreferenceLoss
+
+    @property
+    def evaluated_as(self) -> TaskName:
+        """That of any decoder: pairs are measured while training goes on."""
+        return "causal_lm"
 
     def settled(self, loss: TaskLoss, config: RunConfig, before: Before) -> TaskLoss:
         """The loss that the section `preference` asks for."""

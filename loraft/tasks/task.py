@@ -253,6 +253,11 @@ class Task(ABC):
         """A loss with the settings that only its task has; while `before()` is entered the model is as it began."""
         return loss
 
+    @property
+    def evaluated_as(self) -> TaskName:
+        """The task whose rows and figures say how good the answers are of what was trained."""
+        return self.name
+
     def has_reference(self, config: RunConfig) -> bool:
         """Whether the loss compares with the model as it was before training."""
         return False

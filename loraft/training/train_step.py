@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from loraft.adapters.effect import before_training
 from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import TrainingSection
 from loraft.dataset.prepared_steps import PreparedStep
@@ -33,8 +34,6 @@ from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.optimizer import optimizer_of
-from loraft.training.prepared_steps import PreparedStep
-from loraft.training.reference_model import before_training
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_plan import RunPlan
 from loraft.training.schedule import learning_rate
@@ -153,7 +152,7 @@ def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     loss = plan.task.loss(adapted.loaded.model, plan.shape.family, autocast, on_device, smoothing)
     if not plan.task.has_reference(plan.config):
         return plan.task.settled(loss, plan.config, nullcontext)
-    return plan.task.settled(loss, plan.config, before_training(plan.config, plan.shape, adapted))
+    return plan.task.settled(loss, plan.config, before_training(adapted, plan.config.lora))
 
 
 @dataclass

@@ -30,6 +30,10 @@ class Case:
         """Whether it answers with text."""
         return self.task != "seq_cls"
 
+    def without_reference(self, method: str) -> list[str]:
+        """What a model that is trained whole is asked, of which nothing is kept as it was."""
+        return ["preference.loss=orpo"] if (self.task, method) == ("preference", "full") else []
+
 
 def reversed_words(text: str) -> str:
     return " ".join(reversed(text.split()))
@@ -41,9 +45,11 @@ CHATS = [
     {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": reversed_words(text)}]}
     for text in TEXTS
 ]
+PREFERRED = [{"prompt": f"{text}:", "chosen": f" {reversed_words(text)}", "rejected": f" {text}"} for text in TEXTS]
 IN_LANGUAGES = "source_lang: en, target_lang: xx, source_prefix: 'turn: ', "
 CASES = [
     Case("causal_lm", "llama", CHATS),
+    Case("preference", "llama", PREFERRED),
     Case("seq2seq_lm", "t5", PAIRS, IN_LANGUAGES),
     Case("seq2seq_lm", "bart", PAIRS, IN_LANGUAGES),
     Case("seq_cls", "bert", LABELLED),
@@ -63,6 +69,8 @@ def place(case: Case, tmp_path: Path) -> Path:
     save_tiny(tmp_path / "model", case.model_type)
     for name, rows in (("train", case.rows[:16]), ("eval", case.rows[16:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = CHATS if case.task == "preference" else case.rows
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers[16:]))
     (tmp_path / "c.yaml").write_text(
         f"task: {case.task}\n"
         "model: {name_or_path: model, dtype: float32}\n"
@@ -84,14 +92,14 @@ def read(place: Path, *words: str) -> Any:
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_from_a_config_to_a_merged_model(case: Case, method: str, place: Path) -> None:
     chosen = f"method={method}"
-    told = read(place, "check", "c.yaml", chosen)
+    told = read(place, "check", "c.yaml", chosen, *case.without_reference(method))
     assert told["data"]["train_rows"] == 16
-    seen = read(place, "preview", "c.yaml", chosen, "-n", "2")
+    seen = read(place, "preview", "c.yaml", chosen, *case.without_reference(method), "-n", "2")
     assert len(seen["rows"]) == 2
-    trained = read(place, "train", "c.yaml", chosen)
+    trained = read(place, "train", "c.yaml", chosen, *case.without_reference(method))
     assert trained["steps"] == 4
     assert read(place, "inspect-layers", "run")["model_type"] == case.model_type
-    figures = read(place, "evaluate", "run", "--data", "eval.jsonl", "--output", "figures.jsonl")
+    figures = read(place, "evaluate", "run", "--data", "answers.jsonl", "--output", "figures.jsonl")
     assert figures["rows"] == 8
     answered = _answered(case, place, "run")
     assert [row for row in answered if "text" in row or "prompt" in row]

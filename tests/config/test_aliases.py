@@ -111,7 +111,7 @@ def test_every_foreign_value_has_a_place_for_ours() -> None:
             "There is no lion_32bit here: training.optim is lion_8bit at the nearest, and its state is in 8 bits.",
         ),
         ("use_muon", True, "Write training.optim: muon."),
-        ("label_smoothing", 0.1, "Write training.label_smoothing_factor: 0.1."),
+        ("label_smooth", 0.1, "Write training.label_smoothing_factor: 0.1."),
         ("noisy_embedding_alpha", 5, "Write training.neftune_noise_alpha: 5."),
         ("loraplus_lr_ratio", 16, "Write lora.plus_ratio: 16."),
         ("stage", "sft", "Leave it out: the task is supervised fine-tuning, task: causal_lm."),

@@ -257,5 +257,6 @@ def test_what_to_write_instead(path: tuple[str | int, ...], advice: str) -> None
 
 def test_at_the_top_every_section_is_listed() -> None:
     assert advice_for_key(("zzz",), None) == (
-        "Known keys at the top: task, method, seed, model, quantization, lora, data, training, generation, distributed."
+        "Known keys at the top: task, method, seed, model, quantization, lora, data, training, preference, generation, "
+        "distributed."
     )

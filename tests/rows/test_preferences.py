@@ -1,0 +1,97 @@
+"""Rows with a better and a worse answer, in the forms that files have; what does not fit is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loraft.errors import DataError
+from loraft.rows.formats import Conversation, PreferencePair, PromptCompletion
+from loraft.rows.preferences import to_pair
+from loraft.rows.row import Row
+from loraft.tasks import TASKS, detect_format
+
+
+def turns(*said: str) -> list[dict[str, str]]:
+    """A conversation that the user begins."""
+    return [{"role": ("user", "assistant")[number % 2], "content": each} for number, each in enumerate(said)]
+
+
+def answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def read(**values: Any) -> PreferencePair:
+    return to_pair(Row(values, "rows.jsonl:3"), {})
+
+
+def shown(side: Conversation | PromptCompletion) -> list[str]:
+    """What is said, the turns that are compared in brackets."""
+    assert isinstance(side, Conversation)
+    return [f"[{turn.content}]" if turn.train else turn.content for turn in side.messages]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": turns("q"), "chosen": answer("good"), "rejected": answer("bad")},
+        {"prompt": "q", "chosen": answer("good"), "rejected": answer("bad")},
+        {"prompt": "q", "chosen": turns("q", "good"), "rejected": turns("q", "bad")},
+        {"chosen": turns("q", "good"), "rejected": turns("q", "bad")},
+        {"messages": turns("q", "good"), "rejected_response": "bad"},
+        {"messages": turns("q", "good"), "rejected_response": answer("bad")},
+    ],
+    ids=["turns", "a prompt of text", "whole beside a prompt", "within", "ms-swift", "ms-swift with turns"],
+)
+def test_every_form_of_two_conversations_says_the_same(values: dict[str, Any]) -> None:
+    pair = read(**values)
+    assert (shown(pair.chosen), shown(pair.rejected)) == (["q", "[good]"], ["q", "[bad]"])
+    assert detect_format(values, TASKS["preference"]) == "preferences"
+
+
+def test_earlier_answers_and_a_system_prompt_stand_before_and_are_not_compared() -> None:
+    pair = read(system="be brief", chosen=turns("a", "b", "c", "good"), rejected=turns("a", "b", "c", "bad"))
+    assert shown(pair.chosen) == ["be brief", "a", "b", "c", "[good]"]
+    assert shown(pair.rejected) == ["be brief", "a", "b", "c", "[bad]"]
+
+
+def test_two_texts_have_their_prompt_beside_them_or_as_what_both_begin_with() -> None:
+    beside = read(prompt="1 + 1 =", chosen=" 2", rejected=" 3")
+    assert beside == PreferencePair(PromptCompletion("1 + 1 =", " 2"), PromptCompletion("1 + 1 =", " 3"))
+    within = read(chosen="Human: hi\n\nAssistant: Hello", rejected="Human: hi\n\nAssistant: Help")
+    prompt = "Human: hi\n\nAssistant:"
+    assert within == PreferencePair(PromptCompletion(prompt, " Hello"), PromptCompletion(prompt, " Help"))
+
+
+def test_the_same_answer_twice_is_compared_and_told_later() -> None:
+    pair = read(chosen=turns("q", "a"), rejected=turns("q", "a"))
+    assert shown(pair.chosen) == shown(pair.rejected) == ["q", "[a]"]
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"prompt": "q", "chosen": "", "rejected": "b"}, "chosen"),
+        ({"prompt": "q", "chosen": "a", "rejected": None}, "rejected"),
+        ({"prompt": "q", "chosen": "a", "rejected": answer("b")}, "rejected"),
+        ({"prompt": "q", "chosen": "a"}, "rejected"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt"),
+        ({"prompt": 3, "chosen": answer("a"), "rejected": answer("b")}, "prompt"),
+        ({"prompt": "q", "chosen": [], "rejected": []}, "chosen"),
+        ({"prompt": "q", "chosen": 7, "rejected": 8}, "chosen"),
+        ({"chosen": answer("a"), "rejected": answer("b")}, "chosen"),
+        ({"chosen": turns("q", "a"), "rejected": turns("q", "a", "more", "b")}, "chosen"),
+        ({"chosen": turns("q"), "rejected": turns("q", "b")}, "chosen"),
+        ({"chosen": "the same", "rejected": "the same"}, "rejected"),
+        ({"chosen": "abc def", "rejected": "abc"}, "rejected"),
+        ({"messages": turns("q"), "rejected_response": "b"}, "messages[0]"),
+        ({"messages": turns("q", "a"), "rejected_response": " "}, "rejected_response"),
+        ({"messages": turns("q", "a"), "rejected_response": [{"role": "user", "content": "x"}]}, "rejected_response"),
+    ],
+)
+def test_what_does_not_fit_is_named(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(**values)
+    problem = caught.value.problems[0]
+    assert (problem.where, problem.key) == ("rows.jsonl:3", key)

@@ -1,0 +1,137 @@
+"""Runs that learn which of two answers is better: where they begin, what they compare with, and where they end."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loraft.api import train
+from loraft.training.loop import fit
+from loraft.training.run_events import Evaluated, StepLogged
+from tests.tiny import mostly_slow
+from tests.training.building import close, preferred, recorded, tiny_config, tiny_fit, write_rows
+
+
+def logged(folder: Path, **options: Any) -> tuple[list[StepLogged], list[Evaluated]]:
+    """What a run tells."""
+    events: list[Any] = []
+    run, state = tiny_fit(tiny_config(folder, task="preference", **options), events.append)
+    fit(run, state)
+    return [[each for each in events if isinstance(each, kind)] for kind in (StepLogged, Evaluated)]  # type: ignore[return-value]
+
+
+def test_dpo_begins_at_ln_2_with_a_margin_of_0_and_learns(tmp_path: Path) -> None:
+    steps, evaluations = logged(tmp_path, training__max_steps=12, data__eval=str(tmp_path / "train.jsonl"))
+    assert steps[0].loss == pytest.approx(math.log(2), abs=1e-6)
+    assert evaluations[-1].figures["accuracy"] == 1
+    assert evaluations[-1].figures["margin"] > 0.5
+    assert evaluations[-1].loss < 0.5
+    assert evaluations[-1].rows == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["ipo", "orpo", "simpo", "cpo"])
+def test_every_other_loss_learns_the_order_too(tmp_path: Path, loss: str) -> None:
+    options = {"data__eval": str(tmp_path / "train.jsonl"), "training__learning_rate": 0.02}
+    _, evaluations = logged(tmp_path, preference__loss=loss, training__max_steps=20, **options)
+    assert evaluations[-1].figures["accuracy"] >= 0.9
+    assert evaluations[-1].loss < evaluations[0].loss
+
+
+@pytest.mark.slow
+def test_rows_of_a_step_count_alike_however_they_are_laid_and_shared_among_batches(tmp_path: Path) -> None:
+    """C9 and C11 of pairs; 1e-5 of the largest gradient."""
+    whole, parts, padded = (
+        recorded(
+            tiny_config(
+                tmp_path, task="preference", training__per_device_train_batch_size=size, training__max_steps=2,
+                training__gradient_accumulation_steps=accumulation, data__packing=packing,
+                training__max_grad_norm=None,
+            )
+        )
+        for size, accumulation, packing in ((4, 1, "auto"), (1, 4, "auto"), (4, 1, "off"))
+    )  # fmt: skip
+    for one, other, third in zip(whole, parts, padded, strict=True):
+        close(other, one, 1e-5)
+        close(third, one, 1e-5)
+
+
+@pytest.mark.slow
+def test_what_was_trained_before_is_the_reference_of_what_goes_on_from_it(tmp_path: Path) -> None:
+    first = train(tiny_config(tmp_path, task="preference", training__learning_rate=0.02))
+    steps, _ = logged(tmp_path, lora__start_from=str(first.run_folder), training__output_dir=str(tmp_path / "two"))
+    assert steps[0].loss == pytest.approx(math.log(2), abs=1e-6)
+    assert steps[-1].loss < 0.6
+    run, _ = tiny_fit(tiny_config(tmp_path, task="preference", lora__start_from=str(first.run_folder)))
+    before = {name: weight.detach().clone() for name, weight in run.adapted.trainable.items()}
+    for weight in run.adapted.trainable.values():
+        weight.data += 0.1
+    batch = run.batch(run.plan.data.train[:3])
+    assert run.loss(batch).item() / 3 != pytest.approx(math.log(2), abs=1e-3)
+    assert all((weight - before[name]).abs().min() > 0.05 for name, weight in run.adapted.trainable.items())
+
+
+@pytest.mark.parametrize("init", mostly_slow(["pissa", "olora"], "olora"))
+def test_an_adapter_that_begins_with_parts_of_the_weights_begins_at_ln_2_too(tmp_path: Path, init: str) -> None:
+    run, _ = tiny_fit(tiny_config(tmp_path, task="preference", lora__init=init))
+    with torch.no_grad():
+        assert run.loss(run.batch(run.plan.data.train[:4])).item() / 4 == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_every_weight_has_no_reference(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="method: full does not keep"):
+        tiny_config(tmp_path, task="preference", method="full")
+    tiny_config(tmp_path, task="preference", method="full", preference__loss="orpo")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"preference__loss": "ipo", "preference__label_smoothing": 0.1}, "dpo, simpo"),
+        ({"training__label_smoothing_factor": 0.1}, "preference.label_smoothing"),
+        ({"training__metric_for_best_model": "macro_f1"}, "classifiers"),
+        ({"data__on_overlength": "split"}, "cannot be split"),
+    ],
+)
+def test_what_a_loss_does_not_take_is_refused(tmp_path: Path, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        tiny_config(tmp_path, task="preference", **options)
+
+
+def test_pairs_that_are_too_long_or_cut_to_nothing_are_counted(tmp_path: Path) -> None:
+    long = {"prompt": "the order is late " * 9, "chosen": "yes", "rejected": "no"}
+    rows = write_rows(tmp_path / "long.jsonl", [*preferred(3), long])
+    options = {"task": "preference", "data__train": str(rows), "data__max_length": 24}
+    (dropped,) = tiny_fit(tiny_config(tmp_path, **options))[0].plan.data.report.sources
+    assert (dropped.read, dropped.overlength, dropped.kept) == (4, 1, 3)
+    (cut,) = tiny_fit(tiny_config(tmp_path, **options, data__on_overlength="truncate"))[0].plan.data.report.sources
+    assert (cut.overlength, cut.untrained, cut.kept) == (1, 1, 3)
+
+
+def test_pairs_that_are_the_same_are_counted(tmp_path: Path) -> None:
+    alike = {"prompt": "the order", "chosen": " is late", "rejected": " is late"}
+    rows = write_rows(tmp_path / "alike.jsonl", [alike, {**alike, "rejected": " is here"}, alike])
+    (counts,) = tiny_fit(tiny_config(tmp_path, task="preference", data__train=str(rows)))[0].plan.data.report.sources
+    (finding,) = counts.findings
+    assert (finding.rows, finding.first) == (2, f"{rows}:1")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    options = {"task": "preference", "training__save_steps": 2, "data__eval": 0.25}
+    whole = train(tiny_config(tmp_path, **options))
+    config = tiny_config(tmp_path, **options, training__output_dir=str(tmp_path / "parts"))
+    parts = train(config)
+    for place in ("step-000006", "step-000004", "step-000003"):
+        shutil.rmtree(parts.run_folder / "checkpoints" / place, ignore_errors=True)
+    again = train(config, resume=True)
+    name = "adapter_model.safetensors"
+    assert (again.saved / name).read_bytes() == (whole.saved / name).read_bytes()
+    lines = [json.loads(line) for line in (again.run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["eval_accuracy"] == whole.figures["accuracy"]
