@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.eva import get_eva_state_dict
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -42,6 +43,27 @@ KEY = "lora.init"
 EXACT = 1024
 """Up to this many rows or columns a weight is decomposed whole; of a larger one the first directions are estimated."""
 OVERSAMPLED, POWERS = 16, 8
+
+
+Whole = Callable[[nn.Module], contextlib.AbstractContextManager[object]]
+"""What is entered while something looks at the weights of a module, of which a rank may have a part else."""
+
+
+@contextlib.contextmanager
+def magnitudes_of(whole: Whole) -> Iterator[None]:
+    """Have the magnitudes that DoRA begins with be those of weights that are `whole` while they are looked at."""
+    layers: Any = DoraLinearLayer
+    real = layers.update_layer
+
+    def begin(layer: DoraLinearLayer, *, base_layer: nn.Module, **given: Any) -> None:
+        with whole(base_layer):
+            real(layer, base_layer=base_layer, **given)
+
+    layers.update_layer = begin
+    try:
+        yield
+    finally:
+        layers.update_layer = real
 
 
 def begin_from_weights(model: PeftModel, modules: Iterable[str], start: str, seed: int, loaded: LoadedModel) -> None:

@@ -13,6 +13,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.adapted_parameters import adapted_parameters, wrap_packed
 from loraft.adapters.adapter_config import resolved
 from loraft.adapters.adapter_files import insert
-from loraft.adapters.computed_starts import as_plain, begin_from_weights
+from loraft.adapters.computed_starts import Whole, as_plain, begin_from_weights, magnitudes_of
 from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.adapters.start_from import start_of
 from loraft.adapters.targets import TargetModules, targets_in
@@ -82,8 +83,8 @@ class AdaptedModel:
         self.model.train(training)
 
 
-def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
-    """Make what the config's method trains trainable, and nothing else.
+def attach(loaded: LoadedModel, config: RunConfig, whole: Whole = nullcontext) -> AdaptedModel:
+    """Make what the config's method trains trainable, and nothing else; `whole` is entered to look at weights.
 
     The start of an adapter is a function of `config.seed` alone: not of the device, the dtype of the base, or what
     was drawn before; and the global random state is left as it was.
@@ -103,7 +104,8 @@ def attach(loaded: LoadedModel, config: RunConfig) -> AdaptedModel:
     lora = _lora_config(base, loaded.family, targets, config)
     lora.lora_bias = start is not None and start.config.lora_bias
     saved = copy.copy(lora.modules_to_save)
-    model = add_lora_layers(base, lora)
+    with magnitudes_of(whole):
+        model = add_lora_layers(base, lora)
     _refuse_other_modules(model, targets)
     refuse_loose_rows(model, targets.rows)
     notes: tuple[str, ...] = ()

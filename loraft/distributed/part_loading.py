@@ -21,6 +21,8 @@ from loraft.io.held_memory import give_back_at_once
 
 PART = "_loraft_part"
 """The attribute of a stand-in that has this rank's part of its numbers, one behind the other."""
+FROM_FILES = "_is_hf_initialized"
+"""The attribute by which transformers knows that a parameter was loaded."""
 PAGES = 2**16
 """Tensors of so many bytes are given back to the system as they are freed."""
 ONE_AFTER_ANOTHER = "HF_DEACTIVATE_ASYNC_LOAD"
@@ -29,10 +31,15 @@ ONE_AFTER_ANOTHER = "HF_DEACTIVATE_ASYNC_LOAD"
 
 @contextmanager
 def loading_in_parts(ranks: Ranks) -> Iterator[None]:
-    """Leave of each matrix that a module is given this rank's part."""
+    """Leave of each matrix that a module is given from the files this rank's part.
+
+    What the files lack, a classifier's head, is whole: it is drawn at random in its place.
+    """
 
     def take_part(_module: nn.Module, _name: str, weight: nn.Parameter | None) -> nn.Parameter | None:
         if weight is None or weight.is_meta or weight.dim() < 2 or hasattr(weight, PART):
+            return weight
+        if not getattr(weight, FROM_FILES, False):
             return weight
         return _stand_in(weight, ranks)
 
@@ -83,6 +90,24 @@ def gather_in(module: nn.Module, ranks: Ranks, besides: Sequence[nn.Module] = ()
             inner._parameters[name] = whole[weight]
     for weight in whole:
         delattr(weight, PART)
+
+
+@contextmanager
+def whole_meanwhile(module: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Have a module's matrices whole while this is entered, which all ranks do together; they are not changed."""
+    held = [
+        (inner, name, weight)
+        for inner in module.modules()
+        for name, weight in inner._parameters.items()
+        if weight is not None and hasattr(weight, PART)
+    ]
+    for inner, name, weight in held:
+        inner._parameters[name] = _gathered(weight, getattr(weight, PART), ranks)
+    try:
+        yield
+    finally:
+        for inner, name, weight in held:
+            inner._parameters[name] = weight
 
 
 def _gathered(weight: nn.Parameter, part: Tensor, ranks: Ranks) -> nn.Parameter:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -136,8 +137,10 @@ def load_model(
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     mark_text(loaded, family.text_mark)
     loaded.requires_grad_(False)
-    for parameter in (each for module in new for each in loaded.get_submodule(module).parameters()):
-        parameter.zero_()
+    for module in (inner for name in new for inner in loaded.get_submodule(name).modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            # Not in place: of what the files have for other classes a rank may have been given its part alone.
+            setattr(module, name, nn.Parameter(torch.zeros_like(parameter), requires_grad=False))
     notes, name, own = (*placement.notes, *notes), handle.section.name_or_path, fingerprint(folder)
     return LoadedModel(
         loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens, stream

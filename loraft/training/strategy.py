@@ -16,6 +16,7 @@ from loraft.distributed.ranks import Ranks
 from loraft.errors import ConfigError, Problem
 from loraft.figures import counted
 from loraft.kernels.transfer import has_own_memory
+from loraft.models.modules import is_within
 from loraft.models.quantize import quantized_bytes
 from loraft.training.known_run import KnownRun
 from loraft.training.memory import ROOM, MemoryPlan, Saving, plan_memory, too_large
@@ -48,17 +49,18 @@ def hindrances(known: KnownRun) -> Iterator[Problem]:
 
 
 def loads_in_parts(known: KnownRun, ranks: Ranks) -> bool:
-    """Whether a rank needs no whole model even while it loads: where nothing looks at the weights before they are used.
+    """Whether a rank needs no whole model even while it loads: where no more is looked at than a module at a time.
 
-    That is decoders with plain LoRA or trained whole; what begins with the weights, copies modules or adds tokens does.
+    What outside of the layers is trained whole is whole then too, as it is while the model computes. Starts that are
+    computed from weights change them, tokens that are added change tables, and both need whole ones.
     """
-    config, targets = known.config, known.shape.targets
-    if ranks.world == 1 or config.distributed.strategy != "fsdp2" or known.task.group != "decoder":
+    config, targets, shape = known.config, known.shape.targets, known.shape
+    if ranks.world == 1 or config.distributed.strategy != "fsdp2" or shape.stored is not None:
         return False
-    if known.shape.stored is not None or config.model.add_tokens:
-        return False
-    looks = config.lora.use_dora or config.lora.init not in ("default", "gaussian")
-    return targets is None or not (looks or targets.saved or targets.rows or targets.weights)
+    if config.model.add_tokens or targets is None:
+        return not config.model.add_tokens
+    within = any(is_within(name, *shape.family.stacks.values()) for name in targets.saved)
+    return config.lora.init in ("default", "gaussian") and not (within or targets.rows or targets.weights)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import shown, shown_word
-from loraft.distributed.part_loading import loading_in_parts
+from loraft.distributed.part_loading import gather_in, loading_in_parts, whole_meanwhile
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.events import Note, Observer
 from loraft.figures import perplexity
@@ -32,6 +33,7 @@ from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.kernels.tiled_mlp import tile_mlps
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.load_model import load_model
+from loraft.models.model_structure import layers_of
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
 from loraft.tasks.frozen_prefix import FrozenPrefix
@@ -161,14 +163,17 @@ def build_model(plan: RunPlan, ranks: Ranks = ALONE) -> AdaptedModel:
     streamed: Fed | None = None
     if plan.config.model.stream_layers and has_own_memory(placement.device):
         streamed = "ends" if plan.shape.ends else "layers"
-    with loading_in_parts(ranks) if loads_in_parts(plan, ranks) else nullcontext():
+    in_parts = loads_in_parts(plan, ranks)
+    with loading_in_parts(ranks) if in_parts else nullcontext():
         loaded = load_model(
             plan.model, placement, quantization=quantization, group=group, labels=labels, streamed=streamed
         )
     torch.manual_seed(plan.config.seed)
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)
-    adapted = attach(loaded, plan.config)
+    if in_parts and plan.shape.targets is not None and plan.shape.targets.saved:
+        gather_in(loaded.model, ranks, besides=layers_of(loaded.model, loaded.family))
+    adapted = attach(loaded, plan.config, partial(whole_meanwhile, ranks=ranks) if in_parts else nullcontext)
     patch_rms_norm(loaded.model)
     if plan.config.training.kernels == "auto":
         told = fuse_chosen(loaded.model, plan.placement.device, plan.placement.dtype)

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,10 @@ from loraft.training.train_step import Trainer
 from loraft.training.trainer import build_model
 from tests.distributed.forked import forked
 from tests.tiny import save_tiny
-from tests.training.building import rows, write_rows
+from tests.training.building import rows, tiny_config, write_rows
 
+A_LAYER = 17 * 2**20
+"""What one of the made layers takes in float32."""
 BESIDES = 64 * 2**20
 """What a process takes besides for the tokenizer and the rows."""
 
@@ -89,3 +92,36 @@ def test_loading_holds_a_part_and_what_is_gathered_twice(tmp_path: Path, smollm2
         loading, most, own, gathered = found
         assert loading <= 1.2 * (own + gathered), "the whole model is more"
         assert most <= 1.2 * (own + 2 * gathered) + BESIDES
+
+
+WIDE: dict[str, dict[str, int]] = {
+    "llama": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6},
+    "t5": {"hidden_size": 512, "d_model": 512, "d_ff": 2048, "d_kv": 64, "num_heads": 8, "num_layers": 4},
+}
+"""Models of layers that are much larger than their embeddings."""
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"model_type": "llama", "lora__use_dora": True, "lora__modules_to_save": ["lm_head"]},
+    "classifier": {"model_type": "llama", "task": "seq_cls"},
+    "pairs": {"model_type": "t5", "task": "seq2seq_lm"},
+}
+"""What else is loaded in parts, beside decoders that are trained in the plain way."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_is_trained_no_rank_loads_the_model(tmp_path: Path, kind: str) -> None:
+    """A part is half of 100 MB and more; what is looked at meanwhile is a module, less than a layer."""
+    options = {**KINDS[kind], "distributed__strategy": "fsdp2"}
+    family = str(options["model_type"])
+    small, config = tiny_config(tmp_path / "small", **options), tiny_config(tmp_path, **options)
+    save_tiny(tmp_path / "model", family, **WIDE[family])
+
+    def measured(ranks: Ranks) -> tuple[int, int, int, int]:
+        loaded_bytes(small, ranks)
+        return loaded_bytes(config, ranks)
+
+    for found in forked(2, measured):
+        assert not isinstance(found, str), found
+        loading, most, own, _ = found
+        assert loading <= 1.2 * own + 2 * A_LAYER
+        assert most <= 1.2 * own + 3 * A_LAYER

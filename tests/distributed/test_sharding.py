@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from loraft import api
 from loraft.events import Event, Note
@@ -24,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "training__tiled_mlp": True,
     },
     "in 4 bits": {"method": "qlora", "training__gradient_checkpointing": True, "lora__init": "pissa"},
+    "dora in 4 bits": {"method": "qlora", "lora__use_dora": True},
     "experts": {"model_type": "mixtral", "method": "full", "distributed__reshard": False},
 }
 """What else a run may be made of."""
@@ -67,6 +69,21 @@ def test_each_of_two_machines_holds_the_whole_model_in_the_parts_of_its_ranks(tm
         assert not isinstance(each, str), each
         assert_same(each, alone)
         assert 0.45 < each["bytes"] / alone["bytes"] < 0.55, "half of it, as on two ranks"
+
+
+@pytest.mark.slow
+def test_a_head_that_the_files_have_for_other_classes_begins_anew_in_parts(tmp_path: Path) -> None:
+    """Of the same shape, so that it is loaded first."""
+    options = {"task": "seq_cls", **PARTS}
+    tiny_config(tmp_path, **options)
+    made = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=3)
+    made.config.id2label = dict(enumerate(("a", "b", "c")))
+    made.save_pretrained(tmp_path / "model")
+    (alone,) = forked(1, lambda ranks: measured(tmp_path, ranks, 4, options))
+    assert not isinstance(alone, str), alone
+    for each in forked(2, lambda ranks: measured(tmp_path, ranks, 4, options)):
+        assert not isinstance(each, str), each
+        assert_same(each, alone)
 
 
 def said_in(folder: Path, world: int, **overrides: Any) -> list[str]:
