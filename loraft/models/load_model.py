@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -35,7 +34,7 @@ from loraft.models.hf_config import (
     written_config,
 )
 from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of
-from loraft.models.modules import is_within, mark_text
+from loraft.models.modules import clear, is_within, mark_text
 from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import cast_others, compute_dtype, experts_in_4_bits, make_trainable, quantization_config
@@ -137,10 +136,7 @@ def load_model(
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     mark_text(loaded, family.text_mark)
     loaded.requires_grad_(False)
-    for module in (inner for name in new for inner in loaded.get_submodule(name).modules()):
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            # Not in place: of what the files have for other classes a rank may have been given its part alone.
-            setattr(module, name, nn.Parameter(torch.zeros_like(parameter), requires_grad=False))
+    clear(map(loaded.get_submodule, new))
     notes, name, own = (*placement.notes, *notes), handle.section.name_or_path, fingerprint(folder)
     return LoadedModel(
         loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens, stream

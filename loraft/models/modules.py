@@ -301,3 +301,10 @@ def mark_text(model: PreTrainedModel, mark: TextMark | None) -> Callable[[], Non
             hook.remove()
 
     return end
+
+
+def clear(modules: Iterable[nn.Module]) -> None:
+    """Give modules zeros; not in place, for of what is in the files a rank may have been given its part alone."""
+    for module in (inner for each in modules for inner in each.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.zeros_like(parameter), requires_grad=False))
