@@ -183,7 +183,7 @@ def save_in_parts(
             return folder
 
         partial = ranks.on_main(begin)
-        seals = ranks.of_each(write)
+        seals = ranks.gathered(ranks.together(write, patiently=True))
         return ranks.on_main(complete)
 
 

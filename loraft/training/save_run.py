@@ -84,7 +84,7 @@ def save_result(run: Trainer, state: RunState) -> Path:
     model = run.adapted.loaded.model
     if not saves_parts(run) or not is_written_one_by_one(model):
         with _to_be_saved(run) as (adapted, _):
-            return run.ranks.on_main(lambda: save_weights(run, state, run.folder.path, adapted))
+            return run.ranks.on_main(lambda: save_weights(run, state, run.folder.path, adapted), patiently=True)
     gathered = gathered_in_turn(model, keep=run.ranks.main)
 
     def save() -> Path:
@@ -96,7 +96,7 @@ def save_result(run: Trainer, state: RunState) -> Path:
 
     if not run.ranks.main:
         deque(gathered, maxlen=0)
-    return run.ranks.on_main(save)
+    return run.ranks.on_main(save, patiently=True)
 
 
 def save_weights(
