@@ -249,6 +249,7 @@ def _report(
     )
     sources = [*train, *held_out]
     notes = *_notes(data, report, sources), *_unread(sources), *_seen_sources(train, held_out), *findings(report)
+    notes = *notes, *TASKS[config.task].notes_on(examples)
     return replace(report, notes=notes)
 
 

@@ -56,7 +56,8 @@ class RowPart:
     """Tokens that the model reads in one go.
 
     Attributes:
-        name: text; of an encoder-decoder source (the encoder reads it) and target (the decoder learns it).
+        name: text; of an encoder-decoder source (the encoder reads it) and target (the decoder learns it); of a
+            pair that is compared chosen and rejected.
     """
 
     name: str

@@ -98,6 +98,10 @@ class TaskLoss(nn.Module, ABC):
         """The summed loss and, where there is more to measure, `[2, rows]`: what `figures` are made of."""
         return self(batch), None
 
+    def before_training(self, batch: Batch) -> Tensor:
+        """`[pairs, 2]`, float32, how likely either text of a pair was before training, in nats."""
+        raise NotImplementedError("a loss that compares with nothing is not asked")
+
     @staticmethod
     def figures(decisions: Tensor) -> Mapping[str, float]:
         """What an evaluation tells besides its loss, of the decisions of all rows, on the host."""

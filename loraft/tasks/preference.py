@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loraft.config.choices import TaskName
+from loraft.figures import counted
 from loraft.rows.formats import Conversation, LanguagePair, PreferencePair, PromptCompletion, Record
 from loraft.rows.preferences import to_pair
 from loraft.tasks.causal_lm import CausalLM, common_system_prompt
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from loraft.tasks.loss import TaskLoss
     from loraft.tokenization.preference_rows import PreferenceRenderer
 
+ONE_SIDED = 0.75
+"""Where one side is longer in a greater share of pairs, it is told."""
 PAIR_METRICS: Mapping[str, MetricFacts] = {
     "accuracy": MetricFacts("share"),
     "margin": MetricFacts("number"),
@@ -91,6 +94,17 @@ class Preference(CausalLM):
     def read_by(self, stack: str, example: Example) -> Sequence[int]:
         """The two texts."""
         return [len(text.input_ids) for text in example.texts]
+
+    def notes_on(self, examples: Sequence[Example]) -> Iterator[str]:
+        """Which answers are the longer ones: where one side is, a model may learn no more than that."""
+        answers = [[text.trained for text in example.texts] for example in examples]
+        longer, shorter = (sum((a - b) * sign > 0 for a, b in answers) for sign in (1, -1))
+        if answers:
+            chosen, rejected = (sum(each) / len(answers) for each in zip(*answers, strict=True))
+            counts = f"longer in {longer:,} of {counted(len(answers), 'pair')} and shorter in {shorter:,}"
+            yield f"the chosen answer is {counts}: it has {chosen:.1f} tokens on average, the other {rejected:.1f}"
+        if max(longer, shorter) > ONE_SIDED * len(answers):
+            yield "one side is mostly the longer one: look whether length is learned; ipo, orpo and simpo compare means"
 
     @property
     def loss(self) -> type[TaskLoss]:

@@ -45,7 +45,7 @@ class PreferenceLoss(CausalLMLoss):
 
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The summed loss, and `[2, pairs]`: the rewards of the better answers and of the worse ones."""
-        reference = self.reference(batch) if self.asked.has_reference else None
+        reference = self.before_training(batch) if self.asked.has_reference else None
         likely = self.likelihoods(batch)
         smoothing = self.asked.label_smoothing if self.model.training else 0.0
         losses, rewards = pair_losses(likely, _lengths(batch, likely), reference, self.asked, smoothing)
@@ -55,7 +55,7 @@ class PreferenceLoss(CausalLMLoss):
         """`[pairs, 2]`, float32: the log-likelihood of the better and of the worse answer, in nats."""
         return -self.of_rows(batch, batch.text_targets).view(-1, 2)
 
-    def reference(self, batch: Batch) -> Tensor:
+    def before_training(self, batch: Batch) -> Tensor:
         """The same of the model before training, which draws nothing: read from the batch, or computed."""
         if batch.reference is not None:
             return batch.reference

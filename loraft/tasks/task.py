@@ -270,6 +270,10 @@ class Task(ABC):
         """`[classes]`, what a row of each class counts in the loss; None where each counts the same."""
         return None
 
+    def notes_on(self, examples: Sequence[Example]) -> Iterator[str]:
+        """What there is to say of training rows that only the task knows, a sentence each."""
+        return iter(())
+
     def problems(self, config: RunConfig, renderer: RowRenderer) -> list[Problem]:
         """What is wrong with settings of the task, which the rows tell."""
         return []

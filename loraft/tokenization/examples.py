@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,6 +90,12 @@ class Example:
     def of_class(cls, ids: list[int], number: int, where: str, types: list[int] | None = None) -> Example:
         """A text, or two in one, with the number of its class."""
         return cls(ids, [number], where, 1, len(ids), types)
+
+
+def with_reference(examples: Sequence[Example], known: Iterable[Iterable[float]]) -> list[Example]:
+    """Pairs with the log-likelihood that either text had before training: `known` has two numbers for each."""
+    pairs = zip(examples, known, strict=True)
+    return [replace(each, reference=(float(chosen), float(rejected))) for each, (chosen, rejected) in pairs]
 
 
 def share_numbers(examples: Iterable[Example], known: dict[int, int]) -> None:

@@ -14,10 +14,11 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.adapters.adapter_files import AdapterFiles
+from loraft.adapters.effect import begins_as_the_base
 from loraft.adapters.start_from import biases_of_b, start_of
 from loraft.adapters.targets import TargetModules, family_notes, targets_in
 from loraft.config.schema import RunConfig
-from loraft.config.sections import QuantizationSection
+from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.paths import cache_folder
@@ -236,6 +237,14 @@ class KnownRun:
     def task(self) -> Task:
         """What is learned."""
         return TASKS[self.config.task]
+
+    @property
+    def kept_starts(self) -> int:
+        """The numbers that an adapter began with and that are kept: to be saved with it, or to be compared with."""
+        lora, targets = self.config.lora, self.shape.targets
+        saved = targets.parameters if targets is not None and lora.init in FROM_WEIGHTS else 0
+        compared = self.task.has_reference(self.config) and not begins_as_the_base(lora, targets)
+        return saved + (self.shape.trainable_parameters if compared else 0)
 
 
 def known_run(config: RunConfig, stated: StatedDevice | None = None) -> KnownRun:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from loraft.config.choices import Checkpointing
-from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
+from loraft.config.sections import QuantizationSection
 from loraft.dataset.sampler import BatchSampler
 from loraft.io.held_memory import held_bytes
 from loraft.kernels.cross_entropy import targets_in_chunk
@@ -329,7 +329,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         quantized_rows=shape.few_bits.rows,
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
         largest_trained=max((math.prod(tensor.shape) for tensor in shape.trained), default=0),
-        start_parameters=shape.targets.parameters if shape.targets and known.config.lora.init in FROM_WEIGHTS else 0,
+        start_parameters=known.kept_starts,
         experts=shape.experts,
         streamed=_streamed(known),
         ends=tuple(known.placement.dtype.itemsize * numbers for numbers in shape.ends) if _feeds(known) else (),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from loraft.adapters.effect import begins_as_the_base
 from loraft.adapters.model_card import shown
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig, TrainingSection
@@ -83,6 +84,7 @@ def plan_run(
     batches = drawn if data.stream is None else streaming_sampler(data.stream, drawn, ranks)
     known, memory, saving, spread_notes = spread(known, drawn, ranks, packed=packed, pages=chosen_by_itself)
     config = known.config
+    _require_whole_reference(known, ranks)
     memory_notes = [*spread_notes, *_saving_notes(config.training, saving)]
     training = config.training.model_copy(update=saving.settings)
     steps = steps_of(config, batches)
@@ -135,6 +137,16 @@ def _require_tiles(known: KnownRun) -> None:
     if known.config.training.tiled_mlp is True and not known.shape.feed_forward:
         why = f"no feed-forward part of type {known.shape.family.model_type} is known to compute token by token alone"
         raise ConfigError(why, key="training.tiled_mlp", remedy="write auto")
+
+
+def _require_whole_reference(known: KnownRun, ranks: Ranks) -> None:
+    """Refuse to keep what is trained as it began where each rank has a part of it."""
+    if ranks.world == 1 or known.config.distributed.strategy != "fsdp2" or not known.task.has_reference(known.config):
+        return
+    if not begins_as_the_base(known.config.lora, known.shape.targets):
+        why = "fsdp2 holds parts, and the reference is what is trained as it began, which is kept whole"
+        remedy = "write ddp, or begin anew with lora.start_from: null and lora.init: default"
+        raise ConfigError(why, key="distributed.strategy", remedy=remedy)
 
 
 def _on_its_device(known: KnownRun, ranks: Ranks) -> KnownRun:
@@ -224,7 +236,8 @@ def _resolved(known: KnownRun) -> KnownRun:
         require_optimizer(settled, known.placement.device)
     notes = [*([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
     if training.learning_rate == "auto":
-        notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}")
+        of_task = "" if known.task.rate_share == 1 else f" and task {config.task}"
+        notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}{of_task}")
     if training.max_steps is not None and "num_train_epochs" in training.model_fields_set:
         notes.append(f"training.max_steps {training.max_steps} decides; num_train_epochs is not used")
     changed = {

@@ -21,7 +21,7 @@ from loraft.adapters.model_card import shown, shown_word
 from loraft.distributed.part_loading import gather_in, loading_in_parts, whole_meanwhile
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.events import Note, Observer
-from loraft.figures import perplexity
+from loraft.figures import counted, perplexity
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.held_memory import give_back_at_once, peak_bytes, release_freed, reset_peak
 from loraft.io.resources import disk_errors, memory_errors
@@ -37,6 +37,7 @@ from loraft.models.model_structure import layers_of
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
 from loraft.tasks.frozen_prefix import FrozenPrefix
+from loraft.tokenization.examples import with_reference
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.loop import fit
 from loraft.training.resume import compare_with_begun, refuse_another_base, require_same_model, resume_from
@@ -137,6 +138,7 @@ def run_plan(
             if taken_on or resume_anyway or not goes_on:
                 _describe(run, command)
             keep_frozen_prefix(run)
+            remember_reference(run)
             fit(run, state)
             shutil.rmtree(folder.frozen_prefix, ignore_errors=True)
             saved, saved_step = _finish(run, state)
@@ -209,6 +211,28 @@ def keep_frozen_prefix(run: Trainer) -> FrozenPrefix | None:
     kept = FrozenPrefix(layers[:frozen], place, sha256_of_facts(made_by))
     kept.attach(run.loss)
     return kept
+
+
+def remember_reference(run: Trainer) -> None:
+    """Have known of each row that is read more than once what the model before training gives it, computed once.
+
+    The rows are read as they lie, so that a run that is gone on with finds the same numbers.
+    """
+    plan, size = run.plan, run.settings.per_device_eval_batch_size
+    if not plan.task.has_reference(plan.config):
+        return
+    evaluations = 2 if plan.eval_every is None else plan.steps / plan.eval_every
+    again = [(plan.data.eval, evaluations > 1)]
+    if plan.data.stream is None:
+        again.append((plan.data.train, plan.steps > plan.batches.steps(0)))
+    for rows in (rows for rows, is_so in again if rows and is_so):
+        run.observer(Note(f"what the model before training gives {counted(len(rows), 'pair')} is computed once"))
+        share = run.ranks.share_whole([rows[start : start + size] for start in range(0, len(rows), size)])
+        with torch.inference_mode(), run.gathered():
+            found = [run.loss.before_training(run.batch(batch)).cpu() for batch in share.batches]
+        mine = [row for batch, known in zip(share.batches, found, strict=True) for row in with_reference(batch, known)]
+        known = {(row.where, *row.input_ids): row for part in run.ranks.gathered(mine) for row in part}
+        rows[:] = [known[row.where, *row.input_ids] for row in rows]
 
 
 def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from loraft.api import train
+from loraft.tasks.preference_loss import PreferenceLoss
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepLogged
+from loraft.training.trainer import remember_reference
 from tests.tiny import mostly_slow
 from tests.training.building import close, preferred, recorded, tiny_config, tiny_fit, write_rows
 
@@ -120,6 +122,36 @@ def test_pairs_that_are_the_same_are_counted(tmp_path: Path) -> None:
     (counts,) = tiny_fit(tiny_config(tmp_path, task="preference", data__train=str(rows)))[0].plan.data.report.sources
     (finding,) = counts.findings
     assert (finding.rows, finding.first) == (2, f"{rows}:1")
+
+
+def test_what_the_reference_gives_is_computed_once_where_rows_are_read_again(tmp_path: Path) -> None:
+    options = {
+        "task": "preference",
+        "training__per_device_eval_batch_size": 5,
+        "training__gradient_checkpointing": True,
+    }
+    run, _ = tiny_fit(tiny_config(tmp_path, **options))
+    online = run.loss(run.batch(run.plan.data.train))
+    remember_reference(run)
+    assert all(row.reference is not None for row in run.plan.data.train)
+    for weight in run.adapted.trainable.values():
+        weight.data += 0.05
+    assert isinstance(run.loss, PreferenceLoss)
+    run.loss.before = None  # nothing is computed anew
+    later = run.loss(run.batch(run.plan.data.train))
+    assert online.item() == pytest.approx(12 * math.log(2), abs=1e-5)
+    assert later.item() != pytest.approx(online.item(), abs=1e-2)
+    once, _ = tiny_fit(tiny_config(tmp_path, **options, training__max_steps=3))
+    remember_reference(once)
+    assert all(row.reference is None for row in once.plan.data.train)
+
+
+def test_answers_that_are_longer_on_one_side_are_told(tmp_path: Path) -> None:
+    rows = [{**row, "rejected": [{"role": "assistant", "content": "no"}]} for row in preferred(4)]
+    path = write_rows(tmp_path / "sided.jsonl", rows)
+    notes = tiny_fit(tiny_config(tmp_path, task="preference", data__train=str(path)))[0].plan.data.report.notes
+    assert any("longer in" in note for note in notes)
+    assert any("length is learned" in note for note in notes)
 
 
 @pytest.mark.slow

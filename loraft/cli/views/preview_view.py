@@ -37,6 +37,12 @@ SHADES = {
 SPECIAL = "#ffb454"
 BEGINS, BETWEEN, ENDS_WITH = "⟦", "│", "⟧"
 VISIBLE = {"\n": "⏎\n", "\t": "⇥"}
+READERS_OF = {
+    "source": "the encoder reads",
+    "chosen": "chosen: what is marked becomes more likely",
+    "rejected": "rejected: what is marked becomes less likely",
+}
+"""What is done with a part of a row."""
 ROLES = {
     "bos_token": "beginning of text", "eos_token": "end of text", "pad_token": "padding", "unk_token": "unknown",
     "sep_token": "separator", "cls_token": "summary", "mask_token": "mask",
@@ -94,7 +100,7 @@ def row_words(row: SeenRow) -> str:
 
 def part_words(part: RowPart) -> str:
     """Who reads a part of a row."""
-    what = "the encoder reads" if part.name == "source" else "the decoder learns"
+    what = READERS_OF.get(part.name, "the decoder learns")
     return f"{what}, {counted(len(part.tokens), 'token')}"
 
 
