@@ -5,8 +5,8 @@ opens what came of it once, to be asked many times; `generate` answers one promp
 `answer_file` a file of them, `compare` beside the base, `open_chat` in a conversation. `predict` and `predict_file`
 tell the classes of texts. `evaluate` measures what was trained, `merge` folds it into its base, and `inspect_layers`
 looks into it; `inspect_activations` and `inspect_gradients` tell what goes on in it while it reads and learns.
-`compare_methods` measures what each method of training costs. Each takes plain values and gives plain values back;
-what there is to tell goes to an observer, and nothing is printed.
+`report` tells whether a run did any good. `compare_methods` measures what each method of training costs. Each takes
+plain values and gives plain values back; what there is to tell goes to an observer, and nothing is printed.
 
 A verb is imported when it is first asked for, so that looking at rows costs none of the libraries that training needs.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from loraft.baselines.train_baseline import train_baseline
     from loraft.inspection.layers_report import inspect_layers
     from loraft.inspection.row_preview import preview
+    from loraft.reporting.report_run import report
 
 __all__ = [
     "Answering",
@@ -48,6 +49,7 @@ __all__ = [
     "predict",
     "predict_file",
     "preview",
+    "report",
     "train",
     "train_baseline",
 ]
@@ -62,6 +64,7 @@ HOMES = {
     "fit_memory": "baselines.fit_memory",
     "inspect_layers": "inspection.layers_report",
     "preview": "inspection.row_preview",
+    "report": "reporting.report_run",
     "train_baseline": "baselines.train_baseline",
 }
 """The module of each name."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from loraft.adapters.inject import AdaptedModel
 from loraft.api.check_report import CheckReport, report
 from loraft.api.measured_steps import measured_steps
 from loraft.baselines.fit_memory import require_memory
@@ -31,18 +30,17 @@ from loraft.evaluation.open_model import (
     tell,
 )
 from loraft.evaluation.past_run import run_of
+from loraft.evaluation.sample_answers import answerer_of
 from loraft.events import Observer, Progress, ignored
 from loraft.inference.batch_generate import BATCH_SIZE
-from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.sampling import SamplingParams
 from loraft.io.jsonl import check_jsonl
 from loraft.merging.merge_report import LEAST_POSITIONS, MergeReport, merge_and_verify
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge, resolve_weighted, weighted
 from loraft.merging.write_weights import chosen_folder
 from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
-from loraft.rows.formats import Message
+from loraft.reporting.report_file import reported
 from loraft.rows.places import files_here
 from loraft.rows.standard_input import with_input_kept
 from loraft.training.loop import noted_signals
@@ -162,7 +160,7 @@ def train(
         folder = RunFolder(chosen, writes=ranks.main)
         known, batches = ranks.on_main(lambda: _known(config, folder, resume=resume))
         plan = _planned_together(known, folder, ranks, batches)
-        with _opened(folder, ranks):
+        with _opened(folder, ranks), reported(folder.path, observer, writes=ranks.main):
             return run_plan(
                 *(plan, folder, ranks),
                 resume=resume,
@@ -170,7 +168,7 @@ def train(
                 overwrite=overwrite,
                 observer=observer,
                 save_requests=save_requests,
-                answerer=lambda adapted: _answerer(adapted, plan),
+                answerer=lambda adapted: answerer_of(adapted, plan),
                 command=command,
             )
 
@@ -215,24 +213,6 @@ def _chosen_folder(config: RunConfig, name: str, observer: Observer, *, resume: 
     if config.training.output_dir is None and not resume:
         tell(observer, *left_unfinished(folder.path, name))
     return folder.path
-
-
-def _answerer(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
-    """Answers to `training.sample_prompts` as `generate` would give them: greedy, whatever the defaults are."""
-    renderer = plan.data.renderer
-    rules = SamplingParams().beginning_with(plan.task.first_tokens(adapted.model, renderer))
-
-    def answer(prompt: str) -> str:
-        asked = [Message("user", prompt)]
-        system = renderer.system_prompt
-        ids = renderer.prompt_ids([Message("system", system), *asked] if system else asked)
-        limit = plan.config.generation.max_new_tokens
-        answered = stream(
-            adapted.model, renderer.tokenizer, ids, rules=rules, max_new_tokens=limit, stop_ids=renderer.stop_ids
-        )
-        return answered.completion.completion
-
-    return answer
 
 
 @as_trusted

@@ -72,13 +72,18 @@ class EvalExample:
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """The rows of an evaluation, as tokens."""
+    """The rows of an evaluation, as tokens.
+
+    Attributes:
+        learned: The training rows beside which the run held these out; of a stream those of its beginning.
+    """
 
     items: Sequence[EvalExample]
     called: str
     purpose: EvalPurpose
     renderer: RowRenderer
     notes: tuple[str, ...]
+    learned: Sequence[Example] = ()
 
     def prompt_ids(self, item: EvalExample) -> list[int]:
         """The tokens that an answer to a row follows: those that its loss was not of, up to its answer."""
@@ -132,6 +137,20 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
     return EvalSource(config, read, data is None, called, questions, tuple(notes), run, purpose)
 
 
+def learned_source(run: PastRun, purpose: EvalPurpose) -> EvalSource:
+    """The rows that a run learned, to be read by what it trained.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    config = _as_trained(run.config, purpose)
+    read = read_sources(config)
+    questions, unanswered = questions_of(read.train, config)
+    if problems := [*read.problems, *([] if config.data.on_bad_row == "skip" else unanswered)]:
+        raise DataError.several(shortened(problems, remedy=None))
+    return EvalSource(config, read, False, "the run's training rows", questions, (), run, purpose)
+
+
 def questions_of(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[str, Reference], list[Problem]]:
     """What the rows of sources ask, by their places, and what is wrong with those whose class is none of the labels."""
     task, found, problems = TASKS[config.task], dict[str, Reference](), list[Problem]()
@@ -167,7 +186,8 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
     notes = (*source.notes, *prepared.renderer.notes, *told)
-    return EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes)
+    learned = prepared.train if source.held_out else ()
+    return EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes, learned)
 
 
 def with_questions(examples: Sequence[Example], questions: Mapping[str, Reference]) -> list[EvalExample]:

@@ -268,6 +268,7 @@ def _describe(run: Trainer, command: Sequence[str]) -> None:
         },
         "ranks": run.ranks.world,
         "batches_a_step": plan.batches.accumulation,
+        "planned": {"steps": plan.steps, "peak_bytes": plan.memory.peak_bytes},
         **({"trust_remote_code": True} if is_trusted() else {}),
         "command": [shown_word(word) for word in command],
         "platform": sys.platform,

@@ -1,0 +1,182 @@
+"""What a run wrote down of itself: its config, its manifest, and each line of `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraft.config.config_file import load_config
+from loraft.config.schema import RunConfig
+from loraft.errors import RunFolderError
+from loraft.figures import counted
+
+
+@dataclass(frozen=True)
+class LoggedStep:
+    """A logged step of training.
+
+    Attributes:
+        loss: The mean loss of a trained token since the last logged step, in nats.
+        grad_norm: The norm of the gradient before clipping.
+        tokens_per_second: Tokens in the batches, by the clock since the run began or was resumed.
+        peak_bytes: The most memory held since the model was loaded.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class LoggedEvaluation:
+    """An evaluation: the loss in nats of a trained token, of a classifier of a row, and its other figures."""
+
+    step: int
+    epoch: float
+    loss: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """A run as its files tell of it.
+
+    Attributes:
+        planned_steps: All optimizer steps of the run; None where its manifest does not say.
+        predicted_bytes: The memory that was predicted for it; None where its manifest does not say.
+        base: The base model, as the run calls it.
+        device: What it ran on.
+        ranks: How many processes trained it.
+        finished: Its result was saved.
+        notes: What a person should know, a sentence each.
+    """
+
+    folder: Path
+    config: RunConfig
+    steps: Sequence[LoggedStep]
+    evaluations: Sequence[LoggedEvaluation]
+    planned_steps: int | None
+    predicted_bytes: int | None
+    base: str
+    device: str
+    ranks: int
+    finished: bool
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> LoggedEvaluation | None:
+        """The best evaluation by `training.metric_for_best_model`, the first of several; None where there is none."""
+        metric = self.config.training.metric_for_best_model
+        return max(self.evaluations, key=lambda each: each.figures.get(metric, -each.loss), default=None)
+
+    @property
+    def lowest(self) -> LoggedEvaluation | None:
+        """The evaluation with the lowest loss; None where there is none."""
+        return min(self.evaluations, key=lambda each: each.loss, default=None)
+
+
+def read_records(folder: Path) -> RunRecords:
+    """Read what a run wrote down; lines of `metrics.jsonl` that cannot be read are left out and counted.
+
+    Raises:
+        RunFolderError: No step was logged there.
+        InvalidInputError: Its config cannot be read.
+    """
+    config = load_config(folder / "config.yaml")
+    lines, unread = _lines(folder / "metrics.jsonl")
+    steps = list({each.step: each for line in lines if (each := _step(line)) is not None}.values())
+    held = list({seen.step: seen for line in lines if (seen := _evaluation(line)) is not None}.values())
+    if not steps:
+        message = "there is nothing to report: no step of the run was logged"
+        remedy = "Let it train for training.logging_steps steps at least."
+        raise RunFolderError(message, where=str(folder / "metrics.jsonl"), remedy=remedy)
+    unread += sum(_step(line) is None and _evaluation(line) is None for line in lines)
+    manifest = _manifest(folder / "manifest.json")
+    planned = _part(manifest, "planned")
+    saved = [folder / name for name in ("adapter", "model")]
+    finished = any(each.is_dir() for each in saved)
+    notes = [] if not unread else [f"{counted(unread, 'line')} of metrics.jsonl cannot be read, and left out"]
+    return RunRecords(
+        folder=folder,
+        config=config,
+        steps=steps,
+        evaluations=held,
+        planned_steps=_whole(planned.get("steps")),
+        predicted_bytes=_whole(planned.get("peak_bytes")),
+        base=str(_part(manifest, "base").get("name") or config.model.name_or_path),
+        device=str(_part(manifest, "hardware").get("device") or ""),
+        ranks=_whole(manifest.get("ranks")) or 1,
+        finished=finished,
+        notes=tuple(notes),
+    )
+
+
+def _lines(path: Path) -> tuple[list[Mapping[str, Any]], int]:
+    """The JSON objects of a file that has one a line, and how many lines are none; nothing where there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return [], 0
+    found = [_object(line) for line in text.split("\n") if line.strip()]
+    return [each for each in found if each is not None], found.count(None)
+
+
+def _manifest(path: Path) -> Mapping[str, Any]:
+    """What a manifest holds; nothing where there is none."""
+    try:
+        return _object(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def _object(line: str) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _step(line: Mapping[str, Any]) -> LoggedStep | None:
+    names = ("epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second")
+    step, held = _whole(line.get("step")), _whole(line.get("peak_bytes"))
+    values = [value for name in names if (value := _number(line.get(name))) is not None]
+    if step is None or held is None or len(values) < len(names):
+        return None
+    epoch, loss, norm, rate, speed = values
+    return LoggedStep(step, epoch, loss, norm, rate, speed, held)
+
+
+def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation | None:
+    step, epoch, loss = _whole(line.get("step")), _number(line.get("epoch")), _number(line.get("eval_loss"))
+    if step is None or epoch is None or loss is None or math.isnan(loss):
+        return None
+    return LoggedEvaluation(step, epoch, loss, dict(_figures(line)))
+
+
+def _figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """What an evaluation measured besides the loss; perplexity says the same once more."""
+    for name in ("accuracy", "macro_f1"):
+        if (value := _number(line.get(f"eval_{name}"))) is not None:
+            yield name, value
+
+
+def _part(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = manifest.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
