@@ -19,7 +19,7 @@ from loraft.evaluation.evaluator import RowScore
 from loraft.evaluation.metrics import LabelTally, RowTally, losses
 from loraft.evaluation.open_model import RequestedModel, classifying, generating, purpose_of, writing
 from loraft.evaluation.past_run import PastRun
-from loraft.events import Observer
+from loraft.events import Event, Note, Observer
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, open_session
 from loraft.inspection.layers_report import inspect_layers
@@ -77,15 +77,20 @@ def findings_of(run: PastRun, target: Path, asked: AskedOfModel, observer: Obser
         RunError: While it reads: memory ran out, or a loss is not finite.
     """
     requested, notes = RequestedModel(str(target)), list[str]()
+
+    def heard(event: Event) -> None:
+        """Keeps what there is to tell for the report, and passes on how far it is."""
+        notes.append(event.text) if isinstance(event, Note) else observer(event)
+
     purpose = purpose_of(requested, baseline=False, limit=None)
     has_adapter, bare = bool(requested.found.adapters), replace(requested.found, adapters=())
     # A base without the head that tells the classes has nothing to say.
     with_base = has_adapter and (purpose.task.generates or classes_of(bare) == purpose.labels)
     is_compared = asked.data is not None or run.config.data.eval is not None
     source = _source(run, requested, asked.data, replace(purpose, baseline=with_base), is_compared=is_compared)
-    read, trained, base = _both(requested, source, asked, observer, is_compared=is_compared)
-    if base is None and is_compared:
-        base = _stand_in(run, requested, read, asked, observer, notes)
+    read, trained, base = _both(requested, source, asked, heard, is_compared=is_compared)
+    if base is None and (read.held_out or read.general):
+        base = _stand_in(run, requested, read, asked, heard, notes)
     moved = _moved(target, notes) if has_adapter else ()
     if not has_adapter:
         notes.append("the model was trained whole: how far a layer moved is told of adapters alone")
@@ -169,7 +174,7 @@ def _put_together(
         learned_read=len(read.learned),
         learned_rows=read.learned_rows,
         moved=moved,
-        notes=(*read.rows.notes, *notes),
+        notes=tuple(notes),
     )
 
 

@@ -38,7 +38,7 @@ def findings_html(findings: ModelFindings | None) -> Iterator[str]:
         return
     yield from _beside(findings)
     yield from _forgotten(findings)
-    yield from _answers(findings.answers)
+    yield from _answers(findings.answers, findings.base or "base")
     yield from _hard(findings)
     yield from _moved(findings)
 
@@ -85,14 +85,14 @@ def _forgotten(findings: ModelFindings) -> Iterator[str]:
     )
 
 
-def _answers(answers: Sequence[AnswerBeside]) -> Iterator[str]:
+def _answers(answers: Sequence[AnswerBeside], base: str) -> Iterator[str]:
     if not answers:
         return
     yield "<h2>Answers before and after</h2>"
     for each in answers:
-        columns = {"reference": each.reference, "base": each.base, "trained": each.trained}
+        columns = {"reference": each.reference, base: each.base, "trained": each.trained}
         shown = "".join(
-            f"<div><small>{name}</small><pre>{escape(text)}</pre></div>"
+            f"<div><small>{escape(name)}</small><pre>{escape(text)}</pre></div>"
             for name, text in columns.items()
             if text is not None
         )
