@@ -17,7 +17,7 @@ from loraft.reporting.run_records import read_records
 from loraft.reporting.run_report import NOTHING_SAVED, RunReport
 from tests.training.building import rows, tiny_config, write_rows
 
-LITTLE = {"answers": 2, "max_new_tokens": 3}
+LITTLE: dict[str, Any] = {"answers": 2, "max_new_tokens": 3}
 
 
 def trained(folder: Path, **given: Any) -> Path:
@@ -53,7 +53,7 @@ def test_the_figures_are_those_of_evaluate(run: Path, told: RunReport) -> None:
         mine, apart = told.findings.figures[name], evaluated.differences[name]
         assert mine.trained == pytest.approx(evaluated.measured.figures[name], rel=1e-6)
         assert mine.base == pytest.approx(evaluated.baseline.figures[name], rel=1e-6)
-        assert (mine.low, mine.high) == (pytest.approx(apart.low, rel=1e-5), pytest.approx(apart.high, rel=1e-5))
+        assert [mine.low, mine.high] == pytest.approx([apart.low, apart.high], rel=1e-5)
     assert told.findings.rows_read == evaluated.rows == 3
 
 
