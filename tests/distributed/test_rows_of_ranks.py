@@ -164,8 +164,8 @@ def test_a_stream_is_gone_on_with_and_its_bad_row_told_once(place: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_memory_is_flat_over_a_long_stream_of_many_files(tmp_path: Path, kind: str) -> None:
-    """Two ranks read 32,000 rows of eight files, and hold those of the buffer: 16,000 would be 32 MB."""
-    every = 4_000
+    """Two ranks read 20,000 rows of eight files, and hold those of the buffer: 10,000 would be 20 MB."""
+    every = 2_500
     for file in range(8):
         rows = [{"prompt": f"{file} {number}", "completion": "late " * 30} for number in range(every)]
         if kind == "jsonl":
