@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 
 from loraft.config.config_file import inline
 
 WIDTH = 100
+NO_COMMENT = re.compile("[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+"""What does not stand in a comment as it is."""
 Said = tuple[str, object, str]
 """A dotted key, its value, and why it stands there; where nothing is to be said of it, empty."""
 
@@ -27,7 +30,8 @@ def commented(said: Iterable[Said]) -> Iterator[str]:
 
 def comment(text: str, indent: str = "", hang: str = "") -> Iterator[str]:
     """A text as lines of a comment; all but the first begin with `hang`."""
+    plain = NO_COMMENT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # which could end the comment's line
     lines = textwrap.wrap(
-        text, WIDTH - len(indent) - 2, subsequent_indent=hang, break_on_hyphens=False, break_long_words=False
+        plain, WIDTH - len(indent) - 2, subsequent_indent=hang, break_on_hyphens=False, break_long_words=False
     )
     yield from (f"{indent}# {line}" for line in lines)

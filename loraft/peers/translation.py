@@ -15,8 +15,8 @@ from loraft.config.aliases import (
     answer_to_value,
     remedy_for,
 )
-from loraft.config.schema_info import KEYS, places_of
-from loraft.config.yaml_nodes import Value, read_yaml
+from loraft.config.schema_info import KEYS, Expected, places_of
+from loraft.config.yaml_nodes import Value, read_yaml, scalar
 from loraft.errors import ConfigError
 from loraft.peers.foreign_file import NAMES, ForeignFile, ForeignKey
 
@@ -118,23 +118,14 @@ class Translation:
                 self._by_table(name, key)
 
     def _by_table(self, name: str, key: ForeignKey) -> None:
-        places = places_of(name)
-        ours = (
-            SAME_VALUE.get(name)
-            or (places[0] if places and "." in places[0] else None)
-            or (
-                name
-                if name in KEYS and not places_of(name)[1:] and "." not in name and KEYS[name].section is None
-                else None
-            )
-        )
+        ours = _key_of(name)
         remedy = remedy_for(name, key.value)
         if key.value is None:
             self.rows.append(TranslatedKey(key.written, None, {}, "", key.where, known=bool(ours or remedy)))
         elif remedy is not None:
             self._by_remedy(key, remedy)
         elif ours is not None:
-            value, difference = ours_of(key.value, KEYS[ours].choices)
+            value, difference = ours_of(_number(key.value, KEYS[ours]), KEYS[ours].choices)
             self._add(key, {ours: value}, difference)
         else:
             why = UNKNOWN.format(tool=self.tool)
@@ -144,9 +135,8 @@ class Translation:
         becomes = {ours: _read(text) for ours, text in WRITTEN.findall(remedy)} if remedy.startswith(WRITE) else {}
         if becomes:
             rest = remedy[remedy.rindex("`") + 1 :].strip(" .")
-            self._add(
-                key, becomes, "" if rest.startswith(("(", "at the top")) else rest.lstrip(",;: ").removeprefix("which ")
-            )
+            says_nothing = rest.startswith(("(", "at the top"))
+            self._add(key, becomes, "" if says_nothing else rest.lstrip(",;: ").removeprefix("which "))
         else:
             why = remedy.removeprefix(LEAVE).removesuffix(".")
             value = HIDDEN if remedy.startswith(SECRET) else key.value
@@ -158,7 +148,8 @@ class Translation:
         if idle and key.written:
             self.rows.append(TranslatedKey(key.written, key.value, {}, idle[0], key.where))
         elif not idle:
-            self.rows.append(TranslatedKey(key.written, key.value, becomes, why, key.where))
+            whole = {ours: as_whole(value) for ours, value in becomes.items()}
+            self.rows.append(TranslatedKey(key.written, key.value, whole, why, key.where))
 
 
 def ours_of(value: Value, choices: tuple[str, ...]) -> tuple[Value, str]:
@@ -170,6 +161,28 @@ def ours_of(value: Value, choices: tuple[str, ...]) -> tuple[Value, str]:
         return same, ""
     near, difference = ONLY_NEAR.get(value.lower(), ("", ""))
     return (near, f"the nearest: {difference}") if near in choices else (value, "")
+
+
+def _key_of(name: str) -> str | None:
+    """The key here that takes the values of a key elsewhere: by the table, or as it is called the same."""
+    found = SAME_VALUE.get(name) or next(iter(places_of(name)), None)
+    return None if found is None or KEYS[found].section is not None else found
+
+
+def as_whole(value: Value) -> Value:
+    """A value whose whole numbers have no point: 3.0 rows are 3."""
+    if isinstance(value, dict):
+        return {key: as_whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [as_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _number(value: Value, wanted: Expected) -> Value:
+    """A number that stands in quotes, where one is wanted."""
+    takes_number = (wanted.takes(int) or wanted.takes(float)) and not wanted.takes(str)
+    number = scalar(value.strip()) if isinstance(value, str) and takes_number else value
+    return value if isinstance(number, bool | str) else number
 
 
 def _read(text: str) -> Value:

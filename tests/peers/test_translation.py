@@ -67,6 +67,8 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
     ("llama-factory", "packing: true\nval_size: 0.2", {"data.packing": "fill", "data.eval": 0.2}),
     ("axolotl", "chat_template: llama3", {"data.chat_template": "auto"}),
     ("axolotl", "chat_template: chatml", {"data.chat_template": "chatml"}),
+    ("axolotl", "learning_rate: '2e-4'\nmicro_batch_size: 4.0", {"training.learning_rate": 2e-4}),
+    ("axolotl", "gradient_accumulation_steps: 3.0", {"training.gradient_accumulation_steps": 3}),
     ("axolotl", "lora_r: 1_0\ntrust_remote_code: yes", {}),
 ]
 
