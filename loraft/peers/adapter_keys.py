@@ -11,33 +11,9 @@ from loraft.peers.translation import Translation
 
 WHICH = {"axolotl": "adapter", "llama-factory": "finetuning_type", "trl": "use_peft"}
 """The key that says how something is learned."""
-TRAININGS = ("rl", "stage", "reward_model", "process_reward_model", "diffusion", "task_type", "lora_task_type")
-"""Keys that say what is learned."""
 OF_BITS = ("load_in_4bit", "load_in_8bit", "quantization_bit")
 ALTERNATIVES = re.compile(r"([\w]*)\(([\w|]+)\)([\w]*)|([\w]+)")
 """The last part of a pattern for module names, such as (gate|up|down)_proj."""
-COMMANDS = ("dpo", "kto", "orpo", "cpo", "grpo", "rloo", "reward", "ppo", "online_dpo", "gkd", "bco", "prm", "xpo")
-"""Commands and scripts of TRL that train otherwise than sft."""
-
-
-def translate_task(translation: Translation) -> None:
-    """What is learned; what loraft does not train is refused.
-
-    Raises:
-        ConfigError: It is another training, by preferences or rewards say.
-    """
-    command = translation.file.command
-    if command in COMMANDS and translation.file.peer == "trl":
-        key = next(iter(translation.file.keys))
-        translation.refuse(key, f"is a run of {command}, and loraft trains by supervised fine-tuning alone")
-    for name in TRAININGS:
-        value = translation.value(name)
-        if value is None or not translation.is_open(name):
-            continue
-        remedy = remedy_for(name, value) or ""
-        if remedy.startswith("There is no"):
-            translation.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
-        translation.by_table(name)
 
 
 def translate_method(translation: Translation) -> None:

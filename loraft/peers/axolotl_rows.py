@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraft.config.yaml_nodes import Value
+from loraft.peers.preference_keys import columns_of_pairs
 from loraft.peers.row_sources import Source, write_evaluation, written_sources
 from loraft.peers.translation import Translation
 
@@ -93,7 +94,7 @@ def _translate(
     said = translation.value(name)
     entries = said if isinstance(said, list) else [said]
     datasets = [
-        _read(f"{name}[{number}]", {"path": each} if isinstance(each, str) else each)
+        _read(f"{name}[{number}]", {"path": each} if isinstance(each, str) else each, translation.task)
         for number, each in enumerate(entries)
         if isinstance(each, str | dict)
     ]
@@ -107,12 +108,16 @@ def _translate(
     return {kind if kind == "alpaca" else None for kind in types}
 
 
-def _read(place: str, said: Mapping[str, Value]) -> _Dataset:
+def _read(place: str, said: Mapping[str, Value], task: str) -> _Dataset:
     dataset = _Dataset(place, said)
     _place(dataset)
-    _type(dataset)
+    if task == "preference":
+        dataset.source["format"] = "preferences"
+        dataset.columns.update(columns_of_pairs(said))
+    else:
+        _type(dataset)
     for key, ours in COLUMNS.items():
-        if said.get(key) is not None:
+        if said.get(key) is not None and key != "field_prompt":
             dataset.columns[ours] = said[key]
     named = said.get("field", said.get("text_column"))
     if named not in (None, "text"):

@@ -19,8 +19,9 @@ from loraft.errors import ConfigError, Problem
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_config_place
 from loraft.peers import axolotl_rows, llama_factory_rows, trl_rows
-from loraft.peers.adapter_keys import translate_method, translate_task
+from loraft.peers.adapter_keys import translate_method
 from loraft.peers.foreign_file import NAMES, ForeignFile, Peer, read_foreign_file
+from loraft.peers.preference_keys import refuse_without_a_reference, translate_task
 from loraft.peers.training_keys import (
     add_what_goes_without_saying,
     translate_cadence,
@@ -108,6 +109,7 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
     _refuse_what_trains_nothing(translation)
     translate_task(translation)
     translate_method(translation)
+    refuse_without_a_reference(translation)
     ROWS[file.peer](translation)
     for translate in (
         translate_template,

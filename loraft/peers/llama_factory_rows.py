@@ -84,15 +84,23 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
     if known is None or dataset not in known:
         return {"path": dataset if folder == "ONLINE" or "/" in dataset else f"{folder}/{dataset}.json"}
     said = known[dataset]
-    if said.get("ranking") or said.get("kto_tag"):
-        translation.refuse(name, f"{dataset} is a dataset of preferences, and loraft trains by examples alone")
+    if bool(said.get("ranking")) != (translation.task == "preference"):
+        pairs, examples = f"{dataset} holds pairs of answers", f"{dataset} holds no pairs of answers (ranking)"
+        translation.refuse(name, pairs if said.get("ranking") else examples, "Name another dataset, or another stage.")
     source = _place(said, dataset, known[""][""])
     for theirs, ours in (("subset", "name"), ("split", "split"), ("num_samples", "limit")):
         if said.get(theirs) is not None:
             source[ours] = said[theirs]
     columns = said.get("columns") if isinstance(said.get("columns"), dict) else {}
     source["format"] = "sharegpt" if said.get("formatting") in ("sharegpt", "openai") else "alpaca"
-    renamed = _columns(source["format"], columns)
+    if translation.task == "preference":
+        asked = columns.get("messages" if source["format"] == "sharegpt" else "prompt")
+        otherwise = "conversations" if source["format"] == "sharegpt" else "instruction"
+        renamed: dict[str, Value] = {"prompt": asked or otherwise}
+        renamed |= {key: columns[key] for key in ("chosen", "rejected") if columns.get(key) not in (None, key)}
+        source["format"] = "preferences"
+    else:
+        renamed = _columns(source["format"], columns)
     if renamed:
         source["columns"] = renamed
     for key, why in NOT_READ.items():

@@ -25,6 +25,7 @@ SECRET = "A config holds no secret"
 """How the remedy begins for a key whose value is neither printed nor written."""
 HIDDEN = "…"
 NO_ADAPTER = "method: full trains every weight, and has no adapter"
+NO_PAIRS = "it is of pairs of answers, and the rows are examples"
 NOT_QUANTIZED = "nothing is quantized without method: qlora"
 
 
@@ -57,6 +58,8 @@ class Translation:
         self.rows: list[TranslatedKey] = []
         self._left = dict(file.keys)
         self.method: str = "lora"
+        self.task: str = "causal_lm"
+        self.loss: str | None = None
 
     @property
     def tool(self) -> str:
@@ -145,6 +148,7 @@ class Translation:
     def _add(self, key: ForeignKey, becomes: Mapping[str, Value], why: str) -> None:
         idle = [NO_ADAPTER for ours in becomes if ours.startswith("lora.") and self.method == "full"]
         idle += [NOT_QUANTIZED for ours in becomes if ours.startswith("quantization.") and self.method != "qlora"]
+        idle += [NO_PAIRS for ours in becomes if ours.startswith("preference.") and self.task != "preference"]
         if idle and key.written:
             self.rows.append(TranslatedKey(key.written, key.value, {}, idle[0], key.where))
         elif not idle:

@@ -22,7 +22,8 @@ def translate_rows(translation: Translation) -> None:
     if isinstance(translation.value("packing"), bool):
         becomes: dict[str, Value] = {"data.packing": "fill" if translation.value("packing") is True else "auto"}
         translation.write("packing", becomes, "rows never see one another" if becomes["data.packing"] == "fill" else "")
-    if translation.value("assistant_only_loss") is None and translation.value("completion_only_loss") is None:
+    unsaid = translation.value("assistant_only_loss") is None and translation.value("completion_only_loss") is None
+    if unsaid and translation.task == "causal_lm":
         why = "of conversations TRL trains every token by default: write all for that"
         translation.of_itself({"data.train_on": "completions"}, why)
 

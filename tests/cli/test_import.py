@@ -90,7 +90,7 @@ def test_a_file_that_is_there_is_replaced_only_when_that_is_said(
     assert load_config("ours.yaml").lora.r == 8
 
 
-@pytest.mark.parametrize("text", ["rl: dpo\n", "frobnicate: 3\n", "hub_token: hf_abc\n"])
+@pytest.mark.parametrize("text", ["rl: grpo\n", "frobnicate: 3\n", "hub_token: hf_abc\n"])
 def test_what_cannot_be_had_or_is_not_known_is_told(theirs: Path, loraft: Loraft, wording: Wording, text: str) -> None:
     theirs.write_text(theirs.read_text() + text)
     result = loraft("import", "theirs.yml", "ours.yaml")

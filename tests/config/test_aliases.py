@@ -24,7 +24,7 @@ SCHEDULES = (
     "linear, cosine, constant, constant_with_warmup, cosine_with_min_lr, polynomial, inverse_sqrt or "
     "warmup_stable_decay"
 )
-SUPERVISED = "loraft trains by supervised fine-tuning alone, task: causal_lm, seq2seq_lm or seq_cls"
+TRAINED = "loraft trains by examples and by pairs of answers, as task and preference.loss say"
 
 
 @pytest.mark.parametrize("ours", sorted(set(SAME_VALUE.values())))
@@ -116,7 +116,8 @@ def test_every_foreign_value_has_a_place_for_ours() -> None:
         ("loraplus_lr_ratio", 16, "Write lora.plus_ratio: 16."),
         ("stage", "sft", "Leave it out: the task is supervised fine-tuning, task: causal_lm."),
         ("stage", "pt", "Write task: causal_lm and data.format: text, which learns whole texts."),
-        ("stage", "dpo", f"There is no dpo here: {SUPERVISED}."),
+        ("stage", "dpo", "Write task: preference and preference.loss: dpo."),
+        ("stage", "ppo", f"There is no ppo here: {TRAINED}."),
         ("load_in_8bit", False, "Leave it out: without method: qlora nothing is quantized."),
         ("quantization_bit", 4, "Write method: qlora, which is for 4 bits where quantization.type says nothing else."),
         ("quantization_bit", 8, "Write method: qlora and quantization.type: int8."),

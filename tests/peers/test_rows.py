@@ -84,7 +84,7 @@ def test_datasets_of_llama_factory_are_explained_by_the_file_beside(tmp_path: Pa
         {"path": f"{folder}/rows.json", "format": "alpaca", "columns": {"instruction": "q"}},
         {"path": "x/talk", "name": "en", "limit": 5, "format": "sharegpt"},
     ]
-    with pytest.raises(ConfigError, match="preferences"):
+    with pytest.raises(ConfigError, match="pairs"):
         imported(tmp_path, STARTS["llama-factory"].replace("dataset: rows", "dataset: pairs"))
     (tmp_path / "data" / "dataset_info.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):

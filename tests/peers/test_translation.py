@@ -103,10 +103,10 @@ def test_what_the_schema_refuses_is_the_reason_and_its_default_stands(tmp_path: 
 @pytest.mark.parametrize(
     ("peer", "text", "key"),
     [
-        ("axolotl", "rl: dpo", "rl"),
+        ("axolotl", "rl: grpo", "rl"),
         ("axolotl", "reward_model: true", "reward_model"),
         ("axolotl", "adapter: ia3", "adapter"),
-        ("llama-factory", "model_name_or_path: a/b\ndataset: rows\nstage: dpo", "stage"),
+        ("llama-factory", "model_name_or_path: a/b\ndataset: rows\nstage: ppo", "stage"),
         ("llama-factory", "model_name_or_path: a/b\ndataset: rows\nfinetuning_type: oft", "finetuning_type"),
         ("llama-factory", "model_name_or_path: a/b\ntemplate: x\ninfer_backend: huggingface", "infer_backend"),
         ("axolotl", "base_model: a/b\nsequence_len: 8\ndatasets: [{type: alpaca}]", "datasets"),

@@ -1,0 +1,112 @@
+"""Training by pairs of answers: what other tools call the losses of `task: preference`, and where their rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+from loraft.config.aliases import remedy_for
+from loraft.config.choices import PairLoss
+from loraft.config.preference_section import WITH_REFERENCE
+from loraft.config.yaml_nodes import Value
+from loraft.errors import ConfigError
+from loraft.peers.translation import Translation
+
+LOSSES: Mapping[str, PairLoss] = {"sigmoid": "dpo", **{loss: loss for loss in get_args(PairLoss)}}
+"""What the losses are called elsewhere."""
+OF_TRL = {"dpo": "dpo", "orpo": "orpo", "cpo": "cpo"}
+"""Commands and scripts of TRL that train by pairs."""
+NAMES = ("rl", "stage", "pref_loss", "loss_type", "dpo_loss_type")
+"""Keys that name the loss, or that there are pairs."""
+OTHERWISE = (
+    "kto",
+    "grpo",
+    "rloo",
+    "reward",
+    "ppo",
+    "online_dpo",
+    "gkd",
+    "bco",
+    "prm",
+    "xpo",
+    "distillation",
+    "async_grpo",
+)
+"""Commands and scripts of TRL that loraft has no training for."""
+TYPES: Mapping[str, Mapping[str, str]] = {
+    "argilla": {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
+    "icr": {"prompt": "input"},
+    "intel": {"prompt": "question"},
+}
+"""Types of pairs of axolotl, behind the template's name, with our column names: theirs, where they differ."""
+
+
+def translate_task(translation: Translation) -> None:
+    """What is learned: an answer, or which of two answers is better; what loraft does not train is refused.
+
+    Raises:
+        ConfigError: It is another training, by rewards say, or by a loss that there is not.
+    """
+    command, peer, where = translation.file.command, translation.file.peer, str(translation.file.path)
+    if peer == "trl" and command in OTHERWISE:
+        remedy = "loraft trains by examples, and by pairs of answers with task: preference."
+        raise ConfigError(f"is a run of {command}, which loraft does not have", where=where, remedy=remedy)
+    for name in ("reward_model", "process_reward_model", "diffusion", "task_type", "lora_task_type", "rl", "stage"):
+        remedy = remedy_for(name, translation.value(name)) or ""
+        if translation.value(name) is not None and remedy.startswith("There is no"):
+            translation.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
+    first = next((name for name in NAMES[:2] if translation.value(name) not in (None, False, "sft", "pt")), None)
+    if first is None and not (peer == "trl" and command in OF_TRL):
+        return
+    loss = _loss(translation, str(OF_TRL.get(command or "", translation.value("rl") or "dpo")))
+    translation.task, translation.loss = "preference", loss
+    becomes: dict[str, Value] = {"task": "preference", "preference.loss": loss}
+    for name in NAMES:
+        translation.write(name, becomes)
+    translation.of_itself(becomes, f"what trl {command} trains")
+    _add_what_goes_without_saying(translation)
+
+
+def _loss(translation: Translation, otherwise: str) -> PairLoss:
+    for name in NAMES[2:]:
+        value = translation.value(name)
+        if value is not None and not isinstance(value, list) and str(value) not in LOSSES:
+            remedy = f"The losses of task: preference are {', '.join(get_args(PairLoss))}."
+            translation.refuse(name, f"there is no {value} here", remedy)
+    said = translation.value(*NAMES[2:])
+    return LOSSES.get(str(said), LOSSES.get(otherwise, "dpo"))
+
+
+def _add_what_goes_without_saying(translation: Translation) -> None:
+    if translation.loss == "simpo" and translation.value("pref_beta", "rl_beta", "beta") is None:
+        translation.of_itself({"preference.beta": 0.1})
+    if translation.loss == "simpo" and translation.file.peer == "axolotl" and translation.value("cpo_alpha") is None:
+        translation.of_itself({"preference.sft_weight": 1})
+    if translation.file.peer == "trl":
+        translation.of_itself({"training.learning_rate": 1e-6} if translation.value("learning_rate") is None else {})
+
+
+def refuse_without_a_reference(translation: Translation) -> None:
+    """Refuse a loss that compares with the base, where every weight of it is trained.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    if translation.method == "full" and translation.loss in WITH_REFERENCE:
+        name = next((name for name in NAMES if name in translation.file.keys), next(iter(translation.file.keys)))
+        why = f"{translation.loss} compares with the base, which a run that trains every weight does not keep"
+        translation.refuse(name, why, "Train an adapter, or by orpo, simpo or cpo.")
+
+
+def columns_of_pairs(said: Mapping[str, Value]) -> dict[str, Value]:
+    """Our names of the columns of a dataset of axolotl that holds pairs: theirs, where they differ."""
+    columns: dict[str, Value] = {**TYPES.get(str(said.get("type")).rpartition(".")[2], {})}
+    for key, ours in (
+        ("field_messages", "prompt"),
+        ("field_prompt", "prompt"),
+        ("field_chosen", "chosen"),
+        ("field_rejected", "rejected"),
+    ):
+        if said.get(key) not in (None, ours):
+            columns[ours] = said[key]
+    return columns

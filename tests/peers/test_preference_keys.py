@@ -1,0 +1,106 @@
+"""Training by pairs of answers becomes `task: preference`, with the loss and its numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraft.errors import ConfigError
+from tests.peers.translating import STARTS, become, imported
+from tests.words import Wording
+
+AXOLOTL = "base_model: a/b\nsequence_len: 8\nadapter: lora\ndatasets: [{entry}]\n"
+LLAMA = "model_name_or_path: a/b\ndataset: rows\nstage: dpo\nfinetuning_type: lora\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [
+        ("rl: dpo\nrl_beta: 0.3", {"preference.loss": "dpo", "preference.beta": 0.3}),
+        ("rl: ipo", {"preference.loss": "ipo"}),
+        ("rl: orpo\norpo_alpha: 0.2", {"preference.loss": "orpo", "preference.beta": 0.2}),
+        (
+            "rl: simpo\nsimpo_gamma: 0.7",
+            {"preference.loss": "simpo", "preference.gamma": 0.7, "preference.beta": 0.1, "preference.sft_weight": 1},
+        ),
+        ("rl: simpo\ncpo_alpha: 0", {"preference.sft_weight": 0}),
+    ],
+)
+def test_losses_of_axolotl(tmp_path: Path, text: str, ours: dict[str, Any]) -> None:
+    found = become(tmp_path, "axolotl", f"adapter: lora\n{text}\n")
+    assert {key: found.get(key) for key in ours} == ours
+    assert found["task"] == "preference"
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [
+        ("", {"preference.loss": "dpo"}),
+        ("pref_loss: sigmoid\npref_beta: 0.2", {"preference.loss": "dpo", "preference.beta": 0.2}),
+        ("pref_loss: orpo\npref_ftx: 0.5", {"preference.loss": "orpo", "preference.sft_weight": 0.5}),
+        ("pref_loss: simpo", {"preference.loss": "simpo", "preference.beta": 0.1}),
+        ("dpo_label_smoothing: 0.1", {"preference.label_smoothing": 0.1}),
+    ],
+)
+def test_losses_of_llama_factory(tmp_path: Path, text: str, ours: dict[str, Any]) -> None:
+    done = imported(tmp_path, LLAMA + text)
+    found = {key: value for row in done.rows for key, value in row.becomes.items()}
+    assert {key: found.get(key) for key in ours} == ours
+    assert done.config.task == "preference"
+
+
+def test_commands_of_trl(tmp_path: Path) -> None:
+    words = "--model_name_or_path a/b --dataset_name c/d --use_peft --beta 0.2"
+    config = imported(tmp_path, f"trl dpo {words} --loss_type ipo", "train.sh").config
+    assert (config.task, config.preference.loss, config.preference.beta) == ("preference", "ipo", 0.2)
+    assert config.training.learning_rate == 1e-6
+    assert imported(tmp_path, f"python x/orpo.py {words}", "train.sh").config.preference.loss == "orpo"
+
+
+@pytest.mark.parametrize(
+    ("entry", "columns"),
+    [
+        (
+            "{path: a/b, type: chat_template.default, field_messages: talk, field_chosen: good}",
+            {"prompt": "talk", "chosen": "good"},
+        ),
+        ("{path: a/b, type: chatml.intel}", {"prompt": "question"}),
+        ("{path: a/b, type: llama3.ultra}", {}),
+    ],
+)
+def test_rows_of_pairs_of_axolotl(tmp_path: Path, entry: str, columns: dict[str, str]) -> None:
+    config = imported(tmp_path, AXOLOTL.format(entry=entry) + "rl: dpo\n").config
+    assert (config.data.train[0].format, config.data.train[0].columns) == ("preferences", columns)
+
+
+def test_rows_of_pairs_of_llama_factory(tmp_path: Path) -> None:
+    columns = {"prompt": "ask", "chosen": "good", "rejected": "rejected"}
+    known = {"rows": {"file_name": "r.json", "ranking": True, "columns": columns}, "plain": {"file_name": "p.json"}}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(known))
+    (source,) = imported(tmp_path, LLAMA).config.data.train
+    assert (source.format, source.columns) == ("preferences", {"prompt": "ask", "chosen": "good"})
+    with pytest.raises(ConfigError, match="no pairs"):
+        imported(tmp_path, LLAMA.replace("dataset: rows", "dataset: plain"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STARTS["axolotl"] + "rl: dpo\n",
+        LLAMA + "pref_loss: hinge\n",
+        "trl kto --model_name_or_path a/b --dataset_name c/d --use_peft",
+    ],
+)
+def test_what_is_another_training_is_refused(tmp_path: Path, text: str, wording: Wording) -> None:
+    with pytest.raises(ConfigError) as refused:
+        imported(tmp_path, text, "theirs.yaml")
+    wording(str(refused.value))
+
+
+def test_numbers_of_pairs_say_nothing_of_examples(tmp_path: Path) -> None:
+    done = imported(tmp_path, STARTS["llama-factory"] + "pref_beta: 0.1\n")
+    assert next(row.becomes for row in done.rows if row.key == "pref_beta") == {}
