@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loraft.config.choices import TaskName
 from loraft.config.schema_info import expected, path_of
 from loraft.config.yaml_nodes import Value
 
 Answer = str | list[str] | Mapping[str, str]
 """A remedy; that where a key is switched on and that where it is off; or those for some words, * being any other."""
+BY_PAIRS: TaskName = "preference"
+"""The task that DPO and its like are here."""
 LEAVE = "Leave it out: "
 """How a remedy begins that is a reason why nothing is written."""
 WRITE = "Write "

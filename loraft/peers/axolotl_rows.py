@@ -55,6 +55,11 @@ SAME = {
     "revision": "the rows of the main branch are read",
 }
 """Keys of a dataset that need nothing here, and why."""
+READ = (
+    "path", "data_files", "split", "name", "type", "field", "text_column", "field_messages", "roles_to_train",
+    "message_property_mappings", "message_field_role", "message_field_content",
+)  # fmt: skip
+"""Keys of a dataset that are looked at by themselves."""
 
 
 @dataclass
@@ -94,7 +99,7 @@ def _translate(
     said = translation.value(name)
     entries = said if isinstance(said, list) else [said]
     datasets = [
-        _read(f"{name}[{number}]", {"path": each} if isinstance(each, str) else each, translation.task)
+        _read(f"{name}[{number}]", {"path": each} if isinstance(each, str) else each, in_pairs=translation.in_pairs)
         for number, each in enumerate(entries)
         if isinstance(each, str | dict)
     ]
@@ -108,16 +113,16 @@ def _translate(
     return {kind if kind == "alpaca" else None for kind in types}
 
 
-def _read(place: str, said: Mapping[str, Value], task: str) -> _Dataset:
+def _read(place: str, said: Mapping[str, Value], *, in_pairs: bool) -> _Dataset:
     dataset = _Dataset(place, said)
     _place(dataset)
-    if task == "preference":
+    if in_pairs:
         dataset.source["format"] = "preferences"
         dataset.columns.update(columns_of_pairs(said))
     else:
         _type(dataset)
     for key, ours in COLUMNS.items():
-        if said.get(key) is not None and key != "field_prompt":
+        if said.get(key) is not None and not (in_pairs and key == "field_prompt"):
             dataset.columns[ours] = said[key]
     named = said.get("field", said.get("text_column"))
     if named not in (None, "text"):
@@ -130,20 +135,9 @@ def _read(place: str, said: Mapping[str, Value], task: str) -> _Dataset:
     for key, why in SAME.items():
         if said.get(key) not in (None, False) and key != "ds_type":
             dataset.tell(key, why)
-    answered = {
-        "path",
-        "data_files",
-        "split",
-        "name",
-        "type",
-        "field",
-        "text_column",
-        "field_messages",
-        *COLUMNS,
-        *SAME,
-    }
-    for key in said.keys() - answered - {"message_property_mappings", "message_field_role", "message_field_content"}:
-        if key != "roles_to_train" and said[key] is not None:
+    of_pairs = {"field_chosen", "field_rejected"} if in_pairs else set()
+    for key in said.keys() - {*READ, *COLUMNS, *SAME} - of_pairs:
+        if said[key] is not None:
             dataset.tell(key, "a source has path, split, name, limit, weight, format, text_by and columns")
     return dataset
 

@@ -84,7 +84,7 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
     if known is None or dataset not in known:
         return {"path": dataset if folder == "ONLINE" or "/" in dataset else f"{folder}/{dataset}.json"}
     said = known[dataset]
-    if bool(said.get("ranking")) != (translation.task == "preference"):
+    if bool(said.get("ranking")) != translation.in_pairs:
         pairs, examples = f"{dataset} holds pairs of answers", f"{dataset} holds no pairs of answers (ranking)"
         translation.refuse(name, pairs if said.get("ranking") else examples, "Name another dataset, or another stage.")
     source = _place(said, dataset, known[""][""])
@@ -93,7 +93,7 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
             source[ours] = said[theirs]
     columns = said.get("columns") if isinstance(said.get("columns"), dict) else {}
     source["format"] = "sharegpt" if said.get("formatting") in ("sharegpt", "openai") else "alpaca"
-    if translation.task == "preference":
+    if translation.in_pairs:
         asked = columns.get("messages" if source["format"] == "sharegpt" else "prompt")
         otherwise = "conversations" if source["format"] == "sharegpt" else "instruction"
         renamed: dict[str, Value] = {"prompt": asked or otherwise}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
-from loraft.config.aliases import remedy_for
+from loraft.config.aliases import BY_PAIRS, remedy_for
 from loraft.config.choices import PairLoss
 from loraft.config.preference_section import WITH_REFERENCE
 from loraft.config.yaml_nodes import Value
@@ -59,8 +59,8 @@ def translate_task(translation: Translation) -> None:
     if first is None and not (peer == "trl" and command in OF_TRL):
         return
     loss = _loss(translation, str(OF_TRL.get(command or "", translation.value("rl") or "dpo")))
-    translation.task, translation.loss = "preference", loss
-    becomes: dict[str, Value] = {"task": "preference", "preference.loss": loss}
+    translation.loss = loss
+    becomes: dict[str, Value] = {"task": BY_PAIRS, "preference.loss": loss}
     for name in NAMES:
         translation.write(name, becomes)
     translation.of_itself(becomes, f"what trl {command} trains")

@@ -58,13 +58,17 @@ class Translation:
         self.rows: list[TranslatedKey] = []
         self._left = dict(file.keys)
         self.method: str = "lora"
-        self.task: str = "causal_lm"
         self.loss: str | None = None
 
     @property
     def tool(self) -> str:
         """What the tool is called."""
         return NAMES[self.file.peer]
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether it is learned which of two answers is better."""
+        return self.loss is not None
 
     def value(self, *names: str) -> Value:
         """What the file says under the first of `names` that says something; None where none does."""
@@ -148,7 +152,7 @@ class Translation:
     def _add(self, key: ForeignKey, becomes: Mapping[str, Value], why: str) -> None:
         idle = [NO_ADAPTER for ours in becomes if ours.startswith("lora.") and self.method == "full"]
         idle += [NOT_QUANTIZED for ours in becomes if ours.startswith("quantization.") and self.method != "qlora"]
-        idle += [NO_PAIRS for ours in becomes if ours.startswith("preference.") and self.task != "preference"]
+        idle += [NO_PAIRS for ours in becomes if ours.startswith("preference.") and not self.in_pairs]
         if idle and key.written:
             self.rows.append(TranslatedKey(key.written, key.value, {}, idle[0], key.where))
         elif not idle:
@@ -170,7 +174,8 @@ def ours_of(value: Value, choices: tuple[str, ...]) -> tuple[Value, str]:
 def _key_of(name: str) -> str | None:
     """The key here that takes the values of a key elsewhere: by the table, or as it is called the same."""
     found = SAME_VALUE.get(name) or next(iter(places_of(name)), None)
-    return None if found is None or KEYS[found].section is not None else found
+    is_section = found is not None and "." not in found and KEYS[found].section is not None
+    return None if is_section else found
 
 
 def as_whole(value: Value) -> Value:

@@ -104,3 +104,15 @@ def test_every_field_of_trl_is_answered() -> None:
     names = {field.name for kind in (SFTConfig, ModelConfig, ScriptArguments) for field in dataclasses.fields(kind)}
     of_rows = {"dataset_test_split"}
     assert {name for name in names - of_rows if not places_of(name) and answer_to_key(name, True) is None} == set()
+
+
+def test_what_is_refused_is_no_training_of_ours() -> None:
+    refused = {
+        str(file.path): str(error)
+        for peer in get_args(Peer)
+        for file, error in outcomes(peer)
+        if not isinstance(error, list)
+    }
+    reasons = ("there is no", "is of a file that trains nothing", "is a run of kto", "names no rows")
+    assert {path for path, why in refused.items() if not any(reason in why for reason in reasons)} == set()
+    assert len(refused) == 5 + 17 + 1
