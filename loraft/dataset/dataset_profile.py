@@ -139,7 +139,7 @@ def _fit(
     """
     _check_names(columns, renamed or {})
     if row_format is None:
-        refuse_preferences(columns, renamed or {})
+        refuse_preferences(columns, renamed or {}, pairs=task is not None and "preferences" not in TASKS[task].formats)
     nothing_asked = task is None and row_format is None
     readings = [
         (each, form)

@@ -109,6 +109,7 @@ def _said(start: Start) -> Iterator[Said]:
 
 def _data(start: Start) -> Iterator[Said]:
     found = "Rows look like" if start.rows is None else f"{start.rows:,} rows. They are read as"
+    yield from TASKS[start.task].starter_loss(start.method)
     texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
     row = f'{{"translation": {{{texts}}}}}' if texts else ROWS[start.format]
     yield "data.train", start.train, f"{found} {row}"
@@ -152,6 +153,8 @@ def _training(start: Start) -> Iterator[Said]:
     yield "training.per_device_train_batch_size", 8, "Rows in a step. Where memory is short, halve it …"
     yield "training.gradient_accumulation_steps", 1, "… and double this: the same steps with less memory."
     rate = "2e-5, for every weight moves" if start.method == "full" else "2e-4; small models and narrow tasks take more"
+    if (share := TASKS[start.task].rate_share) != 1:
+        rate = f"{share:g} of what other tasks take"
     yield "training.learning_rate", "auto", f"auto is {rate}."
     if start.labels and max(start.labels.values()) >= UNEVEN * min(start.labels.values()):
         rare = min(start.labels, key=lambda name: start.labels[name])

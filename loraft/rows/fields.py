@@ -62,8 +62,10 @@ def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mappi
     return tuple(column for column in columns if column not in read)
 
 
-def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> None:
+def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str], *, pairs: bool = True) -> None:
     """Refuse better and worse answers, unless `renamed` says what is to be learned of them.
+
+    Without `pairs` those alone are refused that a label calls good or bad.
 
     Raises:
         DataError: The columns are of such pairs, or of answers that a label calls good or bad.
@@ -73,7 +75,7 @@ def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str]) -> 
         remedy = "leave the bad ones out, and write data.columns: {prompt: prompt, completion: completion}"
         raise DataError(message, key="data.format", remedy=remedy)
     found = [column for column in PREFERENCES if column in columns]
-    if not found or renamed:
+    if not found or renamed or not pairs:
         return
     remedy = "Write task: preference, which learns them; or name the format to be learned, as in data.format: messages."
     if "chosen" in columns:

@@ -40,8 +40,7 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
     if unknown := [name for name in theirs if name not in known]:
         message = f"{', '.join(unknown)} is no column of ours"
         raise DataError(message, key="data.columns", remedy=f"ours are {', '.join(sorted(known))}")
-    if "preferences" not in formats:
-        refuse_preferences(columns, theirs)
+    refuse_preferences(columns, theirs, pairs="preferences" not in formats)
     if fitting := [name for name in formats if has_columns(columns, name, theirs)]:
         return fitting[0]
     found = ", ".join(sorted(columns)) or "none"

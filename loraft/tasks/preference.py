@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loraft.config.choices import TaskName
+from loraft.config.choices import Method, TaskName
 from loraft.figures import counted
 from loraft.rows.formats import Conversation, LanguagePair, PreferencePair, PromptCompletion, Record
 from loraft.rows.preferences import to_pair
@@ -133,6 +133,13 @@ class Preference(CausalLM):
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
         """Nothing of the rows has to be said."""
         return iter(())
+
+    def starter_loss(self, method: Method) -> Iterator[tuple[str, object, str]]:
+        """The loss, one without a reference where none is kept."""
+        if method == "full":
+            yield "preference.loss", "orpo", "orpo needs no reference; dpo has one, beside an adapter alone."
+        else:
+            yield "preference.loss", "dpo", "dpo stays near the base; ipo, orpo, simpo and cpo are the others."
 
     def facts_for_card(self, config: RunConfig, count: int) -> Mapping[str, str]:
         """How many tokens were compared, and by which loss."""

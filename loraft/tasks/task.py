@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from loraft.config.choices import ModelGroup, RowFormat, SpecialTokensInText, TaskName
+from loraft.config.choices import Method, ModelGroup, RowFormat, SpecialTokensInText, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
 from loraft.rows.formats import LanguagePair, Message, Record, to_record
 
@@ -300,6 +300,10 @@ class Task(ABC):
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
         """Keys of `data` in a first config: the dotted key, its value, and why it stands there."""
+        return iter(())
+
+    def starter_loss(self, method: Method) -> Iterator[tuple[str, object, str]]:
+        """Keys of a section of its own in a first config, for a method."""
         return iter(())
 
     def facts_for_card(self, config: RunConfig, count: int) -> Mapping[str, str]:

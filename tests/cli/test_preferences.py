@@ -1,0 +1,63 @@
+"""Preferences from the command line, on the real small model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import loraft
+
+PAIRS = [
+    {
+        "prompt": f"My {what} is late. What now?",
+        "chosen": [{"role": "assistant", "content": "I am sorry. We look into it."}],
+        "rejected": [{"role": "assistant", "content": "Look at the website."}],
+    }
+    for what in ("order", "parcel", "refund", "ticket")
+]
+CONFIG = """\
+task: preference
+model: {{name_or_path: {model}, dtype: float32}}
+data: {{train: pairs.jsonl, eval: pairs.jsonl, max_length: 128}}
+training: {{output_dir: run, max_steps: 4, per_device_train_batch_size: 2, learning_rate: 1e-3, logging_steps: 1}}
+"""
+
+
+@pytest.mark.slow
+def test_a_real_model_learns_which_answer_is_better_and_gives_it(smollm2: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    (tmp_path / "c.yaml").write_text(CONFIG.format(model=smollm2))
+    trained = loraft("train", "c.yaml", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the reference is read in other batches
+    assert steps[-1]["eval_accuracy"] == 1
+    assert steps[-1]["eval_loss"] < 0.4
+    asked = ["--prompt", PAIRS[0]["prompt"], "--max-new-tokens", "12", "--temperature", "0", "--json"]
+    answered = loraft("generate", "run", *asked, cwd=tmp_path)  # type: ignore[arg-type]
+    assert answered.returncode == 0, answered.stderr
+    assert "sorry" in json.loads(answered.stdout)["completion"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "named"),
+    [
+        (PAIRS, ["task=causal_lm"], "task: preference"),
+        ([{"prompt": "a", "completion": "b", "label": True}], [], "data.format"),
+        ([{"prompt": "a", "chosen": "", "rejected": "b"}], [], "pairs.jsonl:1"),
+        (PAIRS, ["method=full"], "method: full does not keep"),
+    ],
+    ids=["another task", "single answers", "an empty answer", "every weight"],
+)
+def test_what_cannot_be_learned_is_refused(
+    tmp_path: Path, rows: list[dict[str, object]], words: list[str], named: str
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.yaml").write_text(CONFIG.format(model="builtin:smollm2-135m-instruct"))
+    done = loraft("check", "c.yaml", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
