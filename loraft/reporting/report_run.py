@@ -11,7 +11,8 @@ from loraft.models.remote_code import as_trusted
 from loraft.reporting.ask_model import AskedOfModel, findings_of
 from loraft.reporting.report_file import NAME, check_report_file, write_report
 from loraft.reporting.run_records import read_records
-from loraft.reporting.run_report import NOTHING_SAVED, RunReport, report_of
+from loraft.reporting.run_report import NOTHING_SAVED, OTHER_ROWS, RunReport, report_of
+from loraft.tasks import TASKS
 from loraft.training.checkpoint import newest_checkpoint
 
 AS_ASKED = AskedOfModel()
@@ -54,12 +55,17 @@ def report(
     path = past.folder / NAME if output is None else Path(output)
     check_report_file(path)
     records = read_records(past.folder)
-    target = None if quick else _saved(past, Path(run))
+    target, notes = None if quick else _saved(past, Path(run)), list[str]()
+    if not quick and target is None:
+        notes.append(NOTHING_SAVED)
+    elif target is not None and data is None and TASKS[past.config.task].evaluated_as != past.config.task:
+        target = None
+        notes.append(OTHER_ROWS.format(past.config.task))
     findings = None
     if target is not None:
         rows = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
         findings = findings_of(past, target, AskedOfModel(rows, limit, answers, max_new_tokens, batch_size), observer)
-    found = report_of(records, findings, notes=() if quick or target is not None else (NOTHING_SAVED,))
+    found = report_of(records, findings, notes=notes)
     write_report(found, path)
     return found
 

@@ -155,14 +155,27 @@ def test_an_encoder_decoder_is_compared_and_has_no_general_text(tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_pairs_are_reported_as_they_were_measured_and_their_model_on_rows_of_one_answer(tmp_path: Path) -> None:
+    run = trained(tmp_path, task="preference")
+    found = api.report(run)
+    assert found.findings is None
+    assert any("task preference" in note for note in found.notes)
+    beside = api.report(run, data=write_rows(tmp_path / "other.jsonl", rows(4)), answers=0).findings
+    assert beside is not None
+    assert beside.rows_read == 4
+
+
+@pytest.mark.slow
 def test_of_a_model_that_was_trained_whole_the_base_is_loaded_anew(tmp_path: Path) -> None:
     run = trained(tmp_path, method="full", training__learning_rate=1e-3)
     found = api.report(run, **LITTLE)
     assert found.findings is not None
-    base = api.evaluate(str(tmp_path / "model"), data=tmp_path / "train.jsonl", metrics=["loss"])
+    adapted = trained(tmp_path, training__output_dir=str(tmp_path / "adapted"))
+    beside = api.report(adapted, data=tmp_path / "train.jsonl", answers=0).findings
     both = api.report(run, data=tmp_path / "train.jsonl", answers=0).findings
     assert both is not None
-    assert both.figures["loss"].base == pytest.approx(base.measured.loss, rel=1e-5)
+    assert beside is not None
+    assert both.figures["loss"].base == pytest.approx(beside.figures["loss"].base, rel=1e-5), "an adapter switched off"
     shutil.rmtree(tmp_path / "model")
     alone = api.report(run, answers=0)
     assert alone.findings is not None
