@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         predict,
         predict_file,
         preview,
+        push,
         report,
         train,
         train_baseline,
@@ -43,7 +44,7 @@ __all__ = [
     "GenerationRequest", "Interrupted", "InvalidInputError", "LoraftError", "ModelRequest", "RunConfig", "RunError",
     "__version__", "answer_file", "check", "compare", "compare_methods", "complete", "evaluate", "fit_memory",
     "generate", "inspect_activations", "inspect_gradients", "inspect_layers", "load", "load_config", "merge",
-    "open_chat", "predict", "predict_file", "preview", "report", "resolve", "train", "train_baseline",
+    "open_chat", "predict", "predict_file", "preview", "push", "report", "resolve", "train", "train_baseline",
 ]  # fmt: skip
 
 HOMES = {

@@ -5,10 +5,12 @@ opens what came of it once, to be asked many times; `generate` answers one promp
 `answer_file` a file of them, `compare` beside the base, `open_chat` in a conversation. `predict` and `predict_file`
 tell the classes of texts. `evaluate` measures what was trained, `merge` folds it into its base, and `inspect_layers`
 looks into it; `inspect_activations` and `inspect_gradients` tell what goes on in it while it reads and learns.
-`report` tells whether a run did any good. `compare_methods` measures what each method of training costs. Each takes
+`report` tells whether a run did any good. `compare_methods` measures what each method of training costs. `push`
+puts what was trained on the Hub. Each takes
 plain values and gives plain values back; what there is to tell goes to an observer, and nothing is printed.
 
-A verb is imported when it is first asked for, so that looking at rows costs none of the libraries that training needs.
+A verb is imported when it is first asked for, so that looking at rows costs none of the libraries that training
+needs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from loraft.api.classes import OpenClassifier, predict, predict_file
     from loraft.api.inside import inspect_activations, inspect_gradients
     from loraft.api.runs import check, evaluate, merge, train
+    from loraft.api.to_hub import push
     from loraft.baselines.compare_methods import compare_methods
     from loraft.baselines.fit_memory import fit_memory
     from loraft.baselines.train_baseline import train_baseline
@@ -49,6 +52,7 @@ __all__ = [
     "predict",
     "predict_file",
     "preview",
+    "push",
     "report",
     "train",
     "train_baseline",
@@ -59,6 +63,7 @@ HOMES = {
     **dict.fromkeys(("complete", "generate", "load", "open_chat"), "api.answers"),
     **dict.fromkeys(("OpenClassifier", "predict", "predict_file"), "api.classes"),
     **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
+    "push": "api.to_hub",
     **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
     "compare_methods": "baselines.compare_methods",
     "fit_memory": "baselines.fit_memory",

@@ -11,6 +11,7 @@ from typing import Literal
 
 from loraft.api.check_report import CheckReport, report
 from loraft.api.measured_steps import measured_steps
+from loraft.api.to_hub import push_result
 from loraft.baselines.fit_memory import require_memory
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
@@ -161,7 +162,7 @@ def train(
         known, batches = ranks.on_main(lambda: _known(config, folder, resume=resume))
         plan = _planned_together(known, folder, ranks, batches)
         with _opened(folder, ranks), reported(folder.path, observer, writes=ranks.main):
-            return run_plan(
+            result = run_plan(
                 *(plan, folder, ranks),
                 resume=resume,
                 resume_anyway=resume_anyway,
@@ -171,6 +172,7 @@ def train(
                 answerer=lambda adapted: answerer_of(adapted, plan),
                 command=command,
             )
+        return ranks.on_main(lambda: push_result(result, config.training.push_to_hub, observer))
 
 
 @contextmanager

@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "chat": ("chat", "Talk with a base model, or with what was trained."),
     "serve": ("serve", "Answer OpenAI's HTTP interface, for several clients at once."),
     "predict": ("predict", "Tell the classes of texts, by a trained classifier."),
+    "push": ("push", "Put an adapter or a model on the Hub, with its card."),
     "inspect-layers": ("inspect_layers", "Tell how a model is built, and what an adapter changed."),
     "tour": ("tour", "Show how a transformer generates and is fine-tuned."),
     "schema": ("init", "Print the JSON schema of the config, for editors."),

@@ -127,6 +127,9 @@ class TrainingSection(Section):
     report_to: Names = ()
     """Trackers to report to, besides metrics.jsonl: tensorboard, wandb, mlflow, trackio and others that accelerate
     knows. Their packages have to be installed."""
+    push_to_hub: str | None = None
+    """OWNER/NAME of a repository of the Hub into which what was trained is put once the run has ended; it is made,
+    private, where it is not there. That somebody is logged in is asked before the first step."""
     project: str | None = None
     """The project's name in a tracker; null is loraft."""
     run_name: str | None = None

@@ -21,6 +21,7 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, ModelError, Problem
+from loraft.io.hub_access import hub_problems
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
@@ -276,6 +277,8 @@ def known_run(config: RunConfig, stated: StatedDevice | None = None) -> KnownRun
         if read is not None and data is not None and labels:
             problems += _without_end(config, shape, read[0], data)
     problems += tracker_problems(config.training.report_to)
+    if config.training.push_to_hub is not None:
+        problems += hub_problems(config.training.push_to_hub, Problem("", key="training.push_to_hub"))
     if data is not None:
         problems += task.problems(config, data.renderer)
     if placement is None or shape is None or read is None or data is None or problems:
