@@ -25,7 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "preview": ("train", "Show rows as the model will see them."),
     "train": ("train", "Fine-tune a model as the config says."),
     "evaluate": ("evaluate", "Measure a model on rows that it has not learned."),
-    "report": ("report", "Tell whether a run did any good, and what to change next."),
+    "report": ("report", "Tell whether a run did any good, and which key to change next."),
     "compare": ("compare", "Measure what each method costs, by a few steps of each."),
     "baseline": ("baseline", "Train an LSTM on the same rows, and compare it."),
     "merge": ("merge", "Fold an adapter into its base, and prove the result."),
