@@ -54,6 +54,32 @@ def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
 
 
 @contextmanager
+def atomic_file(path: Path, *, remedy: str = "Free some space.") -> Iterator[Path]:
+    """Give the place of a file to write; on leaving without an error it becomes `path`, replacing what was there.
+
+    It is synchronised before the rename. After an error `path` is as it was; a kill leaves `.NAME.partial-PID` beside
+    it, which the next writing of `path` removes.
+
+    Raises:
+        DiskFullError: If the disk fills up while the file is written, with `remedy`.
+    """
+    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with disk_errors(path, remedy=remedy):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for stale in path.parent.glob(f".{escape(path.name)}.partial-*"):
+                stale.unlink(missing_ok=True)
+            yield beside
+            _flush(beside)
+            beside.replace(path)
+            _flush(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
 def atomic_dir(folder: Path, *, remedy: str = "Free some space.") -> Iterator[Path]:
     """Give an empty folder to write into; on leaving without an error it becomes `folder`, replacing what was there.
 

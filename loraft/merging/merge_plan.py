@@ -68,6 +68,8 @@ class MergePlan:
 def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held: Collection[str]) -> MergePlan:
     """Decide what becomes of each tensor of `model`, which has no weights; `held` are those of the base's files.
 
+    Without adapters each stays as it is.
+
     Raises:
         AdapterError: A tensor of an adapter has no place in the base or is missing, adapters that cannot be summed,
             or a tied weight that the architecture cannot have twice.
@@ -93,7 +95,7 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held
                 added.setdefault(f"{place}.bias", []).append(bias)
         replaced |= adapter.files.whole
         rows |= adapter.files.tokens
-    untied = _untied(model, {*updates, *replaced}, adapters[0])
+    untied = _untied(model, {*updates, *replaced}, adapters)
     if absent := sorted(expected_tensors(model).keys() - {*held, *replaced}):
         raise AdapterError(f"neither it nor its base has {', '.join(absent)}", where=str(adapters[0].files.folder))
     return MergePlan(updates, added, rows, replaced, transposed, untied)
@@ -154,7 +156,7 @@ def _update(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: 
     return LoraFactors(parts["A"], parts["B"], scale, parts.get("magnitude"))
 
 
-def _untied(model: PreTrainedModel, changed: set[str], adapter: WeightedAdapter) -> dict[str, str]:
+def _untied(model: PreTrainedModel, changed: set[str], adapters: Sequence[WeightedAdapter]) -> dict[str, str]:
     """The ties that the merge breaks: one of two modules with one weight changes, and the other does not.
 
     Raises:
@@ -173,5 +175,5 @@ def _untied(model: PreTrainedModel, changed: set[str], adapter: WeightedAdapter)
             f"and {model.config.model_type} has no form with two"
         )
         remedy = "Use it unmerged: `loraft.generate` with `adapters`."
-        raise AdapterError(message, where=str(adapter.files.folder), remedy=remedy)
+        raise AdapterError(message, where=str(adapters[0].files.folder), remedy=remedy)
     return {name: source for name, source in ties.items() if name in own}

@@ -1,26 +1,16 @@
-"""Adapters folded into their base, from files to files.
-
-No model is held in memory: tensor by tensor from the base's memory-mapped files, a few rows at a time, cast once. The
-next pieces are worked on while one is written. A piece is small, so each is one thread's work: splitting it would cost
-more than it gains, above all on a machine that has other things to do.
-"""
+"""Adapters folded into their base, from files to files: the folder of a merged model, with its company."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from loraft.adapters.effect import Run, cast_pieces
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import resolve_target
@@ -28,60 +18,12 @@ from loraft.errors import RunFolderError
 from loraft.io.atomic import atomic_dir, read_json, write_json
 from loraft.io.checksums import RECORD
 from loraft.io.resources import require_free_bytes
-from loraft.merging.converted_weights import RemadeTensors
-from loraft.merging.merged_pieces import checked, merged_pieces
+from loraft.merging.merged_tensors import MergedTensors, plan_files, working_ahead
 from loraft.merging.prepare_merge import Merge, weighted
 from loraft.models.hf_config import drop_code
 from loraft.models.load_model import load_tokenizer
-from loraft.models.packed_weights import PackedHeader
-from loraft.models.safetensors_index import (
-    TORCH_DTYPES,
-    Slot,
-    TensorHeader,
-    in_order,
-    mapped_tensor,
-    write_index,
-    write_shard,
-)
+from loraft.models.safetensors_index import Slot, write_index, write_shard
 from loraft.version import __version__
-
-BYTES_AT_ONCE = 4 << 20
-MOST_WORKERS = 8
-WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
-
-
-def plan_files(merge: Merge) -> dict[str, list[Slot]]:
-    """What each file of the result holds: those of the base, under their names, with what is new in the last one.
-
-    A classifier's are under its own names, without what the base has besides: transformers tells by the names whether
-    a file holds a model with a head, and another head than the classifier's would stay unused.
-    """
-    files: dict[str, list[Slot]] = {}
-    models_names = _models_names(merge)
-    ours = models_names if merge.labels else {name: name for name in merge.headers}
-    for name, header in sorted(merge.headers.items(), key=lambda item: (item[1].file.name, item[1].start)):
-        if name in ours:  # what is no floating number stays as it is
-            word = WORDS[merge.dtype] if merge.casts and header.dtype in TORCH_DTYPES else header.dtype
-            shape = merge.grown.get(models_names.get(name, name), header.shape)
-            files.setdefault(header.file.name, []).append(Slot(ours[name], word, shape))
-    last = next(reversed(files.values()))
-    for name in dict.fromkeys([*merge.plan.untied, *merge.plan.changed]):
-        if name not in merge.sources and name not in merge.converted:
-            of = merge.plan.replaced[name] if name in merge.plan.replaced else _source(merge, name)
-            last.append(Slot(name, WORDS[merge.dtype], merge.grown.get(name, tuple(of.shape))))
-    return {file: in_order(slots) for file, slots in files.items()}
-
-
-def _models_names(merge: Merge) -> dict[str, str]:
-    """What the model calls the tensors of the base, by their names in its files; what it computes with keeps those."""
-    made_of = (header.name for parts in merge.converted.values() for header in parts)
-    return {**{name: name for name in made_of}, **{header.name: name for name, header in merge.sources.items()}}
-
-
-def _source(merge: Merge, name: str) -> TensorHeader:
-    """Where the base has a tensor of the model: a tied one with the module that it shares its weight with."""
-    source = merge.plan.untied.get(name, name)
-    return merge.sources.get(source) or merge.headers[source]
 
 
 def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], None]) -> int:
@@ -92,17 +34,15 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
     Raises:
         NonFiniteError: A merged tensor holds NaN or infinity.
     """
-    files = plan_files(merge)
+    tensors = MergedTensors(merge)
+    files = tensors.files
     total = sum(slot.num_bytes for slots in files.values() for slot in slots)
-    models_names, remade = _models_names(merge), RemadeTensors(merge)
     written = 0
-    with _working_ahead() as run:
+    with working_ahead() as run:
 
         def pieces(slot: Slot) -> Iterator[Tensor]:
             nonlocal written
-            name, dtype = models_names.get(slot.name, slot.name), TORCH_DTYPES.get(slot.dtype)
-            again = remade.take(slot.name)
-            for piece in _merged(merge, name, dtype, run) if again is None else cast_pieces(again, again.dtype):
+            for piece in tensors.pieces(slot, run):
                 yield piece
                 written += piece.numel() * piece.element_size()
                 progress(written, total)
@@ -112,61 +52,6 @@ def write_weights(merge: Merge, folder: Path, progress: Callable[[int, int], Non
     if len(files) > 1:
         write_index(folder, {slot.name: file for file, slots in files.items() for slot in slots}, total)
     return total
-
-
-def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Iterable[Tensor]:
-    """One tensor of the result, in pieces; a dtype of None is that of a tensor that holds no floating numbers."""
-    replacement = merge.plan.replaced.get(name)
-    if replacement is not None:
-        return cast_pieces(replacement, dtype or replacement.dtype, run=checked(run, name))
-    header = _source(merge, name)
-    changes = (
-        name in merge.plan.changed
-        or name in merge.grown
-        or merge.storage is not None
-        or isinstance(header, PackedHeader)
-    )
-    if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
-        return _bytes(header)
-    if isinstance(header, PackedHeader):
-        weight = header.unpacked(merge.trained_dtype or merge.dtype)
-    else:
-        weight = mapped_tensor(header)
-    return merged_pieces(merge, name, weight, dtype, run)
-
-
-@contextmanager
-def _working_ahead() -> Iterator[Run]:
-    """Give a `map` that has several threads work on what is next; two results a thread wait at most."""
-    threads = torch.get_num_threads()
-    workers = min(threads, MOST_WORKERS)
-    # Setting makes a pool of torch's own, which a fork of this process could not use: only where there is need.
-    pool = ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1) if threads > 1 else None)
-
-    def run(work: Callable[[slice], Tensor], spans: Iterable[slice]) -> Iterator[Tensor]:
-        waiting: deque[Future[Tensor]] = deque()
-        for span in spans:
-            waiting.append(pool.submit(work, span))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    try:
-        yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if threads > 1:
-            torch.set_num_threads(threads)  # a worker's choice is also that of threads that begin later
-
-
-def _bytes(header: TensorHeader) -> Iterator[Tensor]:
-    """A tensor of the base as its file has it, byte for byte and some at a time."""
-    with header.file.open("rb") as stream:
-        stream.seek(header.start)
-        for start in range(header.start, header.stop, BYTES_AT_ONCE):
-            part = bytearray(stream.read(min(header.stop - start, BYTES_AT_ONCE)))
-            yield torch.frombuffer(part, dtype=torch.uint8)
 
 
 TOKENIZER = (
@@ -242,11 +127,14 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
 
 def _refuse_taken(out: Path, *, overwrite: bool) -> None:
     remedy = ANOTHER_FOLDER
-    if out.suffix.lower() in (".gguf", ".safetensors", ".bin"):
+    if out.suffix.lower() == ".gguf":
+        message = "would be a folder: a merged model is written in transformers' format, and not as a .gguf file"
+        remedy = f"Let `loraft.export` write it: it folds the adapter in as well. Or name a folder, such as {out.stem}."
+    elif out.suffix.lower() in (".safetensors", ".bin"):
         message = (
             f"would be a folder: a merged model is written in transformers' format, and not as a {out.suffix} file"
         )
-        remedy = f"Name a folder as `out`, such as {out.stem}; llama.cpp's convert_hf_to_gguf.py makes a .gguf of it."
+        remedy = f"Name a folder as `out`, such as {out.stem}."
     elif not out.is_dir() and (out.exists() or out.is_symlink()):
         message = "is a file, not a folder"
     elif not out.is_dir() or not any(out.iterdir()):

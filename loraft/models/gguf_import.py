@@ -26,6 +26,16 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{ENDING}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{ENDING}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _by_pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -36,10 +46,12 @@ def _by_pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
 RULES: dict[str, pre_tokenizers.PreTokenizer] = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), DIGITS_APART),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _by_pattern(LLAMA3)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), _by_pattern(LLAMA3)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _by_pattern(QWEN2)),
+    "tekken": _by_pattern(TEKKEN),
+    "gpt-4o": _by_pattern(GPT4O),
 }
-"""How byte-level tokenizers split text before merging, by the names that .gguf files use.
+"""How byte-level tokenizers split text before merging, by the names that .gguf files use; of several the usual first.
 
 Source: llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe`.
 """

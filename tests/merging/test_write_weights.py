@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loraft.errors import AdapterError, ModelError, NonFiniteError
-from loraft.merging.write_weights import plan_files, write_weights
+from loraft.merging.merged_tensors import plan_files
+from loraft.merging.write_weights import write_weights
 from loraft.models.safetensors_index import read_headers
 from tests.merging.merging import KINDS, load_base, outputs, peft_adapter, prepared, save_base, written
 

@@ -1,0 +1,119 @@
+"""A GGUF file, written tensor by tensor: no more than one that is reordered is held in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from loraft.errors import RunFolderError
+from loraft.exporting.gguf_settings import Value
+from loraft.exporting.gguf_tensors import GgufTensor, ggml_type
+from loraft.io.atomic import atomic_file
+from loraft.io.resources import require_free_bytes
+
+HEADER_BYTES = 64 << 20
+"""Room for what stands before the tensors: a vocabulary of 250,000 tokens with its merges takes half of it."""
+ANOTHER_FILE = "Name another file as `out`."
+
+
+def write_gguf(
+    file: Path,
+    values: Mapping[str, Value],
+    tensors: Sequence[GgufTensor],
+    pieces: Callable[[GgufTensor], Iterable[Tensor]],
+    progress: Callable[[int, int], None],
+) -> int:
+    """Write a file, and give back the bytes of its tensors.
+
+    Args:
+        file: Where there is nothing yet.
+        values: The keys; `general.architecture` is among them.
+        tensors: What it holds, in this order.
+        pieces: The numbers of a tensor, in order and in float32; each piece is written before the next is asked for.
+        progress: Is told the bytes that are written, and all there will be.
+
+    Raises:
+        NonFiniteError: A number is NaN, infinite, or too large for its type.
+    """
+    alignment = _write_header(file, values, tensors)
+    total, written = sum(tensor.num_bytes for tensor in tensors), 0
+    with file.open("ab") as stream:
+        for tensor in tensors:
+            stream.write(bytes(-stream.tell() % alignment))
+            start = stream.tell()
+            for part in tensor.encoded(pieces(tensor)):
+                written += stream.write(part)
+                progress(written, total)
+            if stream.tell() - start != tensor.num_bytes:
+                raise ValueError(f"{tensor.name} has room for {tensor.num_bytes:,} bytes, not {stream.tell() - start:,}")
+        stream.write(bytes(-stream.tell() % alignment))
+    return total
+
+
+def _write_header(file: Path, values: Mapping[str, Value], tensors: Sequence[GgufTensor]) -> int:
+    """Write what stands before the tensors; where each of them begins is a multiple of what is given back."""
+    import numpy as np
+    from gguf import GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(file, str(values["general.architecture"]))
+    for key, value in values.items():
+        if key != "general.architecture":
+            kind = GGUFValueType.UINT32 if type(value) is int else GGUFValueType.get_type(value)
+            writer.add_key_value(key, value, kind)
+    for tensor in tensors:
+        # The numpy dtype is asked for only where no type of ggml's own is given.
+        shape = tensor.shape
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), tensor.num_bytes, ggml_type(tensor.kind))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+    return writer.data_alignment
+
+
+@contextmanager
+def new_file(out: Path, num_bytes: int, what: str, *, base: str, overwrite: bool) -> Iterator[Path]:
+    """Give the place of a file to write; on leaving without an error it becomes `out`.
+
+    Raises:
+        RunFolderError: `out` is there already, is no .gguf file, is the base, or cannot be written.
+        ResourceError: The disk is too small.
+        DiskFullError: The disk filled up all the same.
+    """
+    refuse_taken_file(out, base=base, overwrite=overwrite)
+    there = next(parent for parent in out.absolute().parents if parent.exists())
+    remedy = "Free some space, name an `out` on another disk, or a smaller `outtype`."
+    require_free_bytes(there, num_bytes + HEADER_BYTES, what, remedy=remedy)
+    try:
+        with atomic_file(out, remedy=remedy) as beside:
+            yield beside
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else str(out)
+        raise RunFolderError(f"cannot be written or read: {error.strerror or error}", where=where) from error
+
+
+def refuse_taken_file(out: Path, *, base: str, overwrite: bool) -> None:
+    """Refuse a place that is no .gguf file's, that is taken, or where the base lies, which is called `base`.
+
+    Raises:
+        RunFolderError: It is one of these.
+    """
+    remedy = ANOTHER_FILE
+    if out.suffix != ".gguf":
+        message, remedy = "is not the name of a .gguf file", f"Name it {out.name or 'model'}.gguf."
+    elif out.is_dir():
+        message = "is a folder"
+    elif out.exists() and os.path.exists(base) and os.path.samefile(out, base):
+        message = "is the base that would be read"
+    elif (out.exists() or out.is_symlink()) and not overwrite:
+        message, remedy = "is there already", "Replace it by `overwrite`, or name another `out`."
+    else:
+        return
+    raise RunFolderError(message, where=str(out), remedy=remedy)
+
