@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         compare_methods,
         complete,
         evaluate,
+        export,
         fit_memory,
         generate,
         inspect_activations,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GenerationRequest", "Interrupted", "InvalidInputError", "LoraftError", "ModelRequest", "RunConfig", "RunError",
-    "__version__", "answer_file", "check", "compare", "compare_methods", "complete", "evaluate", "fit_memory",
+    "__version__", "answer_file", "check", "compare", "compare_methods", "complete", "evaluate", "export", "fit_memory",
     "generate", "inspect_activations", "inspect_gradients", "inspect_layers", "load", "load_config", "merge",
     "open_chat", "predict", "predict_file", "preview", "push", "report", "resolve", "train", "train_baseline",
 ]  # fmt: skip

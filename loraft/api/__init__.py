@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loraft.api.answers import Answering, OpenModel, answer_file, compare, complete, generate, load, open_chat
     from loraft.api.classes import OpenClassifier, predict, predict_file
+    from loraft.api.exports import export
     from loraft.api.inside import inspect_activations, inspect_gradients
     from loraft.api.runs import check, evaluate, merge, train
     from loraft.api.to_hub import push
@@ -41,6 +42,7 @@ __all__ = [
     "compare_methods",
     "complete",
     "evaluate",
+    "export",
     "fit_memory",
     "generate",
     "inspect_activations",
@@ -65,6 +67,7 @@ HOMES = {
     **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
     "push": "api.to_hub",
     **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
+    "export": "api.exports",
     "compare_methods": "baselines.compare_methods",
     "fit_memory": "baselines.fit_memory",
     "inspect_layers": "inspection.layers_report",

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "compare": ("compare", "Measure what each method costs, by a few steps of each."),
     "baseline": ("baseline", "Train an LSTM on the same rows, and compare it."),
     "merge": ("merge", "Fold an adapter into its base, and prove the result."),
+    "export": ("export", "Write a model as a GGUF file, for llama.cpp and Ollama."),
     "generate": ("generate", "Answer prompts with a base, or with what was trained."),
     "chat": ("chat", "Talk with a base model, or with what was trained."),
     "serve": ("serve", "Answer OpenAI's HTTP interface, for several clients at once."),

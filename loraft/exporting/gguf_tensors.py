@@ -60,7 +60,7 @@ class GgufTensor:
         if self.heads is not None:
             pieces = [in_pairs(torch.cat([piece.reshape(-1) for piece in pieces]).view(self.shape), self.heads)]
         for piece in pieces:
-            for part in piece.reshape(-1).split(NUMBERS_AT_ONCE):
+            for part in piece.reshape(-1).split(NUMBERS_AT_ONCE):  # type: ignore[no-untyped-call]
                 yield self._encoded(part + self.offset if self.offset else part)
 
     def _encoded(self, part: Tensor) -> bytes | memoryview:

@@ -20,8 +20,10 @@ from loraft.models.gguf_import import RULES
 Json = Mapping[str, Any]
 GPT2_SPLIT = {"type": "Split", "pattern": {"Regex": "GPT-2"}}
 """What `ByteLevel` does where it splits by itself, in the form of every other split."""
-WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")
+WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken")
 """The rules by which a text that is a token is one, whatever the merges make of it."""
+WITHOUT_MARKS = ("tekken", "gpt-4o")
+"""The rules of which llama.cpp leaves the combining marks out."""
 SPACE = "▁"
 UNMERGED = -1e6
 """The score of tokens that no merge makes."""
@@ -42,7 +44,7 @@ def vocabulary_of(
     Raises:
         ModelError: llama.cpp would make other tokens of a text.
     """
-    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # of every fast one
+    backend: Any = tokenizer.backend_tokenizer
     described: Json = json.loads(backend.to_str())
     notes = [*_about_added(described)]
     if described["model"]["type"] != "BPE":
@@ -91,11 +93,13 @@ def _byte_level(described: Json, where: str) -> tuple[dict[str, Value], list[str
             raise _refused(f"it normalizes text by {part['type']}", where)
         notes.append("the tokenizer composes letters with their accents first (NFC), and llama.cpp does not")
     own = _splits(_parts(described, "pre_tokenizer"))
-    named = [name for name, rule in RULES.items() if _splits(_listed(json.loads(rule.__getstate__()))) == own]  # type: ignore[no-untyped-call]
+    named = [name for name, rule in RULES.items() if _splits(_listed(json.loads(rule.__getstate__()))) == own]
     words_first = bool(model.get("ignore_merges"))
     rule = next((name for name in named if (name in WHOLE_WORDS_FIRST) == words_first), None)
     if rule is None:
         raise _refused("it splits by a rule that none of the names which loraft knows stands for", where)
+    if rule in WITHOUT_MARKS:
+        notes.append("llama.cpp parts words at combining marks, as Hindi has them, and the tokenizer does not")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return {"model": "gpt2", "pre": rule, "merges": merges}, notes
 
@@ -176,7 +180,6 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, described: Json, rows: int) -> t
 def _ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, Value]:
     """Which tokens begin and end texts, and whether they are added to what is read."""
     ids = tokenizer("a")["input_ids"]
-    begins = bool(ids) and ids[0] == tokenizer.bos_token_id
     ends = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
     special = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -185,4 +188,10 @@ def _ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, Value]:
         "padding_token_id": tokenizer.pad_token_id,
     }
     values: dict[str, Value] = {key: int(number) for key, number in special.items() if number is not None}
-    return {**values, "add_bos_token": begins, "add_eos_token": ends}
+    return {**values, "add_bos_token": adds_beginning(tokenizer), "add_eos_token": ends}
+
+
+def adds_beginning(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it puts its begin-of-text token before what it reads."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id

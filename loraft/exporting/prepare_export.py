@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from loraft.adapters.effect import Run
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.errors import AdapterError, ModelError, lacking
 from loraft.exporting.gguf_families import GgufFamily, family_of
 from loraft.exporting.gguf_settings import Value, settings_of
 from loraft.exporting.gguf_tensors import GgufTensor, OutType, TensorNames, no_place, planned
-from loraft.exporting.gguf_vocabulary import vocabulary_of
+from loraft.exporting.gguf_vocabulary import adds_beginning, vocabulary_of
+from loraft.exporting.write_gguf import GgufFile
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.sampling import SamplingParams, saved_defaults
 from loraft.inference.session import Speaker
@@ -24,7 +26,10 @@ from loraft.merging.prepare_merge import BaseChoice, Merge, prepare_merge
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import load_config, load_noted_tokenizer
 from loraft.models.safetensors_index import Slot
+from loraft.rows.formats import Message
 from loraft.tasks import TASKS
+from loraft.tokenization.assistant_mask import ChatTemplate
+from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 FILE_TYPES: Mapping[OutType, int] = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32,
@@ -36,34 +41,24 @@ MORE_STOPS = ("eot_token_id", "eom_token_id")
 
 
 @dataclass(frozen=True, eq=False)
-class GgufExport:
-    """A GGUF file that can be written.
+class PreparedExport:
+    """A model that can be written as GGUF.
 
     Attributes:
         merge: Where its weights come from: the base, with what is folded into it.
-        speaker: How the model is asked and how it answers.
+        speaker: How it is asked and how it answers.
         rules: How its tokens are drawn where nobody says.
-        values: The keys of the file.
-        tensors: What it holds, in order.
-        slots: The tensors of the model among them, by their names in the file.
-        factors: Those of rope, likewise.
-        notes: What a person should know, a sentence each.
     """
 
+    file: GgufFile
     merge: Merge
-    weights: MergedTensors
     speaker: Speaker
-    rules: SamplingParams | None
-    values: Mapping[str, Value]
-    tensors: Sequence[GgufTensor]
-    slots: Mapping[str, Slot]
-    factors: Mapping[str, Tensor]
-    notes: tuple[str, ...]
+    rules: SamplingParams
 
 
 def prepare_export(
     target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType = "f16", base: BaseChoice | None = None
-) -> GgufExport:
+) -> PreparedExport:
     """Find out what a GGUF file of a base, with its adapters folded in, holds.
 
     Args:
@@ -76,8 +71,7 @@ def prepare_export(
         InvalidInputError: llama.cpp would compute another model, or split text otherwise; the base or an adapter cannot
             be read, or they do not go together.
     """
-    if problem := lacking("gguf", "a .gguf file", parameter="out"):
-        raise ModelError.several([problem])
+    require_gguf()
     config, family, where = base_of(target)
     settings = settings_of(config, family, where)
     merge = merge_of(target, weights, base)
@@ -87,7 +81,7 @@ def prepare_export(
     vocabulary, about_tokens = vocabulary_of(speaker.tokenizer, slots[EMBEDDINGS].shape[0], where)
     tensors = [planned(slot, name, outtype, family, config) for name, slot in slots.items()]
     factors = [GgufTensor(name, tuple(each.shape), "f32") for name, each in settings.factors.items()]
-    rules = SamplingParams.of(speaker.defaults, GenerationRequest()) if speaker.defaults is not None else None
+    rules = SamplingParams.of(speaker.defaults, GenerationRequest())
     stops, about_stops = _stops(speaker)
     values = {
         "general.architecture": family.architecture,
@@ -95,20 +89,34 @@ def prepare_export(
         "general.name": name_of(target),
         "general.file_type": FILE_TYPES[outtype],
         "general.quantization_version": 2,
-        **(_drawing(rules) if rules is not None else {}),
+        **_drawing(rules),
         **{f"{family.architecture}.{key}": value for key, value in settings.values.items()},
         f"{family.architecture}.vocab_size": slots[EMBEDDINGS].shape[0],
         **vocabulary,
         **stops,
-        **_template(speaker),
+        **({} if (template := _printing(speaker)) is None else {"tokenizer.chat_template": template.text}),
     }
     notes = (
         *merge.notes, *settings.notes, *about_tokenizer, *about_tokens, *about_stops,
         *_about_types(tensors, outtype), *_about_asking(speaker, rules),
     )  # fmt: skip
-    return GgufExport(
-        merge, made, speaker, rules, values, [*factors, *tensors], slots, settings.factors, tuple(dict.fromkeys(notes))
-    )
+
+    def numbers(tensor: GgufTensor, run: Run) -> Iterable[Tensor]:
+        own = settings.factors.get(tensor.name)
+        return made.numbers(slots[tensor.name], run) if own is None else [own]
+
+    file = GgufFile(values, [*factors, *tensors], numbers, tuple(dict.fromkeys(notes)))
+    return PreparedExport(file, merge, speaker, rules)
+
+
+def require_gguf() -> None:
+    """See that the package is there which knows the format.
+
+    Raises:
+        ModelError: It is not.
+    """
+    if problem := lacking("gguf", "a .gguf file", parameter="out"):
+        raise ModelError.several([problem])
 
 
 def base_of(target: ResolvedTarget) -> tuple[PreTrainedConfig, GgufFamily, str]:
@@ -199,9 +207,10 @@ def _drawing(rules: SamplingParams) -> dict[str, Value]:
     }
 
 
-def _template(speaker: Speaker) -> dict[str, Value]:
-    template = getattr(speaker.renderer, "chat_template", None)
-    return {"tokenizer.chat_template": template} if template and not getattr(speaker.renderer, "plain", False) else {}
+def _printing(speaker: Speaker) -> ChatTemplate | None:
+    """The chat template by which it is asked; None where it goes on with plain text."""
+    renderer = speaker.renderer
+    return renderer.template if isinstance(renderer, CausalLMRenderer) and not renderer.plain else None
 
 
 def _about_types(tensors: Sequence[GgufTensor], outtype: OutType) -> Iterator[str]:
@@ -210,12 +219,16 @@ def _about_types(tensors: Sequence[GgufTensor], outtype: OutType) -> Iterator[st
         yield f"{len(others)} tensors are in {others[0].kind}: their rows cannot be parted into blocks of {outtype}"
 
 
-def _about_asking(speaker: Speaker, rules: SamplingParams | None) -> Iterator[str]:
+def _about_asking(speaker: Speaker, rules: SamplingParams) -> Iterator[str]:
     """What decides an answer here and has no place in the file."""
     yield from speaker.notes
+    begin, template = str(speaker.tokenizer.bos_token), _printing(speaker)
+    begins = template is not None and template.prompt([Message("user", "a")]).startswith(begin)
+    if template is not None and not begins and adds_beginning(speaker.tokenizer):
+        yield f"llama.cpp begins a conversation with {begin}, which the chat template does not print"
     if speaker.renderer.system_prompt:
         yield "the system prompt that it was trained with has no place in the file: `ollama` writes it beside it"
-    if rules is not None and rules.num_beams > 1:
+    if rules.num_beams > 1:
         yield f"it answers with {rules.num_beams} beams, which GGUF has no key for"
-    if rules is not None and rules.never:
+    if rules.never:
         yield "there are tokens that it never says (suppress_tokens), which GGUF has no key for"

@@ -1,57 +1,69 @@
-"""A GGUF file, written tensor by tensor: no more than one that is reordered is held in memory."""
+"""A GGUF file, written piece by piece: no more of a model is held in memory than one tensor that is reordered."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from loraft.adapters.effect import Run
 from loraft.errors import RunFolderError
 from loraft.exporting.gguf_settings import Value
 from loraft.exporting.gguf_tensors import GgufTensor, ggml_type
 from loraft.io.atomic import atomic_file
 from loraft.io.resources import require_free_bytes
+from loraft.merging.merged_tensors import working_ahead
 
 HEADER_BYTES = 64 << 20
 """Room for what stands before the tensors: a vocabulary of 250,000 tokens with its merges takes half of it."""
 ANOTHER_FILE = "Name another file as `out`."
 
 
-def write_gguf(
-    file: Path,
-    values: Mapping[str, Value],
-    tensors: Sequence[GgufTensor],
-    pieces: Callable[[GgufTensor], Iterable[Tensor]],
-    progress: Callable[[int, int], None],
-) -> int:
-    """Write a file, and give back the bytes of its tensors.
+@dataclass(frozen=True, eq=False)
+class GgufFile:
+    """What a file will hold.
 
-    Args:
-        file: Where there is nothing yet.
+    Attributes:
         values: The keys; `general.architecture` is among them.
-        tensors: What it holds, in this order.
-        pieces: The numbers of a tensor, in order and in float32; each piece is written before the next is asked for.
-        progress: Is told the bytes that are written, and all there will be.
-
-    Raises:
-        NonFiniteError: A number is NaN, infinite, or too large for its type.
+        tensors: In their order.
+        numbers: The numbers of a tensor in order and in float32, as `run` makes them.
+        notes: What a person should know, a sentence each.
     """
-    alignment = _write_header(file, values, tensors)
-    total, written = sum(tensor.num_bytes for tensor in tensors), 0
-    with file.open("ab") as stream:
-        for tensor in tensors:
+
+    values: Mapping[str, Value]
+    tensors: Sequence[GgufTensor]
+    numbers: Callable[[GgufTensor, Run], Iterable[Tensor]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """What the tensors take."""
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    def write(self, file: Path, progress: Callable[[int, int], None]) -> None:
+        """Write it where there is nothing yet; each piece of a tensor is written before the next is asked for.
+
+        `progress` is told the bytes of tensors that are written, and all there will be.
+
+        Raises:
+            NonFiniteError: A number is NaN, infinite, or too large for its type.
+        """
+        alignment = _write_header(file, self.values, self.tensors)
+        total, written = self.num_bytes, 0
+        with file.open("ab") as stream, working_ahead() as run:
+            for tensor in self.tensors:
+                stream.write(bytes(-stream.tell() % alignment))
+                start = stream.tell()
+                for part in tensor.encoded(self.numbers(tensor, run)):
+                    written += stream.write(part)
+                    progress(written, total)
+                if (size := stream.tell() - start) != tensor.num_bytes:
+                    raise ValueError(f"{tensor.name} has room for {tensor.num_bytes:,} bytes, not {size:,}")
             stream.write(bytes(-stream.tell() % alignment))
-            start = stream.tell()
-            for part in tensor.encoded(pieces(tensor)):
-                written += stream.write(part)
-                progress(written, total)
-            if stream.tell() - start != tensor.num_bytes:
-                raise ValueError(f"{tensor.name} has room for {tensor.num_bytes:,} bytes, not {stream.tell() - start:,}")
-        stream.write(bytes(-stream.tell() % alignment))
-    return total
 
 
 def _write_header(file: Path, values: Mapping[str, Value], tensors: Sequence[GgufTensor]) -> int:
@@ -116,4 +128,3 @@ def refuse_taken_file(out: Path, *, base: str, overwrite: bool) -> None:
     else:
         return
     raise RunFolderError(message, where=str(out), remedy=remedy)
-

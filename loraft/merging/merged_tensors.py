@@ -54,7 +54,7 @@ class MergedTensors:
         return self._names.get(slot.name, slot.name)
 
     def pieces(self, slot: Slot, run: Run = map) -> Iterable[Tensor]:
-        """A tensor, in its order, as `run` makes it: numbers of its dtype, or bytes where it is as the base's file has it.
+        """A tensor, in its order, as `run` makes it: numbers of its dtype, or the bytes of the base's file.
 
         Raises:
             NonFiniteError: While iterating: it holds NaN or infinity.

@@ -1,0 +1,1 @@
+"""Exporting to files of other programs."""
