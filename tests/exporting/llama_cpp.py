@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 FORCED = 40
-"""The token that is made to come, whatever is likeliest: one that ends an answer, or half a letter, is told of later."""
+"""The token that is made to come: of one that ends an answer, or is half a letter, nothing would be told."""
 
 
 class LlamaCpp:
