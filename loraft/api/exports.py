@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import ConfigError
@@ -49,21 +50,21 @@ def export(
             file is there already, the disk is too small.
         RunError: A number does not fit into the type, or memory or disk ran out; `out` is as it was.
     """
-    for parameter, is_given in (("ollama", ollama), ("base", base is not None)):
-        if adapter_only and is_given:
+    for parameter in (name for name, is_given in (("ollama", ollama), ("base", base is not None)) if is_given):
+        if adapter_only:
             message = f"`{parameter}` is about a whole model, and `adapter_only` writes the adapter alone"
             raise ConfigError(message, remedy="Leave one of them out.")
-    found = resolve_target(target, base_model=base_model) if not adapters else None
-    weights: tuple[float, ...] = (1.0,) * len(found.adapters) if found is not None else ()
-    if found is None:
+    if adapters:
         found, weights = resolve_weighted(target, adapters, base_model=base_model)
-
-    def progress(what: str, done: int, total: int) -> None:
-        observer(Progress(what, done, total))
-
+    else:
+        found = resolve_target(target, base_model=base_model)
+        weights = (1.0,) * len(found.adapters)
+    shared: dict[str, Any] = {
+        "outtype": outtype,
+        "overwrite": overwrite,
+        "progress": lambda what, done, total: observer(Progress(what, done, total)),
+    }
     file = Path(out).expanduser()
     if adapter_only:
-        return export_adapter(found, file, outtype=outtype, overwrite=overwrite, progress=progress)
-    return export_model(
-        found, weights, file, outtype=outtype, base=base, ollama=ollama, overwrite=overwrite, progress=progress
-    )
+        return export_adapter(found, file, **shared)
+    return export_model(found, weights, file, base=base, ollama=ollama, **shared)

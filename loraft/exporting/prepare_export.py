@@ -96,10 +96,8 @@ def prepare_export(
         **stops,
         **({} if (template := _printing(speaker)) is None else {"tokenizer.chat_template": template.text}),
     }
-    notes = (
-        *merge.notes, *settings.notes, *about_tokenizer, *about_tokens, *about_stops,
-        *_about_types(tensors, outtype), *_about_asking(speaker, rules),
-    )  # fmt: skip
+    notes = [*merge.notes, *settings.notes, *about_tokenizer, *about_tokens, *about_stops]
+    notes += [*_about_types(tensors, outtype), *_about_asking(speaker, rules)]
 
     def numbers(tensor: GgufTensor, run: Run) -> Iterable[Tensor]:
         own = settings.factors.get(tensor.name)

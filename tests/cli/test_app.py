@@ -52,7 +52,6 @@ def test_help_lists_every_command(loraft: Loraft) -> None:
         ["sft", "x.yaml"],
         ["infer", "x"],
         ["eval", "x"],
-        ["export", "x"],
         ["train", "x.yaml", "--resme"],
         ["train"],
         ["generate", "x", "--temp", "0.5"],

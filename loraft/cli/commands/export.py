@@ -35,7 +35,7 @@ class ExportOptions:
 
 
 def export(given: ExportOptions, as_json: JsonOption = False) -> None:
-    """Write a model as a GGUF file, for llama.cpp and what is built on it.
+    """Write a model as a GGUF file, for llama.cpp and Ollama.
 
     An adapter is folded in on the way, as merge does it, and each number is rounded once. What llama.cpp would compute
     otherwise than transformers is refused before anything is written.
