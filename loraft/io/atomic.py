@@ -70,9 +70,9 @@ def atomic_file(path: Path, *, remedy: str = "Free some space.") -> Iterator[Pat
             for stale in path.parent.glob(f".{escape(path.name)}.partial-*"):
                 stale.unlink(missing_ok=True)
             yield beside
-            _flush(beside)
+            flush(beside)
             beside.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         except BaseException:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
