@@ -50,10 +50,9 @@ def export(
             file is there already, the disk is too small.
         RunError: A number does not fit into the type, or memory or disk ran out; `out` is as it was.
     """
-    for parameter in (name for name, is_given in (("ollama", ollama), ("base", base is not None)) if is_given):
-        if adapter_only:
-            message = f"`{parameter}` is about a whole model, and `adapter_only` writes the adapter alone"
-            raise ConfigError(message, remedy="Leave one of them out.")
+    if adapter_only and (ollama or base is not None):
+        message = f"`{'ollama' if ollama else 'base'}` is about a whole model, and `adapter_only` writes the adapter"
+        raise ConfigError(message, remedy="Leave one of them out.")
     if adapters:
         found, weights = resolve_weighted(target, adapters, base_model=base_model)
     else:
@@ -64,7 +63,6 @@ def export(
         "overwrite": overwrite,
         "progress": lambda what, done, total: observer(Progress(what, done, total)),
     }
-    file = Path(out).expanduser()
     if adapter_only:
-        return export_adapter(found, file, **shared)
-    return export_model(found, weights, file, base=base, ollama=ollama, **shared)
+        return export_adapter(found, Path(out).expanduser(), **shared)
+    return export_model(found, weights, Path(out).expanduser(), base=base, ollama=ollama, **shared)

@@ -14,7 +14,6 @@ from loraft.inference.sampling import SamplingParams
 from loraft.inference.session import Speaker
 from loraft.rows.formats import Message
 from loraft.tokenization.assistant_mask import ChatTemplate
-from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 NAME = "Modelfile"
 SYSTEM, USER, ANSWER, AGAIN = "<S>", "<U>", "<A>", "<V>"
@@ -91,10 +90,9 @@ def modelfile(speaker: Speaker, rules: SamplingParams, file: str, *, adds_start:
         ModelError: The chat template does more than print something around each turn, or a text cannot be quoted.
     """
     renderer = speaker.renderer
-    assert isinstance(renderer, CausalLMRenderer), "decoders alone are exported"
     template, system = "{{ .Prompt }}", renderer.system_prompt
-    if renderer.template is not None and not renderer.plain:
-        texts = turn_texts(renderer.template)
+    if renderer.prompt_template is not None:
+        texts = turn_texts(renderer.prompt_template)
         template, system = texts.in_go(adds_start=adds_start), system or texts.default
     lines = [f"FROM ./{file}", f"TEMPLATE {_quoted(template)}"]
     if system:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from loraft.adapters.effect import Run
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
+from loraft.config.choices import TASK_OF_GROUP
 from loraft.errors import AdapterError, ModelError, lacking
 from loraft.exporting.gguf_families import GgufFamily, family_of
 from loraft.exporting.gguf_settings import Value, settings_of
@@ -28,8 +29,6 @@ from loraft.models.load_model import load_config, load_noted_tokenizer
 from loraft.models.safetensors_index import Slot
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
-from loraft.tokenization.assistant_mask import ChatTemplate
-from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 FILE_TYPES: Mapping[OutType, int] = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "bf16": 32,
@@ -94,7 +93,7 @@ def prepare_export(
         f"{family.architecture}.vocab_size": slots[EMBEDDINGS].shape[0],
         **vocabulary,
         **stops,
-        **({} if (template := _printing(speaker)) is None else {"tokenizer.chat_template": template.text}),
+        **_printing(speaker),
     }
     notes = [*merge.notes, *settings.notes, *about_tokenizer, *about_tokens, *about_stops]
     notes += [*_about_types(tensors, outtype), *_about_asking(speaker, rules)]
@@ -153,7 +152,7 @@ def speaker_of(target: ResolvedTarget) -> tuple[Speaker, tuple[str, ...]]:
     """How a target is asked and answers, and what there is to say of its tokenizer."""
     tokenizer, notes = load_noted_tokenizer(target.model, None)
     folder: Path = target.adapter or target.model.folder
-    renderer = TASKS["causal_lm"].renderer_as_trained(tokenizer, target.metadata)
+    renderer = TASKS[TASK_OF_GROUP["decoder"]].renderer_as_trained(tokenizer, target.metadata)
     defaults = saved_defaults(folder) or saved_defaults(target.model.folder)
     return Speaker(name_of(target), folder, tokenizer, renderer, defaults), notes
 
@@ -205,10 +204,10 @@ def _drawing(rules: SamplingParams) -> dict[str, Value]:
     }
 
 
-def _printing(speaker: Speaker) -> ChatTemplate | None:
-    """The chat template by which it is asked; None where it goes on with plain text."""
-    renderer = speaker.renderer
-    return renderer.template if isinstance(renderer, CausalLMRenderer) and not renderer.plain else None
+def _printing(speaker: Speaker) -> dict[str, Value]:
+    """The chat template, where conversations are asked."""
+    template = speaker.renderer.prompt_template
+    return {} if template is None else {"tokenizer.chat_template": template.text}
 
 
 def _about_types(tensors: Sequence[GgufTensor], outtype: OutType) -> Iterator[str]:
@@ -220,7 +219,7 @@ def _about_types(tensors: Sequence[GgufTensor], outtype: OutType) -> Iterator[st
 def _about_asking(speaker: Speaker, rules: SamplingParams) -> Iterator[str]:
     """What decides an answer here and has no place in the file."""
     yield from speaker.notes
-    begin, template = str(speaker.tokenizer.bos_token), _printing(speaker)
+    begin, template = str(speaker.tokenizer.bos_token), speaker.renderer.prompt_template
     begins = template is not None and template.prompt([Message("user", "a")]).startswith(begin)
     if template is not None and not begins and adds_beginning(speaker.tokenizer):
         yield f"llama.cpp begins a conversation with {begin}, which the chat template does not print"

@@ -123,6 +123,11 @@ class CausalLMRenderer(RowRenderer):
         return self.template.text if self.template is not None else None
 
     @property
+    def prompt_template(self) -> ChatTemplate | None:
+        """What prints the conversations that are asked; None where what is asked is plain text."""
+        return None if self.plain else self.template
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's end of text, and the chat's end of turn."""
         turn = self.template.end_of_turn if self.template is not None else None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from loraft.config.sections import DataSection
     from loraft.rows.formats import Message, Record
+    from loraft.tokenization.assistant_mask import ChatTemplate
     from loraft.tokenization.content_marks import ControlTokens
 
 IGNORED = -100
@@ -160,6 +161,11 @@ class RowRenderer(ABC):
     def knows_languages(self) -> bool:
         """Whether the tokenizer writes the language of a text into its tokens."""
         return False
+
+    @property
+    def prompt_template(self) -> ChatTemplate | None:
+        """What prints the conversations that are asked; None where what is asked is plain text."""
+        return None
 
     @cached_property
     def control_tokens(self) -> ControlTokens:
