@@ -22,7 +22,7 @@ COMMANDS = [
     "init", "import", "check", "preview", "train", "evaluate", "report", "compare", "baseline", "merge", "generate",
     "chat", "serve", "predict", "push", "inspect-layers", "tour", "schema", "doctor",
 ]  # fmt: skip
-SHORTER = ("baseline", "evaluate", "generate", "inspect-layers", "merge", "predict", "serve")
+SHORTER = ("baseline", "evaluate", "generate", "inspect-layers", "merge", "predict", "report", "serve")
 """The commands of which the list says less than they say of themselves."""
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
 
