@@ -3,11 +3,11 @@
 `preview` shows rows as the model will see them, `check` tells what `train` would do, and `train` does it. `load`
 opens what came of it once, to be asked many times; `generate` answers one prompt as it comes, `complete` several,
 `answer_file` a file of them, `compare` beside the base, `open_chat` in a conversation. `predict` and `predict_file`
-tell the classes of texts. `evaluate` measures what was trained, `merge` folds it into its base, and `inspect_layers`
-looks into it; `inspect_activations` and `inspect_gradients` tell what goes on in it while it reads and learns.
-`report` tells whether a run did any good. `compare_methods` measures what each method of training costs. `push` puts
-what was trained on the Hub. Each takes plain values and gives plain values back; what there is to tell goes to an
-observer, and nothing is printed.
+tell the classes of texts. `evaluate` measures what was trained, `merge` folds it into its base, `export` writes it for
+llama.cpp, and `inspect_layers` looks into it; `inspect_activations` and `inspect_gradients` tell what goes on in it
+while it reads and learns. `report` tells whether a run did any good. `compare_methods` measures what each method of
+training costs. `push` puts what was trained on the Hub. Each takes plain values and gives plain values back; what there
+is to tell goes to an observer, and nothing is printed.
 
 A verb is imported when it is first asked for, so that looking at rows costs none of the libraries that training
 needs.
