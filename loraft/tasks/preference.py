@@ -39,7 +39,7 @@ class Preference(CausalLM):
     summary = "A decoder learns which of two answers is better."
     formats = ("preferences",)
     unit = "pair"
-    metrics = TaskMetrics(always=LOSS, offered=PAIR_METRICS, default=tuple(PAIR_METRICS))
+    metrics = TaskMetrics(always={**LOSS, **PAIR_METRICS}, offered={}, default=())
     balances_routers = False
     joins_prompts = False
     texts_a_row = 2

@@ -17,7 +17,7 @@ from loraft.rows import raw_rows
 from tests.tiny import mostly_slow, save_tiny
 from tests.training.building import ROWS_OF, write_rows
 
-MODELS = {"causal_lm": "llama", "preference": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+MODELS = {"causal_lm": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
 
 
 @pytest.fixture(scope="module", params=MODELS)
