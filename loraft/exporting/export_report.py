@@ -89,7 +89,7 @@ def export_model(
 
 
 def export_adapter(
-    target: ResolvedTarget, out: Path, *, outtype: OutType, overwrite: bool, progress: Tell
+    target: ResolvedTarget, weights: Sequence[float], out: Path, *, outtype: OutType, overwrite: bool, progress: Tell
 ) -> ExportReport:
     """Write a target's one adapter as a GGUF file, for a base that llama.cpp has already.
 
@@ -98,7 +98,7 @@ def export_adapter(
         RunError: A number does not fit into the type, or the disk filled up; `out` is as it was.
     """
     refuse_taken_file(out, base=target.base, overwrite=overwrite)
-    file, merge = prepare_adapter(target, outtype=outtype)
+    file, merge = prepare_adapter(target, weights, outtype=outtype)
     seconds = _written(file, target, out, overwrite=overwrite, progress=progress)
     return _report(file, merge, out, "adapter", outtype, None, seconds)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from loraft.errors import ModelError, NonFiniteError
+from loraft.errors import ConfigError, ModelError, NonFiniteError
 from loraft.exporting.gguf_families import GgufFamily
 from loraft.models.safetensors_index import Slot
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 OutType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 """The types that weights can be written in: those that the package gguf quantizes to."""
 SIXTEEN_BITS: Mapping[str, torch.dtype] = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+HALF = torch.finfo(torch.float16).max
+LARGEST: Mapping[str, float] = {
+    "f16": HALF, "q8_0": 127 * HALF, "q5_1": HALF, "q5_0": 16 * HALF, "q4_1": HALF, "q4_0": 8 * HALF,
+}  # fmt: skip
+"""What a type can hold: the scale of a block is in f16, and so is the smallest number of a block of q5_1 and q4_1."""
 ENDS = ("token_embd.weight", "output.weight")
 """The tables of the vocabulary, which in 4 and 5 bits would cost the most: they are written in 8."""
 IN_8_BITS: OutType = "q8_0"
@@ -55,7 +61,7 @@ class GgufTensor:
         """Its numbers as the file has them, some at a time; `pieces` are in order and in float32.
 
         Raises:
-            NonFiniteError: A number is too large for the type.
+            NonFiniteError: A number is NaN, infinite or too large for the type.
         """
         if self.heads is not None:
             pieces = [in_pairs(torch.cat([piece.reshape(-1) for piece in pieces]).view(self.shape), self.heads)]
@@ -64,23 +70,32 @@ class GgufTensor:
                 yield self._encoded(part + self.offset if self.offset else part)
 
     def _encoded(self, part: Tensor) -> bytes | memoryview:
+        largest = float(torch.linalg.vector_norm(part, math.inf))
+        if not math.isfinite(largest):
+            raise NonFiniteError(f"{self.name} holds NaN or infinity", remedy="Copy or download the weights again.")
+        if largest > LARGEST.get(self.kind, math.inf):
+            message = f"{self.name} has numbers that are too large for {self.kind}, up to {largest:.3g}"
+            raise NonFiniteError(message, remedy="`outtype='bf16'` holds them.")
         dtype = SIXTEEN_BITS.get(self.kind)
         if dtype is None:
             from gguf.quants import quantize
 
             quantized: bytes = quantize(part.numpy().reshape(1, -1), ggml_type(self.kind)).tobytes()
             return quantized
-        cast = part.to(dtype)
-        if dtype == torch.float16 and not bool(torch.isfinite(cast).all()):
-            message = f"{self.name} has numbers that are too large for f16"
-            raise NonFiniteError(message, remedy="`outtype='bf16'` holds them.")
-        return cast.contiguous().view(torch.uint8).numpy().data
+        return part.to(dtype).contiguous().view(torch.uint8).numpy().data
 
 
 def ggml_type(kind: OutType) -> GGMLQuantizationType:
-    """Ggml's own name of a type."""
+    """Ggml's own name of a type.
+
+    Raises:
+        ConfigError: There is no such type here.
+    """
     from gguf import GGMLQuantizationType
 
+    if kind not in (known := get_args(OutType)):
+        remedy = f"It is one of {', '.join(known)}; llama.cpp's llama-quantize makes others of a file in f16."
+        raise ConfigError(f"{kind!r} is no type that loraft writes", parameter="outtype", remedy=remedy)
     return GGMLQuantizationType[kind.upper()]
 
 

@@ -131,12 +131,14 @@ def turn_texts(template: ChatTemplate) -> TurnTexts:
     asked, answered = Message("user", USER), Message("assistant", ANSWER)
     talk = [asked, answered, Message("user", AGAIN)]
     try:
-        user_after = template.render([asked]).rpartition(USER)[2]
-        answer_after = template.render(talk[:2]).rpartition(ANSWER)[2]
+        whole, answered_whole = template.render([asked]), template.render(talk[:2])
         alone, several = template.prompt([asked]), template.prompt(talk)
     except DataError as error:
         raise _unwritable(f"it refuses a conversation ({error.problems[0].message})") from error
     between, again = _between(several, USER, ANSWER), _between(several, ANSWER, AGAIN)
+    end = str(template.tokenizer.eos_token or "")
+    user_after = _behind(whole.rpartition(USER)[2], between, end)
+    answer_after = _behind(answered_whole.rpartition(ANSWER)[2], again, end)
     begins, _, tail = alone.rpartition(USER)
     user_before = again.removeprefix(answer_after)
     bos = template.tokenizer.bos_token
@@ -158,6 +160,11 @@ def turn_texts(template: ChatTemplate) -> TurnTexts:
     )
     _hold(template, found)
     return found
+
+
+def _behind(text: str, following: str, end: str) -> str:
+    """What stands behind a turn, without the end of text that some templates print behind the last one."""
+    return text if following.startswith(text) else text.removesuffix(end)
 
 
 def _between(text: str, first: str, second: str) -> str:

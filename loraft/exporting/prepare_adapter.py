@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from loraft.adapters.metadata import ResolvedTarget
 from loraft.errors import AdapterError
 from loraft.exporting.gguf_settings import Value, settings_of
 from loraft.exporting.gguf_tensors import GgufTensor, OutType, TensorNames, no_place, planned
-from loraft.exporting.prepare_export import base_of, merge_of, name_of, require_gguf
+from loraft.exporting.prepare_export import about_types, base_of, merge_of, name_of, require_gguf
 from loraft.exporting.write_gguf import GgufFile
 from loraft.merging.merge_plan import MergePlan
 from loraft.merging.prepare_merge import Merge
@@ -20,11 +20,14 @@ from loraft.models.safetensors_index import Slot
 WHOLE = "Leave `adapter_only` out: the whole model has it folded in."
 
 
-def prepare_adapter(target: ResolvedTarget, *, outtype: OutType = "f16") -> tuple[GgufFile, Merge]:
+def prepare_adapter(
+    target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType = "f16"
+) -> tuple[GgufFile, Merge]:
     """Find out what a GGUF file of a target's one adapter holds, and what it adapts.
 
     Args:
         target: A base with one adapter.
+        weights: What it is multiplied by.
         outtype: What its matrices are written in.
 
     Raises:
@@ -36,7 +39,7 @@ def prepare_adapter(target: ResolvedTarget, *, outtype: OutType = "f16") -> tupl
         raise AdapterError(message, parameter="adapter_only", remedy=WHOLE)
     config, family, where = base_of(target)
     settings_of(config, family, where)
-    merge = merge_of(target, (1.0,), None)
+    merge = merge_of(target, weights, None)
     folder = str(target.adapters[0].folder)
     for what in _beyond(merge.plan):
         raise AdapterError(f"llama.cpp's adapters are low-rank updates alone: it {what}", where=folder, remedy=WHOLE)
@@ -60,7 +63,8 @@ def prepare_adapter(target: ResolvedTarget, *, outtype: OutType = "f16") -> tupl
         "adapter.type": "lora",
         "adapter.lora.alpha": _alpha(merge),
     }
-    return GgufFile(values, tensors, lambda tensor, _: [contents[tensor.name]], _notes(merge)), merge
+    notes = (*merge.notes, *_about_base(merge), *about_types(tensors, outtype))
+    return GgufFile(values, tensors, lambda tensor, _: [contents[tensor.name]], notes), merge
 
 
 def _alpha(merge: Merge) -> float:
@@ -93,9 +97,6 @@ def _beyond(plan: MergePlan) -> Iterator[str]:
         yield "has none"
 
 
-def _notes(merge: Merge) -> tuple[str, ...]:
-    stored = merge.trained_storage
-    if stored is None:
-        return merge.target.notes
-    said = f"the adapter was trained on its base in {stored.words}: on another base file its answers differ"
-    return (*merge.target.notes, said)
+def _about_base(merge: Merge) -> Iterator[str]:
+    if (stored := merge.trained_storage) is not None:
+        yield f"the adapter was trained on its base in {stored.words}: on another base file its answers differ"

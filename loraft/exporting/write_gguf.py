@@ -118,7 +118,8 @@ def refuse_taken_file(out: Path, *, base: str, overwrite: bool) -> None:
     """
     remedy = ANOTHER_FILE
     if out.suffix != ".gguf":
-        message, remedy = "is not the name of a .gguf file", f"Name it {out.name or 'model'}.gguf."
+        name = out.name[:-5] if out.name.lower().endswith(".gguf") else out.name
+        message, remedy = "is not the name of a .gguf file", f"Name it {name or 'model'}.gguf."
     elif out.is_dir():
         message = "is a folder"
     elif out.exists() and os.path.exists(base) and os.path.samefile(out, base):
