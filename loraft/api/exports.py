@@ -64,5 +64,5 @@ def export(
         "progress": lambda what, done, total: observer(Progress(what, done, total)),
     }
     if adapter_only:
-        return export_adapter(found, Path(out).expanduser(), **shared)
+        return export_adapter(found, weights, Path(out).expanduser(), **shared)
     return export_model(found, weights, Path(out).expanduser(), base=base, ollama=ollama, **shared)

@@ -13,7 +13,7 @@ from loraft.adapters.effect import Run
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.config.choices import TASK_OF_GROUP
-from loraft.errors import AdapterError, ModelError, lacking
+from loraft.errors import AdapterError, ConfigError, ModelError, lacking
 from loraft.exporting.gguf_families import GgufFamily, family_of
 from loraft.exporting.gguf_settings import Value, settings_of
 from loraft.exporting.gguf_tensors import GgufTensor, OutType, TensorNames, no_place, planned
@@ -96,7 +96,7 @@ def prepare_export(
         **_printing(speaker),
     }
     notes = [*merge.notes, *settings.notes, *about_tokenizer, *about_tokens, *about_stops]
-    notes += [*_about_types(tensors, outtype), *_about_asking(speaker, rules)]
+    notes += [*about_types(tensors, outtype), *_about_asking(speaker, rules)]
 
     def numbers(tensor: GgufTensor, run: Run) -> Iterable[Tensor]:
         own = settings.factors.get(tensor.name)
@@ -130,8 +130,11 @@ def merge_of(target: ResolvedTarget, weights: Sequence[float], base: BaseChoice 
     """What is folded into what, in float32: each number is rounded once, to the type that it is written in.
 
     Raises:
-        InvalidInputError: A classifier, or what `prepare_merge` refuses.
+        InvalidInputError: A classifier, a base to fold into without an adapter, or what `prepare_merge` refuses.
     """
+    if base is not None and not target.adapters:
+        message = "it is what an adapter is folded into, and there is none"
+        raise ConfigError(message, parameter="base", remedy="Leave it out, or name an adapter.")
     merge = prepare_merge(target, weights, base=base, dtype="float32")
     if merge.labels:
         message = "it tells classes apart, and a GGUF file of a decoder writes text"
@@ -210,7 +213,8 @@ def _printing(speaker: Speaker) -> dict[str, Value]:
     return {} if template is None else {"tokenizer.chat_template": template.text}
 
 
-def _about_types(tensors: Sequence[GgufTensor], outtype: OutType) -> Iterator[str]:
+def about_types(tensors: Sequence[GgufTensor], outtype: OutType) -> Iterator[str]:
+    """What matrices are not in the type that was asked for, a sentence."""
     others = [tensor for tensor in tensors if len(tensor.shape) > 1 and tensor.kind not in (outtype, "q8_0")]
     if others:
         yield f"{len(others)} tensors are in {others[0].kind}: their rows cannot be parted into blocks of {outtype}"
