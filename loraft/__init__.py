@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         report,
         train,
         train_baseline,
+        tune,
     )
     from loraft.config.config_file import load_config
     from loraft.config.schema import RunConfig
@@ -45,7 +46,7 @@ __all__ = [
     "GenerationRequest", "Interrupted", "InvalidInputError", "LoraftError", "ModelRequest", "RunConfig", "RunError",
     "__version__", "answer_file", "check", "compare", "compare_methods", "complete", "evaluate", "export", "fit_memory",
     "generate", "inspect_activations", "inspect_gradients", "inspect_layers", "load", "load_config", "merge",
-    "open_chat", "predict", "predict_file", "preview", "push", "report", "resolve", "train", "train_baseline",
+    "open_chat", "predict", "predict_file", "preview", "push", "report", "resolve", "train", "train_baseline", "tune",
 ]  # fmt: skip
 
 HOMES = {

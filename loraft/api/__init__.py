@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from loraft.api.inside import inspect_activations, inspect_gradients
     from loraft.api.runs import check, evaluate, merge, train
     from loraft.api.to_hub import push
+    from loraft.api.tuning import tune
     from loraft.baselines.compare_methods import compare_methods
     from loraft.baselines.fit_memory import fit_memory
     from loraft.baselines.train_baseline import train_baseline
@@ -58,6 +59,7 @@ __all__ = [
     "report",
     "train",
     "train_baseline",
+    "tune",
 ]
 
 HOMES = {
@@ -66,6 +68,7 @@ HOMES = {
     **dict.fromkeys(("OpenClassifier", "predict", "predict_file"), "api.classes"),
     **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
     "push": "api.to_hub",
+    "tune": "api.tuning",
     **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
     "export": "api.exports",
     "compare_methods": "baselines.compare_methods",

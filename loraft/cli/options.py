@@ -61,6 +61,17 @@ def size_in_bytes(text: str) -> int:
     return size
 
 
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_in_seconds(text: str) -> float:
+    """The seconds of a duration such as 90s, 30m, 2h or 1d."""
+    number, unit = text[:-1], SECONDS.get(text[-1:])
+    seconds = float(number) * unit if unit is not None and number.replace(".", "", 1).isdigit() else 0.0
+    refuse((seconds <= 0, f"{text} is no duration: write one such as 90s, 30m or 2h."))
+    return seconds
+
+
 def _told_of_trust(trusted: bool) -> bool:
     if trusted:
         from loraft.cli.console import print_note

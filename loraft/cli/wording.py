@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("train", "Fine-tune a model as the config says."),
     "evaluate": ("evaluate", "Measure a model on rows that it has not learned."),
     "report": ("report", "Tell whether a run did any good, and which key to change next."),
+    "tune": ("tune", "Try rates, ranks and lengths of a run within a time."),
     "compare": ("compare", "Measure what each method costs, by a few steps of each."),
     "baseline": ("baseline", "Train an LSTM on the same rows, and compare it."),
     "merge": ("merge", "Fold an adapter into its base, and prove the result."),
