@@ -147,8 +147,8 @@ def test_a_tiny_run_writes_its_figures(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["unit"] for line in lines} == {"TFLOP/s", "tokens/s", "GB", "tokens"}
     assert all(line["value"] > 0 for line in lines)
-    assert [line["measured"].split(",")[0] for line in lines if line["unit"].startswith("tokens")] == [
-        "QLoRA r 32", "a row (longer ones were not tried) trained within 8 GB",
-    ]  # fmt: skip
+    named = dict.fromkeys(line["measured"].split(",")[0] for line in lines if line["unit"].startswith("tokens"))
+    # Beside TRL and without, as it is installed or not.
+    assert list(named) == ["QLoRA r 32", "a row (longer ones were not tried) trained within 8 GB"]
     used = next(line for line in lines if line["measured"].endswith("operations"))
     assert 0 < used["ratio"] < 1
