@@ -53,6 +53,7 @@ from loraft.training.run_dir import (
     left_unfinished,
     refuse_own_inputs,
     refuse_taken,
+    saved_bytes,
 )
 from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.trainer import TrainResult, run_plan
@@ -118,7 +119,7 @@ def _planned(
     plan = plan_run(config, stated, ranks=ranks, batches_a_step=batches_a_step)
     require_memory(config, plan)
     kept = plan.frozen_prefix_bytes
-    check_disk(folder.path, plan.memory, keep=config.training.save_total_limit, frozen_prefix=kept)
+    check_disk(folder.path, saved_bytes(plan), keep=config.training.save_total_limit, frozen_prefix=kept)
     return plan
 
 

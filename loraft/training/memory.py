@@ -101,11 +101,6 @@ class MemoryPlan:
     host_inputs: int = 0
 
     @property
-    def trained_bytes(self) -> int:
-        """The bytes of the trained weights, which a checkpoint holds: the adapter's, or as many as the gradients'."""
-        return self.adapter or self.gradients
-
-    @property
     def peak_bytes(self) -> int:
         """The sum of the device's parts."""
         total: int = sum(asdict(self).values())

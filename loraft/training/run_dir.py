@@ -14,16 +14,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
+from loraft.config.sections import FROM_WEIGHTS
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
 from loraft.rows.places import files_here
-from loraft.training.memory import MemoryPlan
+from loraft.training.known_run import KnownRun
+from loraft.training.optimizer import KINDS
 
 RUNS = Path("runs")
 LOCK = ".lock"
@@ -229,7 +231,22 @@ def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
         raise RunFolderError.several([*inside[:-1], replace(inside[-1], remedy=remedy)])
 
 
-def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None, frozen_prefix: int = 0) -> None:
+class SavedBytes(NamedTuple):
+    """What a checkpoint holds, in bytes: the trained weights, with what they began with, and the optimizer's state."""
+
+    trained: int
+    optimizer: int
+
+
+def saved_bytes(known: KnownRun) -> SavedBytes:
+    """What a checkpoint of a run will hold, on however many ranks it lies."""
+    shape, config = known.shape, known.config
+    starts = shape.targets.parameters if shape.targets and config.lora.init in FROM_WEIGHTS else 0
+    states = map(KINDS[config.training.optim].state_bytes, shape.trained)
+    return SavedBytes(4 * (shape.trainable_parameters + starts), sum(states))
+
+
+def check_disk(folder: Path, saved: SavedBytes, *, keep: int | None, frozen_prefix: int = 0) -> None:
     """Refuse to start where the checkpoints, and the bytes of `frozen_prefix`, will not fit on the disk.
 
     What the run's folder holds already takes no more: it is gone on with, and older checkpoints make room for new ones.
@@ -238,11 +255,11 @@ def check_disk(folder: Path, memory: MemoryPlan, *, keep: int | None, frozen_pre
         ResourceError: Less is free than the checkpoints and the adapter need.
     """
     kept = (keep or 3) + 2  # the best one, and the one being written
-    a_checkpoint = memory.trained_bytes + memory.optimizer + 16 * 2**20
+    a_checkpoint = saved.trained + saved.optimizer + 16 * 2**20
     there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
     free = shutil.disk_usage(there).free
     held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
-    if free + held < kept * a_checkpoint + memory.trained_bytes + frozen_prefix:
+    if free + held < kept * a_checkpoint + saved.trained + frozen_prefix:
         wanted = f"{kept} checkpoints of {a_checkpoint / 1e9:.2f} GB are to be kept"
         if frozen_prefix:
             wanted += f", and {frozen_prefix / 1e9:.2f} GB of what frozen layers give (training.cache_frozen_prefix)"

@@ -20,6 +20,7 @@ from loraft.dataset.streaming import StreamingSampler
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
 from loraft.io.atomic import write_json
+from loraft.training.run_dir import saved_bytes
 from loraft.training.run_plan import plan_run
 from loraft.training.start_batches import begin_from_rows
 from loraft.training.trainer import build_model
@@ -75,7 +76,7 @@ def test_check_counts_all_that_is_trained(tmp_path: Path, kind: str) -> None:
     assert plan.shape.trainable_parameters == sum(weight.numel() for weight in adapted.trainable.values())
     assert sum(each.numbers for each in plan.shape.trained) == plan.shape.trainable_parameters
     if kind == "principal":
-        assert plan.memory.trained_bytes == 8 * plan.shape.trainable_parameters
+        assert saved_bytes(plan).trained == 8 * plan.shape.trainable_parameters
     if kind == "all biases":
         assert plan.shape.graph_layers("decoder") == 3
 

@@ -12,8 +12,7 @@ import pytest
 from loraft import api
 from loraft.errors import OutOfMemoryError, ResourceError, RunFolderError
 from loraft.training import trainer as run
-from loraft.training.memory import MemoryPlan
-from loraft.training.run_dir import RunFolder, check_disk, choose_run_folder, left_unfinished
+from loraft.training.run_dir import RunFolder, SavedBytes, check_disk, choose_run_folder, left_unfinished
 from tests.training.building import tiny_config
 
 
@@ -113,16 +112,14 @@ def test_checkpoints_that_are_there_already_need_no_room_of_their_own(
 ) -> None:
     """A run of 3 checkpoints of 116 MiB, and the best and the next one: 5 in all, and the adapter."""
     size = 2**20
-    memory = MemoryPlan(
-        weights=0, adapter=50 * size, gradients=0, optimizer=50 * size, activations=0, logits=0, runtime=0
-    )
+    saved = SavedBytes(trained=50 * size, optimizer=50 * size)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=300 * size))
     with pytest.raises(ResourceError, match=r"5 checkpoints of 0\.12 GB are to be kept"):
-        check_disk(tmp_path, memory, keep=3)
+        check_disk(tmp_path, saved, keep=3)
     (tmp_path / "checkpoints/step-000004").mkdir(parents=True)
     with (tmp_path / "checkpoints/step-000004/model.safetensors").open("wb") as file:
         file.truncate(350 * size)
-    check_disk(tmp_path, memory, keep=3)
+    check_disk(tmp_path, saved, keep=3)
 
 
 LINES = b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'

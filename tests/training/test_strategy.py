@@ -15,6 +15,7 @@ from loraft.distributed.ranks import Ranks
 from loraft.errors import ConfigError
 from loraft.models.device import StatedDevice
 from loraft.training.memory import MemoryPlan
+from loraft.training.run_dir import saved_bytes
 from loraft.training.run_plan import plan_run
 from loraft.training.strategy import Parts, hindrances
 from tests.training.building import tiny_config
@@ -96,3 +97,11 @@ def test_copies_need_more_than_one_machine(tmp_path: Path, wording: Wording) -> 
 def test_what_says_something_of_parts_does_not_go_with_whole_weights(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"is of fsdp2"):
         tiny_config(tmp_path, distributed__strategy="ddp", distributed__cpu_offload=True)
+
+
+def test_a_checkpoint_is_as_large_however_many_ranks_hold_it(tmp_path: Path) -> None:
+    alone = plan_run(tiny_config(tmp_path))
+    parts = plan_run(tiny_config(tmp_path, distributed={"strategy": "fsdp2"}), ranks=TWO)
+    assert parts.memory.optimizer < alone.memory.optimizer
+    numbers = alone.shape.trainable_parameters
+    assert saved_bytes(parts) == saved_bytes(alone) == (4 * numbers, 8 * numbers)
