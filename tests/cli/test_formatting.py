@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from loraft.cli.text_tables import (
 )
 from loraft.evaluation.metrics import METRICS
 from loraft.tasks import METRIC_FACTS
+from loraft.tasks.preference_loss import PreferenceLoss
 from loraft.tasks.seq_cls import LABEL_METRICS
 from loraft.tasks.task import TEXT_LOSS, MetricFacts
 
@@ -115,7 +117,8 @@ def test_a_new_metric_is_written_as_it_says(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_computed_is_what_is_known() -> None:
     """Every figure of a task is computed, and every one that is computed is a task's."""
-    assert {*METRICS, *LABEL_METRICS, *TEXT_LOSS} == set(METRIC_FACTS)
+    of_pairs = PreferenceLoss.figures(torch.zeros(2, 1))
+    assert {*METRICS, *LABEL_METRICS, *TEXT_LOSS, *of_pairs} == set(METRIC_FACTS)
 
 
 @pytest.mark.parametrize(
