@@ -26,9 +26,10 @@ class Words:
         self._asked: Counter[str] = Counter()
 
     def compare(self, test: str, said: str, hidden: Iterable[Path]) -> None:
-        """Compare what a test was told with the file, or put it there; paths of this machine are `…` in it."""
+        """Compare what a test was told with the file, or put it there; paths and the processor are `…` in it."""
         for folder in hidden:
             said = said.replace(str(folder), "…")
+        said = re.sub(r"device cpu \([^)]*\)", "device cpu (…)", said)
         lines = [line.rstrip() for line in said.splitlines() if line.strip()]
         self._asked[test] += 1
         key = test if self._asked[test] == 1 else f"{test} ({self._asked[test]})"

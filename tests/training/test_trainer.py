@@ -320,7 +320,7 @@ def test_a_signal_between_sample_prompts_leaves_the_evaluation_owed(
         return lambda _: os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "_answerer", stopping)
+        patched.setattr(runs, "answerer_of", stopping)
         with pytest.raises(Interrupted, match="stopped at step 3 of 7"):
             api.train(config_of(tmp_path, "stopped", **prompts))
     again = api.train(config_of(tmp_path, "stopped", **prompts), resume=True)

@@ -17,7 +17,7 @@ class ExportOptions:
     """What is written, as what."""
 
     target: str = argument("TARGET", "A base, an adapter, a run, a checkpoint or a config; beside --adapter the base.")
-    out: str = argument("OUT.gguf", "The file to write.")
+    gguf: str = argument("OUT.gguf", "The file to write.")
     adapters: list[str] | None = option(
         "DIR[=WEIGHT]", "An adapter (folder, run, Hub id) and how much of it; several are summed.", "--adapter"
     )
@@ -45,7 +45,7 @@ def export(given: ExportOptions, as_json: JsonOption = False) -> None:
     with watching() as view:
         report = write(
             given.target,
-            given.out,
+            given.gguf,
             given.adapters or (),
             outtype=given.outtype,
             adapter_only=given.adapter_only,

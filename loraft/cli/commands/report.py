@@ -16,7 +16,7 @@ from loraft.cli.wording import with_options
 class ReportOptions:
     """Which run is reported, and how much is asked of its model."""
 
-    run: str = argument("RUN", "The folder of a run, or of one of its checkpoints.")
+    run_folder: str = argument("RUN", "The folder of a run, or of one of its checkpoints.")
     quick: bool = flag("Load no model: tell what the run wrote down.")
     data: str | None = option("FILE", "Rows to compare the model with its base on [default: those that it held out].")
     limit: int = option("N", "Read at most so many rows, evenly over all.", default=500, min=1)
@@ -40,7 +40,7 @@ def report(given: ReportOptions, as_json: JsonOption = False) -> None:
 
     with watching() as view:
         found = look(
-            given.run,
+            given.run_folder,
             output=given.output,
             quick=given.quick,
             data=given.data,
