@@ -70,6 +70,8 @@ def rows_for(config: RunConfig, source: DataSource, count: int = 24) -> list[dic
         labels = config.data.labels or ("late", "lost", "no")
         text, label = names.get("text", "text"), names.get("label", "label")
         return [{text: f"the order {n}", label: labels[n % len(labels)]} for n in range(count)]
+    if config.task == "preference":
+        return [{"prompt": f"the order {n}", "chosen": " is late", "rejected": " no"} for n in range(count)]
     if source.format == "prompt_completion":
         return [{names["prompt"]: f"the order {n}", names["completion"]: "is late"} for n in range(count)]
     if source.format == "alpaca":
