@@ -13,7 +13,7 @@ from loraft.distributed.exchange import Exchange
 from loraft.distributed.ranks import Ranks, gradient_bytes
 from loraft.training.memory import MemoryPlan, plan_memory
 from loraft.training.run_plan import RunPlan
-from loraft.training.strategy import hindrances, parts_of
+from loraft.training.strategy import Parts, hindrances, parts_of
 
 INSIDE = (25e9, 450e9)
 """Bytes a second into a GPU from the others of its machine: by PCIe 4.0 with 16 lanes, and by the NVLink of an H100."""
@@ -29,7 +29,8 @@ def strategies(plan: RunPlan, ranks: Ranks) -> tuple[dict[str, Any], ...]:
     """What each strategy needs and costs of several ranks; one that the plan cannot take is left out."""
     if ranks.world == 1:
         return ()
-    return tuple({"strategy": name, **_told(plan, settings, ranks)} for name, settings in _settings(plan, ranks))
+    alone = memory_alone(plan)
+    return tuple({"strategy": name, **_told(plan, alone, each, ranks)} for name, each in _settings(plan, ranks))
 
 
 def _settings(plan: RunPlan, ranks: Ranks) -> Iterator[tuple[str, DistributedSection]]:
@@ -43,9 +44,9 @@ def _settings(plan: RunPlan, ranks: Ranks) -> Iterator[tuple[str, DistributedSec
         yield "fsdp2 with hybrid_shard", in_parts.model_copy(update={"hybrid_shard": True})
 
 
-def _told(plan: RunPlan, settings: DistributedSection, ranks: Ranks) -> dict[str, Any]:
-    """What one strategy comes to."""
-    exchange, memory = planned_exchange(plan, settings, ranks), memory_of(plan, settings, ranks)
+def _told(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks) -> dict[str, Any]:
+    """What one strategy comes to, where it is known what a rank takes that holds everything."""
+    exchange, memory = planned_exchange(plan, alone, settings, ranks), memory_of(plan, alone, settings, ranks)
     told: dict[str, Any] = {
         "peak_bytes": memory.peak_bytes,
         "fits": memory.peak_bytes <= plan.placement.available_bytes,
@@ -58,13 +59,12 @@ def _told(plan: RunPlan, settings: DistributedSection, ranks: Ranks) -> dict[str
     return told
 
 
-def planned_exchange(plan: RunPlan, settings: DistributedSection, ranks: Ranks) -> Exchange:
+def planned_exchange(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks) -> Exchange:
     """What ranks exchange in a step by a strategy."""
     trained = gradient_bytes(plan.shape.trainable_parameters)
     if settings.strategy == "ddp":
         return Exchange(summed=trained)
-    parts = replace(parts_of(plan, memory_alone(plan), ranks), settings=settings)
-    return parts.exchange(trained, -(-plan.batches.accumulation // ranks.world))
+    return _parts(plan, alone, settings, ranks).exchange(trained, -(-plan.batches.accumulation // ranks.world))
 
 
 def memory_alone(plan: RunPlan) -> MemoryPlan:
@@ -73,13 +73,14 @@ def memory_alone(plan: RunPlan) -> MemoryPlan:
     return plan_memory(plan, drawn, packed=plan.layout.packed)[0]
 
 
-def memory_of(plan: RunPlan, settings: DistributedSection, ranks: Ranks) -> MemoryPlan:
+def memory_of(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks) -> MemoryPlan:
     """The memory of a rank by a strategy."""
-    alone = memory_alone(plan)
-    if settings.strategy == "ddp":
-        return alone
+    return alone if settings.strategy == "ddp" else _parts(plan, alone, settings, ranks).of(alone)
+
+
+def _parts(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks) -> Parts:
     held = plan.config.model_copy(update={"distributed": settings})
-    return parts_of(replace(plan, config=held), alone, ranks).of(alone)
+    return parts_of(replace(plan, config=held), alone, ranks)
 
 
 def times_as_fast(plan: RunPlan, exchange: Exchange, ranks: Ranks) -> tuple[float, float] | None:

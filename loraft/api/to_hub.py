@@ -22,6 +22,8 @@ from loraft.training.trainer import TrainResult
 
 LOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "README.md", "merges.txt", "vocab.txt")
 """What transformers, peft and loraft read, and the card."""
+NETWORK_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+"""What the Hub's library raises where it is not answered, whichever library it asks by."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def push(
             api.create_branch(named, branch=revision, exist_ok=True)
         sent = [CommitOperationAdd(each.name, each) for each in files]
         done = api.create_commit(named, sent, commit_message=message, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (NETWORK_ERROR, OfflineModeIsEnabled, OSError) as error:
         raise _refused(repo, folder, error) from error
     observer(Progress("files sent", len(files), len(files)))
     return Pushed(named, folder, told.files, left, done.commit_url.partition("/commit/")[0], notes)

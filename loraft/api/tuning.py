@@ -22,11 +22,11 @@ from loraft.api.runs import train
 from loraft.config.change_config import with_values
 from loraft.config.config_file import inline
 from loraft.config.schema import RunConfig
-from loraft.errors import ConfigError, Interrupted, NonFiniteError, OutOfMemoryError, RunFolderError
+from loraft.errors import ConfigError, Interrupted, NonFiniteError, OutOfMemoryError, RunError, RunFolderError
 from loraft.events import Event, Note, Observer, Progress, ignored
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
-from loraft.models.remote_code import as_trusted
+from loraft.models.remote_code import as_trusted, is_trusted
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import StepLogged
 from loraft.training.run_plan import RunPlan, plan_run
@@ -134,7 +134,7 @@ def tune(
         job.save()
     best = _best(job, candidates)
     if best.eval_loss is None:
-        raise ConfigError(f"no trial ended: {best.failed}", key="training.learning_rate", remedy="write a lower one")
+        raise RunError(f"no trial ended: {best.failed}", where=str(folder), remedy="Begin with a lower learning rate.")
     return Tuned(
         tuple(state.trials), best, {**best.changes, "training.max_steps": best.best_step or best.steps}, folder
     )
@@ -199,11 +199,16 @@ def _opened(folder: Path, digest: str, *, overwrite: bool) -> _State:
     if overwrite:
         shutil.rmtree(folder)
         return _State(digest)
-    held = json.loads(file.read_text("utf-8"))
-    if held["digest"] != digest:
+    try:
+        held = json.loads(file.read_text("utf-8"))
+        state = _State(held["digest"], held["steps"], [Trial(**each) for each in held["trials"]])
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"cannot be read: {type(error).__name__}"
+        raise RunFolderError(message, where=str(file), remedy="replace the tuning by `overwrite`") from None
+    if state.digest != digest:
         message = "holds a tuning of another config or another budget"
         raise RunFolderError(message, where=str(folder), remedy="replace it by `overwrite`, or name another folder")
-    return _State(digest, held["steps"], [Trial(**each) for each in held["trials"]])
+    return state
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,10 @@ class _Trials:
         }  # fmt: skip
         config = with_values(self.config, {**settings, **changes})
         goes_on = RunFolder(run).holds_run and not overwrite
-        return train(config, name=run.name, resume=goes_on, overwrite=overwrite, observer=observer)
+        trusted = is_trusted()
+        return train(
+            config, name=run.name, resume=goes_on, overwrite=overwrite, trust_remote_code=trusted, observer=observer
+        )
 
 
 def _sentence(trial: Trial) -> str:

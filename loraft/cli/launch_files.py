@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class LaunchFile:
 # The folder of the run has to be on a disk that all machines see.
 HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export HOST
-srun --kill-on-bad-exit=0 bash -c 'exec {command}'
+srun --kill-on-bad-exit=0 bash -c {shlex.quote(f"exec {command}")}
 code=$?
 # 143: saved because it was asked to. 0 is done, 2 refused and 3 failed: another turn would end alike.
 if [ "$code" -eq 143 ]; then
@@ -176,7 +177,7 @@ spec:
             host=f"{self.name}-0.{self.name}",
             config=f"/config/{self.config.name}",
         )
-        arguments = "\n".join(f'            - "{word}"' for word in shlex.split(command))
+        arguments = "\n".join(f"            - {json.dumps(word)}" for word in shlex.split(command))
         return f"""\
       subdomain: {self.name}
       restartPolicy: Never

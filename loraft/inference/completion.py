@@ -77,6 +77,11 @@ class PartialCompletion:
         """Whether the limit allows one token more, which the rules then force."""
         return bool(self.rules.last) and len(self.token_ids) == self.limit - 1
 
+    @property
+    def finish_reason(self) -> Literal["stop", "length"] | None:
+        """Why it ended, as its `Completion` says it; None until it has."""
+        return None if self.ending is None else "length" if self.ending.by == "limit" else "stop"
+
     def take(self, token_id: int, logprob: float, seconds: float, *, is_cut: bool) -> None:
         """Take the token of one step; where the limit forced it (`is_cut`), a stop id is no word of the model's."""
         self.seconds.append(seconds)
@@ -96,14 +101,15 @@ class PartialCompletion:
 
     def completion(self) -> Completion:
         """The answer, once it has ended."""
-        assert self.ending is not None
+        reason = self.finish_reason
+        assert reason is not None
         decode_seconds = sum(self.seconds[1:])
         return Completion(
             prompt=self.detokenizer.spell(self.prompt_ids, skips_special=False),
             completion="".join(self.pieces),
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
-            finish_reason="length" if self.ending.by == "limit" else "stop",
+            finish_reason=reason,
             prefill_ms=self.seconds[0] * 1000,
             decode_tokens_per_second=(len(self.seconds) - 1) / decode_seconds if decode_seconds else None,
         )

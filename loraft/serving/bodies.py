@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from loraft.errors import DataError
 from loraft.inference.requests import GenerationRequest
@@ -43,6 +43,14 @@ class _ResponseFormat(BaseModel):
     type: Literal["text"]
 
 
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Stops = Annotated[list[str], BeforeValidator(_as_list)]
+"""One text, or several."""
+
+
 class Body(BaseModel):
     """What both kinds of request may say; `null` is what is not said.
 
@@ -61,7 +69,7 @@ class Body(BaseModel):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
     seed: int | None = Field(None, ge=0, lt=2**32)
-    stop: str | list[str] | None = None
+    stop: Stops | None = None
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
@@ -85,9 +93,8 @@ class Body(BaseModel):
             raise BadRequestError(
                 f"{asked:,} is more than the {most_tokens:,} tokens that this server gives", param=key
             )
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         same = {key: getattr(self, key) for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
-        return GenerationRequest(max_new_tokens=asked, seed=self.seed, stop=tuple(stop), **same)
+        return GenerationRequest(max_new_tokens=asked, seed=self.seed, stop=tuple(self.stop or ()), **same)
 
     @property
     def asked_tokens(self) -> tuple[int | None, str]:
@@ -170,7 +177,7 @@ def read_body(kind: type[Kind], text: bytes) -> Kind:
         return kind.model_validate_json(text)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in detail["loc"] if not isinstance(part, str) or "[" not in part) or None
+        param = ".".join(map(str, detail["loc"])) or None
         said = f"{param}: {detail['msg']}" if param else detail["msg"]
         if detail["type"] == "extra_forbidden":
             said = f"{param} is not known here, or not done"

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -42,10 +42,16 @@ class Limits:
 
 
 class Server:
-    """A session behind the interface; `api_key`, where there is one, has to be brought by each request."""
+    """A session behind the interface.
 
-    def __init__(self, session: Session, limits: Limits, api_key: str | None = None) -> None:
-        self._limits, self._api_key = limits, api_key
+    `api_key`, where there is one, has to be brought by each request; and it has to call this server by one of the names
+    `hosts`, where there are some, so that a page in a browser cannot reach it by a name of its own.
+    """
+
+    def __init__(
+        self, session: Session, limits: Limits, api_key: str | None = None, hosts: Collection[str] = ()
+    ) -> None:
+        self._limits, self._api_key, self._hosts = limits, api_key, hosts
         self._thread = ModelThread(session, rows=limits.rows, queue=limits.queue)
         self._voices = session.voices
         self._talking, self._why_not = _conversing(session.voices)
@@ -84,6 +90,10 @@ class Server:
         return guarded
 
     def _let_in(self, request: Request) -> None:
+        if self._hosts and request.url.hostname not in self._hosts:
+            there = " or ".join(self._hosts)
+            message = f"{request.url.hostname} is no name of this server: call it {there}"
+            raise BadRequestError(message, status=421)
         brought = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self._api_key and not hmac.compare_digest(brought.encode(), self._api_key.encode()):
             raise BadRequestError("the API key is missing or wrong", status=401, code="invalid_api_key")

@@ -15,9 +15,8 @@ from loraft.tokenization.examples import RowRenderer
 
 @dataclass(frozen=True)
 class ChoiceToken:
-    """A token of one of the answers: the text that it made readable, and the likeliest in its place as ids."""
+    """A token of one of the answers: how it is spelled, the text that it made readable, the likeliest in its place."""
 
-    id: int
     spelled: str
     text: str
     logprob: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
@@ -57,7 +58,7 @@ class Reply:
             tokens = self.tokens.get(choice, [])
             text = "".join(token.text for token in tokens)
             said = {"message": {"role": "assistant", "content": text, "refusal": None}} if chat else {"text": text}
-            ending = {"finish_reason": self.reasons[choice], "logprobs": self._logprobs(tokens)}
+            ending = {"finish_reason": self.reasons[choice], "logprobs": self._logprobs(tokens, 0)}
             choices.append({"index": choice, **said, **ending})
         return self._object("chat.completion" if chat else "text_completion", choices) | {"usage": self.usage()}
 
@@ -65,14 +66,12 @@ class Reply:
         """The pieces that a stream begins with: in a chat, who speaks."""
         if isinstance(self.body, ChatBody):
             for choice in range(self.body.n or 1):
-                yield self._piece(choice, {"delta": {"role": "assistant", "content": ""}}, [], None)
+                yield self._piece(Grown(choice, (), None), {"delta": {"role": "assistant", "content": ""}})
 
     def piece(self, grown: Grown) -> dict[str, Any]:
-        """What has come, as a piece of a stream."""
+        """What has come and was taken, as a piece of a stream."""
         text = "".join(token.text for token in grown.tokens)
-        if isinstance(self.body, ChatBody):
-            return self._piece(grown.choice, {"delta": {"content": text}}, grown.tokens, grown.finish_reason)
-        return self._piece(grown.choice, {"text": text}, grown.tokens, grown.finish_reason)
+        return self._piece(grown, {"delta": {"content": text}} if isinstance(self.body, ChatBody) else {"text": text})
 
     def last_piece(self) -> dict[str, Any]:
         """The numbers of tokens, which end a stream where they are asked for."""
@@ -86,29 +85,31 @@ class Reply:
         numbers = {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
         return numbers | {"prompt_tokens_details": details}
 
-    def _piece(
-        self, choice: int, said: dict[str, Any], tokens: Sequence[ChoiceToken], reason: str | None
-    ) -> dict[str, Any]:
+    def _piece(self, grown: Grown, said: dict[str, Any]) -> dict[str, Any]:
         kind = "chat.completion.chunk" if isinstance(self.body, ChatBody) else "text_completion"
-        logprobs = self._logprobs(tokens) if tokens else None
-        return self._object(kind, [{"index": choice, **said, "finish_reason": reason, "logprobs": logprobs}])
+        before = self.tokens.get(grown.choice, [])[: -len(grown.tokens)] if grown.tokens else []
+        start = sum(len(token.text) for token in before)
+        logprobs = self._logprobs(grown.tokens, start) if grown.tokens else None
+        ending = {"finish_reason": grown.finish_reason, "logprobs": logprobs}
+        return self._object(kind, [{"index": grown.choice, **said, **ending}])
 
     def _object(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         about = {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
         return {**about, "choices": list(choices)}
 
-    def _logprobs(self, tokens: Sequence[ChoiceToken]) -> dict[str, Any] | None:
-        """The log-probabilities where they were asked for, in the form of either interface."""
+    def _logprobs(self, tokens: Sequence[ChoiceToken], start: int) -> dict[str, Any] | None:
+        """The log-probabilities where they were asked for, of tokens whose text begins at `start` of the answer."""
         asked = getattr(self.body, "logprobs", None)
         if asked is None or asked is False:
             return None
         if isinstance(self.body, ChatBody):
             return {"content": [_of_token(token) for token in tokens], "refusal": None}
+        offsets = list(accumulate((len(token.text) for token in tokens), initial=start))
         return {
             "tokens": [token.spelled for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [dict(token.likeliest) for token in tokens],
-            "text_offset": [],
+            "text_offset": offsets[:-1],
         }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from loraft.errors import ConfigError
 from loraft.evaluation.open_model import RequestedModel, tell
@@ -21,7 +20,7 @@ from loraft.serving.interface import Limits, Server
 
 GRACE_SECONDS = 30
 """How long what is being answered may go on once the end is asked for."""
-THIS_MACHINE = ("localhost", "127.0.0.1")
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 @as_trusted
@@ -53,10 +52,8 @@ def serve(
     with _bound(host, port) as listening:
         session = RequestedModel(model).session()
         tell(observer, *session.notes)
-        app = Server(session, limits, api_key).app()
-        if is_loopback(host):
-            # A page of another site may let its own name lead here, but cannot call it by one of these.
-            app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*THIS_MACHINE, host])
+        hosts = sorted({*THIS_MACHINE, host}) if is_loopback(host) else ()
+        app = Server(session, limits, api_key, hosts).app()
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
         asyncio.run(_serve(app, listening, lambda: on_ready(address, tuple(session.voices))))
 

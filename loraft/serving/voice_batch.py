@@ -41,15 +41,15 @@ class GrowingAnswer:
         """Tell the tokens whose text is out; all of them once the answer has ended."""
         answer, ended = self.answer, self.answer.ending is not None
         ready = len(answer.token_ids) - (1 if answer.waits and not ended else 0)
-        tokens = tuple(
-            ChoiceToken(token_id, pieces.of(token_id).text, answer.pieces[place], answer.logprobs[place], *likeliest)
-            for place, token_id in enumerate(answer.token_ids[self.told : ready], start=self.told)
-            for likeliest in [self.likeliest[place : place + 1]]
-        )
+        tokens = tuple(self._token(place, pieces) for place in range(self.told, ready))
         self.told = ready
         if tokens or ended:
-            reason = None if answer.ending is None else answer.completion().finish_reason
-            self.job.tell(Grown(self.choice, tokens, reason))
+            self.job.tell(Grown(self.choice, tokens, answer.finish_reason))
+
+    def _token(self, place: int, pieces: Pieces) -> ChoiceToken:
+        answer, likeliest = self.answer, self.likeliest[place] if self.likeliest else ()
+        spelled = pieces.of(answer.token_ids[place]).text
+        return ChoiceToken(spelled, answer.pieces[place], answer.logprobs[place], likeliest)
 
 
 @dataclass(eq=False)

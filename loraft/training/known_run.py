@@ -240,12 +240,17 @@ class KnownRun:
         return TASKS[self.config.task]
 
     @property
+    def saved_starts(self) -> int:
+        """The numbers that an adapter began with and that are saved with it."""
+        targets = self.shape.targets
+        return targets.parameters if targets is not None and self.config.lora.init in FROM_WEIGHTS else 0
+
+    @property
     def kept_starts(self) -> int:
-        """The numbers that an adapter began with and that are kept: to be saved with it, or to be compared with."""
-        lora, targets = self.config.lora, self.shape.targets
-        saved = targets.parameters if targets is not None and lora.init in FROM_WEIGHTS else 0
-        compared = self.task.has_reference(self.config) and not begins_as_the_base(lora, targets)
-        return saved + (self.shape.trainable_parameters if compared else 0)
+        """The numbers that what is trained began with and that are kept: to be saved, or to be compared with."""
+        compares = self.task.has_reference(self.config)
+        compared = compares and not begins_as_the_base(self.config.lora, self.shape.targets)
+        return self.saved_starts + (self.shape.trainable_parameters if compared else 0)
 
 
 def known_run(config: RunConfig, stated: StatedDevice | None = None) -> KnownRun:

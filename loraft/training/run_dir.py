@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 
 from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
-from loraft.config.sections import FROM_WEIGHTS
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
 from loraft.rows.places import files_here
@@ -240,10 +239,8 @@ class SavedBytes(NamedTuple):
 
 def saved_bytes(known: KnownRun) -> SavedBytes:
     """What a checkpoint of a run will hold, on however many ranks it lies."""
-    shape, config = known.shape, known.config
-    starts = shape.targets.parameters if shape.targets and config.lora.init in FROM_WEIGHTS else 0
-    states = map(KINDS[config.training.optim].state_bytes, shape.trained)
-    return SavedBytes(4 * (shape.trainable_parameters + starts), sum(states))
+    states = map(KINDS[known.config.training.optim].state_bytes, known.shape.trained)
+    return SavedBytes(4 * (known.shape.trainable_parameters + known.saved_starts), sum(states))
 
 
 def check_disk(folder: Path, saved: SavedBytes, *, keep: int | None, frozen_prefix: int = 0) -> None:

@@ -159,6 +159,12 @@ def test_a_hub_that_refuses_is_told_of(hub: Hub, adapter: Path, status: int, sai
     assert hub.files == {}
 
 
+def test_a_hub_that_does_not_answer_is_told_of(hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RunError, match=r"the Hub did not take it: .*refused"):
+        push(str(adapter), REPO)
+
+
 def test_nobody_logged_in_is_known_before_the_first_step(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from loraft.api import tuning
 from loraft.api.tuning import tune
 from loraft.config.schema import RunConfig
-from loraft.errors import ConfigError, Interrupted, NonFiniteError, RunFolderError
+from loraft.errors import ConfigError, Interrupted, NonFiniteError, RunError, RunFolderError
 from loraft.training.run_events import StepLogged
 from tests.training.building import tiny_config
 
@@ -92,11 +92,43 @@ def test_what_cannot_be_tried_is_refused(config: RunConfig, ran: Ran, tmp_path: 
     with pytest.raises(ConfigError, match=r"data.eval: trials are compared on rows held out"):
         tune(none, budget=60)
     (tmp_path / "tuned").mkdir(exist_ok=True)
+    (tmp_path / "tuned/tune.json").write_text("{")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        tune(config, budget=60)
+    (tmp_path / "tuned/tune.json").unlink()
     (tmp_path / "tuned/mine.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(RunFolderError, match="holds something else than a tuning"):
             tune(config, budget=60, overwrite=overwrite)
     assert (tmp_path / "tuned/mine.txt").read_text() == "mine"
+
+
+def test_no_trial_that_ends_is_a_failure(config: RunConfig, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = tuning.train
+
+    def fails(config: RunConfig, **given: Any) -> object:
+        train(config, **given)
+        raise NonFiniteError("the loss is NaN")
+
+    monkeypatch.setattr(tuning._Trials, "probe", lambda _: (0.0, 0.05))
+    monkeypatch.setattr(tuning, "train", fails)
+    with pytest.raises(RunError, match="no trial ended: the loss is NaN"):
+        tune(config, budget=60)
+    assert len(ran) == 14
+
+
+def test_trials_run_the_code_of_a_model_only_where_that_is_said(
+    config: RunConfig, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, told = tuning.train, set[object]()
+
+    def noting(config: RunConfig, *, trust_remote_code: bool, **given: Any) -> object:
+        told.add(trust_remote_code)
+        return train(config, **given)
+
+    monkeypatch.setattr(tuning, "train", noting)
+    tune(config, budget=60, trust_remote_code=True)
+    assert told == {True}
 
 
 def test_of_a_whole_model_the_rate_alone_is_tried(tmp_path: Path, ran: Ran) -> None:

@@ -33,6 +33,25 @@ def test_slurm_gets_a_script_that_bash_reads(machines: int) -> None:
     assert (TWO_MACHINES.format("$SLURM_NNODES", "$SLURM_NODEID") in written) == (machines == 2)
 
 
+def test_slurm_s_command_has_its_words_whatever_the_config_is_called(tmp_path: Path) -> None:
+    stand_ins = {
+        "srun": '#!/bin/bash\n"${@:2}"\n',
+        "scontrol": "#!/bin/bash\necho first\n",
+        "loraft": "#!/bin/bash\nprintf '%s\\n' \"$@\"\n",
+    }
+    for name, said in stand_ins.items():
+        (tmp_path / name).write_text(said)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "n[1-2]"}
+    there = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    written = text("slurm", config="runs of mine/It's.yaml")
+    done = subprocess.run(["bash"], input=written, text=True, capture_output=True, check=True, env=there)
+    assert done.stdout.splitlines() == [
+        "train", "runs of mine/It's.yaml", "--resume", "training.output_dir=runs/it-s", "--num-processes", "4",
+        "--num-machines", "2", "--machine-rank", "1", "--main-process-ip", "first",
+    ]  # fmt: skip
+
+
 def test_sky_gets_a_task() -> None:
     task = yaml.safe_load(text("sky"))
     assert task["resources"] == {"accelerators": "H100:4", "use_spot": True}
@@ -62,6 +81,8 @@ def test_init_writes_it_beside_the_config_which_is_kept(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {"launch_file": "run.sky.yaml"}
     assert (tmp_path / "run.yaml").read_text() == "# mine\n"
     assert "is there already" in refused(loraft("init", "run.yaml", "--launcher", "sky", cwd=tmp_path))
+    said = refused(loraft("init", "run.yaml", "--launcher", "slurm", "--method", "qlora", cwd=tmp_path))
+    assert "run.yaml is there and is kept as it is: leave out what a new one would say" in said
     said = refused(loraft("init", "run.yaml", "--num-machines", "2", cwd=tmp_path))
     assert "--num-machines is about --launcher, and there is none" in said
 

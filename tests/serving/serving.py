@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,14 @@ from loraft.serving.interface import Limits, Server
 
 
 @contextmanager
-def served(session: Session, limits: Limits = Limits(), api_key: str | None = None) -> Iterator[int]:  # noqa: B008
+def served(
+    session: Session,
+    limits: Limits = Limits(),  # noqa: B008
+    api_key: str | None = None,
+    hosts: Sequence[str] = (),
+) -> Iterator[int]:
     """A server for a session, and its port."""
-    config = uvicorn.Config(Server(session, limits, api_key).app(), port=0, log_level="error", ws="none")
+    config = uvicorn.Config(Server(session, limits, api_key, hosts).app(), port=0, log_level="error", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -68,8 +68,9 @@ def test_likeliest_tokens_are_told_where_they_are_asked_for(port: int) -> None:
     told = reply["choices"][0]["logprobs"]["content"]
     assert [len(each["top_logprobs"]) for each in told] == [2, 2, 2]
     assert told[0]["top_logprobs"][0] == {key: told[0][key] for key in ("token", "logprob", "bytes")}
-    _, text = request(port, "/v1/completions", {"model": "base", "prompt": "a", "max_tokens": 2, "logprobs": 1})
-    assert len(text["choices"][0]["logprobs"]["token_logprobs"]) == 2
+    _, text = request(port, "/v1/completions", {"model": "base", "prompt": "a", "max_tokens": 4, "logprobs": 1})
+    (choice,) = text["choices"]
+    assert len(choice["logprobs"]["token_logprobs"]) == len(choice["logprobs"]["text_offset"]) == 4
     assert chat(port, "hello", max_tokens=1)[1]["choices"][0]["logprobs"] is None
 
 
@@ -111,6 +112,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"temperature": "0"}, 400, "temperature: Input should be a valid number"),
     ({"max_tokens": 2001}, 400, "2,001 is more than the 2,000 tokens that this server gives"),
     ({"stop": [""]}, 400, "stop: must not be empty"),
+    ({"stop": 5}, 400, "stop: Input should be a valid array"),
     ({"frequency_penalty": 0.5}, 400, "frequency_penalty is not done here but for 0: leave it out"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format.type is not done here but for 'text'"),
     ({"temprature": 0}, 400, "temprature is not known here, or not done"),
@@ -135,6 +137,16 @@ def test_bodies_that_are_too_large_or_no_json_are_refused(port: int) -> None:
     assert request(port, path, b"{")[0] == 400
     assert request(port, "/v1/none", {})[0] == 404
     assert request(port, path, method="GET")[0] == 405
+
+
+def test_a_server_of_one_machine_is_asked_by_its_own_names_alone(session: Session) -> None:
+    """A page in a browser may let a name of its own lead here, and has to call it by that."""
+    with served(session, hosts=["localhost", "127.0.0.1", "::1"]) as port:
+        for host in ("localhost", "127.0.0.1:80", "[::1]:80"):
+            assert request(port, "/v1/models", method="GET", host=host)[0] == 200
+        status, reply = request(port, "/v1/models", method="GET", host="evil.example")
+        assert status == 421
+        assert "evil.example is no name of this server" in reply["error"]["message"]
 
 
 def test_a_key_has_to_be_brought_where_there_is_one(session: Session) -> None:

@@ -14,6 +14,7 @@ from loraft.inference.session import Session, open_session
 from loraft.rows.formats import Message
 from loraft.serving.jobs import Asked, Event, Failed, Grown, Job, Opened
 from loraft.serving.voice_batch import VoiceBatch
+from loraft.tokenization.boundaries import Pieces
 from tests.inference.voices import base_in
 from tests.tiny import mostly_slow
 
@@ -44,16 +45,21 @@ class Asking:
         while len(self.batch):
             self.batch.step()
 
-    def ids(self, job: Job, choice: int = 0) -> list[int]:
+    def tokens(self, job: Job, choice: int = 0) -> list[tuple[str, float]]:
+        """Each token as it is spelled, with its log-probability to four digits."""
         grown = [event for event in self.told[job] if isinstance(event, Grown) and event.choice == choice]
         assert [event.finish_reason for event in grown[:-1]] == [None] * (len(grown) - 1)
         assert grown[-1].finish_reason is not None
-        return [token.id for event in grown for token in event.tokens]
+        return [(token.spelled, round(token.logprob, 3)) for event in grown for token in event.tokens]
 
-    def alone(self, job: Job, answers: int = 1) -> list[list[int]]:
+    def alone(self, job: Job, answers: int = 1) -> list[list[tuple[str, float]]]:
         voice, prompts = self.voice, [job.prompt_ids] * answers
         done = complete_batch(self.session.model, voice.tokenizer, prompts, **voice.settings(job.asked.options))
-        return [list(each.token_ids) for each in done]
+        pieces = Pieces(voice.tokenizer)
+        return [
+            [(pieces.of(token_id).text, round(logprob, 3)) for token_id, logprob in zip(*both, strict=True)]
+            for both in ((each.token_ids, each.logprobs) for each in done)
+        ]
 
 
 def settings(tokens: int) -> Sequence[GenerationRequest]:
@@ -84,7 +90,7 @@ def test_answers_that_others_join_are_those_given_alone(tmp_path: Path, model_ty
         asking.batch.admit(again)
         asking.run()
     for job in (*jobs, *again):
-        assert [asking.ids(job)] == asking.alone(job)
+        assert [asking.tokens(job)] == asking.alone(job)
 
 
 def test_several_answers_to_one_prompt_read_it_once_and_draw_from_seeds_of_their_own(tmp_path: Path) -> None:
@@ -94,9 +100,9 @@ def test_several_answers_to_one_prompt_read_it_once_and_draw_from_seeds_of_their
         asking.batch.admit([job])
         asking.run()
     assert sum(isinstance(event, Opened) for event in asking.told[job]) == 1
-    drawn = [asking.ids(job, choice) for choice in range(3)]
+    drawn = [asking.tokens(job, choice) for choice in range(3)]
     assert drawn == asking.alone(job, answers=3)
-    assert len({tuple(ids) for ids in drawn}) == 3
+    assert len({tuple(tokens) for tokens in drawn}) == 3
 
 
 def test_a_prompt_that_begins_as_an_earlier_one_is_read_from_there_on(tmp_path: Path) -> None:
@@ -110,7 +116,7 @@ def test_a_prompt_that_begins_as_an_earlier_one_is_read_from_there_on(tmp_path: 
         asking.run()
     assert opening(asking, first).held == opening(asking, short).held == 0
     assert opening(asking, again).held == len(again.prompt_ids) - 1  # the last one is read for its logits
-    assert asking.ids(again) == asking.ids(first)
+    assert asking.tokens(again) == asking.tokens(first)
 
 
 def test_an_answer_that_nobody_waits_for_leaves_and_the_others_go_on(tmp_path: Path) -> None:
@@ -124,7 +130,7 @@ def test_an_answer_that_nobody_waits_for_leaves_and_the_others_go_on(tmp_path: P
         assert len(asking.batch) == 2
         asking.run()
     for job in (jobs[0], jobs[2]):
-        assert [asking.ids(job)] == asking.alone(job)
+        assert [asking.tokens(job)] == asking.alone(job)
 
 
 def test_what_fails_ends_the_answers_that_were_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

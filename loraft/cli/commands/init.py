@@ -44,6 +44,12 @@ class StartOptions:
     num_machines: int | None = option("M", "With --launcher: how many machines [default: 1].", min=1)
 
     @property
+    def asks(self) -> bool:
+        """Whether something of the config is asked for."""
+        said = (self.data, self.task, self.method, self.model, self.columns, self.row_format)
+        return any(each is not None for each in said)
+
+    @property
     def launch_file(self) -> LaunchFile | None:
         """The file for a scheduler, where one is asked for."""
         if self.launcher is None:
@@ -65,6 +71,7 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
     if launch_file is not None:
         launch_file.check(overwrite=given.overwrite)
         if launch_file.config.exists() and not given.overwrite:
+            refuse((given.asks, f"{given.path} is there and is kept as it is: leave out what a new one would say."))
             _tell_launch_file(launch_file.write(), as_json=as_json)
             return
     names, path = column_names(given.columns), Path(given.path)
