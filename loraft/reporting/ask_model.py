@@ -6,26 +6,24 @@ whole is read first and let go before its base is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraft.adapters.resolve_target import classes_of
 from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
-from loraft.evaluation.bootstrap import paired_differences
 from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, learned_source, read_eval_source
 from loraft.evaluation.evaluator import RowScore
-from loraft.evaluation.metrics import LabelTally, RowTally, losses
 from loraft.evaluation.open_model import RequestedModel, classifying, generating, purpose_of, writing
 from loraft.evaluation.past_run import PastRun
 from loraft.events import Event, Note, Observer
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, open_session
 from loraft.inspection.layers_report import inspect_layers
+from loraft.reporting.beside_base import beside
 from loraft.reporting.model_findings import (
     AnswerBeside,
-    FigureBeside,
     Forgetting,
     HardRow,
     ModelFindings,
@@ -166,7 +164,7 @@ def _put_together(
         rows=read.rows.called if read.held_out else None,
         rows_read=len(read.held_out),
         base=base.name if base is not None else None,
-        figures=_beside(read, base, trained) if base is not None and read.held_out else {},
+        figures=beside(read, base, trained) if base is not None and read.held_out else {},
         answers=_answers(read, base, trained),
         forgotten=forgotten,
         hard_held_out=_hard(read, [item.example for item in read.held_out], trained.held_out),
@@ -176,43 +174,6 @@ def _put_together(
         moved=moved,
         notes=tuple(notes),
     )
-
-
-def _beside(read: ReportRows, base: ModelReadings, trained: ModelReadings) -> Mapping[str, FigureBeside]:
-    """The figures of both on the held-out rows, with the paired bootstrap of their difference."""
-    labels = read.rows.purpose.labels
-    of_text = not labels
-    before, after = _losses(read, base, of_text=of_text), _losses(read, trained, of_text=of_text)
-    found = _compared(before, after, len(read.held_out))
-    asking = sum(item.question is not None for item in read.held_out)
-    if labels and asking:
-        of_classes = _compared(_classes(read, base), _classes(read, trained), asking)
-        found |= {name: of_classes[name] for name in ("accuracy", "macro_f1")}
-    return found
-
-
-def _losses(read: ReportRows, of: ModelReadings, *, of_text: bool) -> RowTally:
-    tally = RowTally(losses(of_text=of_text), keep=True)
-    for item, score in zip(read.held_out, of.held_out, strict=True):
-        tally.add(score.loss, item.example.trained)
-    return tally
-
-
-def _classes(read: ReportRows, of: ModelReadings) -> LabelTally:
-    tally = LabelTally(read.rows.purpose.labels, keep=True)
-    for item, score in zip(read.held_out, of.held_out, strict=True):
-        if item.question is not None and score.answer is not None:
-            tally.add(score.answer.text, item.question.reference)
-    return tally
-
-
-def _compared(base: RowTally | LabelTally, trained: RowTally | LabelTally, rows: int) -> dict[str, FigureBeside]:
-    before, after = base.figures(), trained.figures()
-    apart = paired_differences(base.figures, trained.figures, rows)
-    return {
-        name: FigureBeside(before[name], after[name], each.difference, each.low, each.high)
-        for name, each in apart.items()
-    }
 
 
 def _answers(read: ReportRows, base: ModelReadings | None, trained: ModelReadings) -> Sequence[AnswerBeside]:
