@@ -28,6 +28,7 @@ from loraft.errors import Problem
 
 MOST_DEPTH = 20
 MOST_PROBLEMS = 100
+MOST_NODES = 10_000
 """A file that is no config at all is not answered key by key."""
 LONGEST_SHOWN = 60
 NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -134,6 +135,7 @@ class _Reader:
     override: str | None
     number: int
     found: list[Found] = field(default_factory=list)
+    nodes: int = 0
 
     def read(self, text: str) -> Node | None:
         unreadable = NO_TEXT.search(text)
@@ -170,6 +172,10 @@ class _Reader:
     def _node(self, event: Event, events: Iterator[Event], path: KeyPath, key: Place) -> Node:
         """The node that begins with `event`; takes its further events from `events`."""
         place = self._at(event)
+        self.nodes += 1
+        if self.nodes > MOST_NODES:
+            self._refuse(place, f"holds more than {MOST_NODES:,} values, and so is no config")
+            raise _Unreadable
         if isinstance(event, NodeEvent) and event.anchor is not None:
             self._refuse(place, "anchors and aliases (& and *) are not read", path, "Write the value out.")
         if isinstance(event, ScalarEvent | CollectionStartEvent) and event.tag is not None:

@@ -127,6 +127,7 @@ def test_c45_duplicate_keys_name_both_places(tmp_path: Path) -> None:
         (LEAST.encode() + b"seed: \xff\n", "run.yaml:3", "not valid UTF-8 (byte 0xff)"),
         (LEAST.encode("utf-16"), "run.yaml:1", "not valid UTF-8"),
         ("# " + "x" * 64 * 1024, "run.yaml", "larger than 64 KiB"),
+        (LEAST + "lora: {target_modules: [" + "a, " * 10_000 + "a]}\n", "run.yaml:3:29986", "more than 10,000 values"),
         (LEAST + "lora: " + "[" * 21 + "]" * 21 + "\n", "run.yaml:3:26", f"deeper than {MOST_DEPTH} levels"),
     ],
 )

@@ -44,7 +44,7 @@ def counted(kind: str, *, graphs: bool, temperature: float) -> dict[str, Any]:
         adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, fan_in_fan_out=name == "gpt2"))
         adapted.to(CUDA)
         settings: Any = {"rules": SamplingParams(temperature=temperature), "max_new_tokens": TOKENS, "stop_ids": ()}
-        answers = engine._open_answers(adapted, tiny_tokenizer(), PROMPTS, settings)
+        answers = engine.open_answers(adapted, tiny_tokenizer(), PROMPTS, settings)
         found = []
         with ordinary_attention(adapted):
             context = engine._context(adapted, answers, settings | {"cuda_graphs": graphs})

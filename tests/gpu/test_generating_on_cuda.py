@@ -90,7 +90,7 @@ def session_of(run: Path, *, cuda_graphs: bool) -> Session:
 def test_the_record_is_one_launch_for_which_the_host_does_not_wait() -> None:
     model = tiny_model("llama", **wide_sizes("llama")).to("cuda", torch.bfloat16)
     with ordinary_attention(model):
-        answers = engine._open_answers(
+        answers = engine.open_answers(
             model, tiny_tokenizer(), PROMPTS, {"rules": GREEDY, "max_new_tokens": TOKENS, "stop_ids": ()}
         )
         context = DecoderState(model, room=60)
