@@ -1,7 +1,7 @@
 """A process of its own that measures what ranks hold while they load: one that ran other tests holds what they left.
 
-`python -m tests.distributed.part_loading FILE`, whose JSON has a list of configs to each kind: the last is measured, after the
-others have imported and compiled what loading needs. A line of JSON for each kind is printed.
+`python -m tests.distributed.part_loading FILE`, whose JSON has a list of configs to each kind: the last is measured,
+after the others have imported and compiled what loading needs. A line of JSON for each kind is printed.
 """
 
 from __future__ import annotations
