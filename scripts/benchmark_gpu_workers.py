@@ -25,7 +25,7 @@ from loraft.config.schema import RunConfig
 from loraft.errors import OutOfMemoryError, ResourceError
 from loraft.io.held_memory import peak_bytes, reset_peak
 from loraft.models.device import CUDA_TAKES, StatedDevice
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 
 Steps = list[list[list[int]]]
 """The rows of each optimizer step, as tokens."""

@@ -25,7 +25,7 @@ from benchmark_record import Figure, add_option, gigabytes, record
 
 from loraft.config.schema import RunConfig
 from loraft.distributed.join import joined
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 
 FILES = 20
 SIZE = 64

@@ -198,7 +198,7 @@ def write_plan(config: Path, plan: Path) -> None:
     """The tokens of each optimizer step, as loraft will train them."""
     from loraft.config.config_file import load_config
     from loraft.models.sources import resolve
-    from loraft.training.run_plan import plan_run
+    from loraft.planning.run_plan import plan_run
 
     run = plan_run(load_config(config, []))
     examples = run.data.train

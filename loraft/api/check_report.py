@@ -12,8 +12,8 @@ from loraft.api.predicted_time import predicted_time
 from loraft.api.served_by_vllm import vllm_notes
 from loraft.config.sections import FROM_WEIGHTS
 from loraft.distributed.ranks import ALONE, Ranks
-from loraft.training.run_plan import RunPlan
-from loraft.training.schedule import learning_rate, warmup_steps
+from loraft.optimization.schedule import learning_rate, warmup_steps
+from loraft.planning.run_plan import RunPlan
 
 
 @dataclass(frozen=True)

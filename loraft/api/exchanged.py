@@ -11,9 +11,9 @@ from loraft.config.distributed_section import DistributedSection
 from loraft.dataset.sampler import batch_sampler
 from loraft.distributed.exchange import Exchange
 from loraft.distributed.ranks import Ranks, gradient_bytes
-from loraft.training.memory import MemoryPlan, plan_memory
-from loraft.training.run_plan import RunPlan
-from loraft.training.strategy import Parts, hindrances, parts_of
+from loraft.planning.memory import MemoryPlan, plan_memory
+from loraft.planning.run_plan import RunPlan
+from loraft.planning.strategy import Parts, hindrances, parts_of
 
 INSIDE = (25e9, 450e9)
 """Bytes a second into a GPU from the others of its machine: by PCIe 4.0 with 16 lanes, and by the NVLink of an H100."""

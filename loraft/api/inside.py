@@ -29,10 +29,10 @@ from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.model_structure import family_in
 from loraft.models.modules import decoder_inputs
 from loraft.models.remote_code import as_trusted
+from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.tasks import TASKS
 from loraft.tokenization.boundaries import Pieces
 from loraft.training.embedding_noise import noisy_embeddings
-from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.start_batches import begin_from_rows
 from loraft.training.train_step import planned_loss
 from loraft.training.trainer import build_model

@@ -8,7 +8,7 @@ from loraft.baselines.compare_methods import compare_methods
 from loraft.config.schema import RunConfig
 from loraft.events import Observer
 from loraft.models.remote_code import is_trusted
-from loraft.training.run_plan import RunPlan
+from loraft.planning.run_plan import RunPlan
 
 
 def measured_steps(plan: RunPlan, config: RunConfig, steps: int, observer: Observer) -> dict[str, Any]:

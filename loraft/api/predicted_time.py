@@ -12,8 +12,8 @@ import torch
 from loraft.config.gpus import Gpu
 from loraft.dataset.sampler import batch_sampler
 from loraft.models.quantize import quantized_bytes
+from loraft.planning.run_plan import RunPlan
 from loraft.tokenization.examples import Example
-from loraft.training.run_plan import RunPlan
 
 USED = (0.25, 0.55)
 """The share of the stated rate that a step's operations are assumed to get, norms and all between the products counted

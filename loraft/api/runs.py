@@ -41,6 +41,7 @@ from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge,
 from loraft.merging.write_weights import chosen_folder
 from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
+from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.reporting.report_file import reported
 from loraft.rows.places import files_here
 from loraft.rows.standard_input import with_input_kept
@@ -55,7 +56,6 @@ from loraft.training.run_dir import (
     refuse_taken,
     saved_bytes,
 )
-from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.trainer import TrainResult, run_plan
 
 GREEDY = GenerationRequest(temperature=0, num_beams=1)

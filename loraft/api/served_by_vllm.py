@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from loraft.config.schema import RunConfig
 from loraft.config.sections import FROM_WEIGHTS
+from loraft.planning.run_plan import RunPlan
 from loraft.tasks import TASKS
-from loraft.training.run_plan import RunPlan
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks up to which it can be started to take adapters; 16 is its own choice."""

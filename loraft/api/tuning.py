@@ -27,9 +27,9 @@ from loraft.events import Event, Note, Observer, Progress, ignored
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
 from loraft.models.remote_code import as_trusted, is_trusted
+from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import StepLogged
-from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.trainer import TrainResult
 
 RATES = (1 / 3, 1.0, 3.0, 10.0)

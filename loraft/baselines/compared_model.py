@@ -32,9 +32,9 @@ from loraft.inference.sampling import SamplingParams
 from loraft.inference.session import open_session
 from loraft.models.load_model import LoadedModel
 from loraft.models.modules import wrapped_model
+from loraft.planning.known_run import KnownRun
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import Example, RowRenderer
-from loraft.training.known_run import KnownRun
 from loraft.training.run_dir import RunFolder, choose_run_folder
 
 BASE, FINE_TUNED = "base", "fine-tuned"

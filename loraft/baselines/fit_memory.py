@@ -14,8 +14,8 @@ from loraft.errors import ModelError, ResourceError
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
-from loraft.training.memory import too_large
-from loraft.training.run_plan import RunPlan, plan_run, scaled_rate
+from loraft.planning.memory import too_large
+from loraft.planning.run_plan import RunPlan, plan_run, scaled_rate
 
 SMALLER_METHODS: Mapping[Method, tuple[Method, ...]] = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
 COSTS = {

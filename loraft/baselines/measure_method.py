@@ -34,10 +34,10 @@ from loraft.io.held_memory import held_bytes, peak_bytes, reset_peak
 from loraft.io.resources import disk_errors, memory_errors
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import trusting
+from loraft.planning.memory import too_large
+from loraft.planning.run_plan import RunPlan, base_notes, plan_run, scaled_rate
 from loraft.training.checkpoint import RunState
-from loraft.training.memory import too_large
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import RunPlan, base_notes, plan_run, scaled_rate
 from loraft.training.save_run import save_weights
 from loraft.training.train_step import Throughput, Trainer, take_step
 from loraft.training.trainer import build_model

@@ -41,10 +41,10 @@ from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.completion import Detokenizer
 from loraft.io.resources import memory_errors
 from loraft.models.remote_code import as_trusted
+from loraft.planning.known_run import KnownRun, known_run
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat
 from loraft.tokenization.examples import Example
-from loraft.training.known_run import KnownRun, known_run
 
 WRITTEN_TOKENS = 100
 ROWS_ALONE, SAMPLES, BEGINNING = 20, 2, 8

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from loraft.adapters.inject import AdaptedModel
 from loraft.inference.engine import stream
 from loraft.inference.sampling import SamplingParams
+from loraft.planning.run_plan import RunPlan
 from loraft.rows.formats import Message
-from loraft.training.run_plan import RunPlan
 
 
 def answerer_of(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:

@@ -1,1 +1,1 @@
-"""Training: the loss, the optimizer, the one loop, its checkpoints and its events."""
+"""Training: the one loop, its steps, its checkpoints and its events."""

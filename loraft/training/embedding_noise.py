@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.kernels.transfer import to_device
+from loraft.planning.run_plan import RunPlan
 from loraft.tokenization.examples import Example
-from loraft.training.run_plan import RunPlan
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Prob
 from loraft.events import Note
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
+from loraft.optimization.optimizer import parameter_of, restore_optimizer
+from loraft.optimization.schedule import learning_rate
+from loraft.planning.run_plan import RunPlan, steps_of
 from loraft.training.checkpoint import (
     MANIFEST,
     RunState,
@@ -28,11 +31,8 @@ from loraft.training.checkpoint import (
     restore_rng,
 )
 from loraft.training.loop import all_trained, stops_early
-from loraft.training.optimizer import parameter_of, restore_optimizer
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import RunPlan, steps_of
 from loraft.training.save_run import restore_weights, rotate_checkpoints, weights_in
-from loraft.training.schedule import learning_rate
 from loraft.training.train_step import Trainer
 
 SILENT = "training.output_dir"

@@ -22,9 +22,9 @@ from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
+from loraft.optimization.optimizer import KINDS
+from loraft.planning.known_run import KnownRun
 from loraft.rows.places import files_here
-from loraft.training.known_run import KnownRun
-from loraft.training.optimizer import KINDS
 
 RUNS = Path("runs")
 LOCK = ".lock"

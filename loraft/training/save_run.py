@@ -17,8 +17,8 @@ from loraft.adapters.model_card import TrainingFacts
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
 from loraft.distributed.part_files import PartFiles, restore_rows
 from loraft.distributed.whole_model import gathered_in_turn, is_written_one_by_one, write_whole_model
+from loraft.optimization.optimizer import OptimizerState, optimizer_state
 from loraft.training.checkpoint import PARTS, RunState, prune, save_checkpoint, save_in_parts
-from loraft.training.optimizer import OptimizerState, optimizer_state
 from loraft.training.train_step import Trainer
 
 

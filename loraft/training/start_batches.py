@@ -10,10 +10,10 @@ from loraft.adapters.computed_starts import begin_from_data
 from loraft.adapters.inject import AdaptedModel
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import AdapterError
+from loraft.planning.run_plan import RunPlan
 from loraft.tasks.batches import Batch
 from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import IGNORED, Example
-from loraft.training.run_plan import RunPlan
 
 MOST_TOKENS = 1 << 16
 """Directions hardly turn after so many tokens that are learned."""

@@ -29,14 +29,14 @@ from loraft.distributed.sharding import Shards, in_parts, plain, shard
 from loraft.errors import NonFiniteError
 from loraft.events import Observer
 from loraft.models.model_structure import layers_of
+from loraft.optimization.optimizer import optimizer_of
+from loraft.optimization.schedule import learning_rate
+from loraft.planning.run_plan import RunPlan
 from loraft.tasks.batches import Batch
 from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import Example
 from loraft.training.embedding_noise import noisy_embeddings
-from loraft.training.optimizer import optimizer_of
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import RunPlan
-from loraft.training.schedule import learning_rate
 
 NAMED = 8
 """The most rows that an error names."""

@@ -36,6 +36,8 @@ from loraft.models.load_model import load_model
 from loraft.models.model_structure import layers_of
 from loraft.models.quantize import packed_experts
 from loraft.models.remote_code import is_trusted
+from loraft.planning.run_plan import RunPlan
+from loraft.planning.strategy import loads_in_parts
 from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.tokenization.examples import with_reference
 from loraft.training.checkpoint import RunState, checkpoint_fault
@@ -43,10 +45,8 @@ from loraft.training.loop import fit
 from loraft.training.resume import compare_with_begun, refuse_another_base, require_same_model, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
-from loraft.training.run_plan import RunPlan
 from loraft.training.save_run import restore_weights, save_result, weights_in
 from loraft.training.start_batches import begin_from_rows
-from loraft.training.strategy import loads_in_parts
 from loraft.training.train_step import Trainer
 from loraft.version import __version__, version_of
 

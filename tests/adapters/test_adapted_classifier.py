@@ -22,7 +22,7 @@ from loraft.models.auto_model import meta_model
 from loraft.models.load_model import load_config, require_tensors
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import CLASSIFIERS
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 from loraft.training.trainer import build_model
 from tests.adapters.setting import FACTS, disturb
 from tests.tiny import tiny_sizes, tiny_tokenizer

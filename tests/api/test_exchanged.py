@@ -13,8 +13,8 @@ from loraft.api.exchanged import strategies
 from loraft.config.schema import RunConfig
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.models.device import StatedDevice
-from loraft.training.memory import MemoryPlan
-from loraft.training.run_plan import RunPlan, plan_run
+from loraft.planning.memory import MemoryPlan
+from loraft.planning.run_plan import RunPlan, plan_run
 from tests.inspection.test_layers import LLAMA_2_70B, config_alone
 from tests.tiny import tiny_tokenizer
 from tests.training.building import tiny_config, write_rows
@@ -67,7 +67,7 @@ def planned(case: Case, folder: Path) -> RunPlan:
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         # There are no weights to be checked.
-        patched.setattr("loraft.training.known_run.require_tensors", lambda *_: ((), {}))
+        patched.setattr("loraft.planning.known_run.require_tensors", lambda *_: ((), {}))
         return plan_run(config, StatedDevice("cuda", case.memory, case.gpu), ranks=case.ranks)
 
 

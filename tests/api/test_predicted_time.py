@@ -14,7 +14,7 @@ from loraft.api.predicted_time import StepWork, predicted_time, work_of_a_step
 from loraft.config.gpus import GPUS, Gpu, gpu_called, gpu_named
 from loraft.errors import InvalidInputError
 from loraft.models.device import StatedDevice
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 from tests.tiny import save_tiny
 from tests.training.building import tiny_config, write_rows
 

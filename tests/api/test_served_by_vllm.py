@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loraft.api.served_by_vllm import vllm_notes
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 from tests.training.building import tiny_config
 
 

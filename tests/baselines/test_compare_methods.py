@@ -14,7 +14,7 @@ from loraft import api
 from loraft.baselines.trial_process import Answer
 from loraft.errors import ConfigError, InvalidInputError, ResourceError, RunError
 from loraft.events import Event, Note, Progress
-from loraft.training import memory
+from loraft.planning import memory
 from tests.baselines.in_this_process import answering
 from tests.training.building import tiny_config
 

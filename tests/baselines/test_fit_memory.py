@@ -14,7 +14,7 @@ from loraft.config.schema import RunConfig
 from loraft.errors import ResourceError
 from loraft.models import device as placement
 from loraft.models.device import CUDA_TAKES, StatedDevice
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 from tests.training.building import tiny_config
 
 BATCH = "training.per_device_train_batch_size"
@@ -101,13 +101,13 @@ def test_a_run_that_does_not_fit_is_refused_with_what_makes_it_fit(
     config: RunConfig, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = placement.select_device
-    monkeypatch.setattr("loraft.training.memory.held_bytes", lambda _: 0)
+    monkeypatch.setattr("loraft.planning.memory.held_bytes", lambda _: 0)
     enough = plan_run(changed(config, optim="adamw_8bit")).memory.peak_bytes
 
     def small(*given: Any) -> placement.DeviceConfig:
         return replace(whole(*given), available_bytes=enough)
 
-    monkeypatch.setattr("loraft.training.known_run.select_device", small)
+    monkeypatch.setattr("loraft.planning.known_run.select_device", small)
     with pytest.raises(ResourceError, match="needs about") as refused:
         getattr(api, verb)(config)
     assert "training.optim: adamw_8bit" in str(refused.value.problems[0].remedy)

@@ -11,8 +11,8 @@ from loraft.baselines.compare_methods import MeasuredCost
 from loraft.baselines.measure_method import bytes_of, measure, trial_of
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
+from loraft.planning.run_plan import plan_run
 from loraft.training.loop import fit
-from loraft.training.run_plan import plan_run
 from tests.training.building import tiny_config, tiny_fit
 
 

@@ -75,7 +75,7 @@ def test_the_bytes_are_told_before_and_must_be_free(
     free = shutil.disk_usage(".")._replace(free=900_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     assert loraft(*command).exit_code == 0
-    monkeypatch.setattr("loraft.training.run_plan.frozen_prefix_bytes", lambda *_: 10**9)
+    monkeypatch.setattr("loraft.planning.run_plan.frozen_prefix_bytes", lambda *_: 10**9)
     result = loraft(*command)
     assert result.exit_code == 2
     wording(result.stderr)

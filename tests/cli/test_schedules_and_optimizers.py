@@ -11,7 +11,7 @@ import pytest
 from bitsandbytes.optim import AdEMAMix8bit
 
 from tests.cli.conftest import Loraft, WriteConfig
-from tests.training.test_schedule import of_transformers
+from tests.optimization.test_schedule import of_transformers
 from tests.training.test_trainer import metrics
 from tests.words import Wording
 

@@ -21,8 +21,8 @@ from loraft.kernels.offloaded_inputs import KeptInputs
 from loraft.kernels.transfer import pinned_bytes
 from loraft.models.device import StatedDevice
 from loraft.models.quantize import quantized_bytes
-from loraft.training.memory import too_large
-from loraft.training.run_plan import plan_run
+from loraft.planning.memory import too_large
+from loraft.planning.run_plan import plan_run
 from tests.cli.conftest import Loraft, WriteConfig
 from tests.tiny import save_tiny
 from tests.training.building import MODEL_OF, ROWS_OF, tiny_config, tiny_fit, write_rows
@@ -42,7 +42,7 @@ CHECKPOINTING = "training__gradient_checkpointing"
 @pytest.fixture
 def memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("memory", "run_plan", "trainer"):
-        monkeypatch.setattr(f"loraft.training.{module}.has_own_memory", lambda _: True)
+        monkeypatch.setattr(f"loraft.planning.{module}.has_own_memory", lambda _: True)
 
 
 def config_in(folder: Path, *, stream: bool = True, **options: Any) -> RunConfig:

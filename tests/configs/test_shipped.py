@@ -19,8 +19,8 @@ from loraft.config.sections import DataSource, QuantizationSection
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.models.device import CUDA_TAKES, DeviceConfig
 from loraft.models.quantize import quantized_bytes
-from loraft.training.memory import too_large
-from loraft.training.run_plan import RunPlan, plan_run
+from loraft.planning.memory import too_large
+from loraft.planning.run_plan import RunPlan, plan_run
 from tests.cli.running import loraft
 from tests.inspection.test_layers import LLAMA_2_7B, LLAMA_2_70B, config_alone
 from tests.tiny import mostly_slow, save_tiny, tiny_tokenizer
@@ -192,10 +192,10 @@ def on_the_meta_device(
     text = "z" * config.data.max_length  # a token a letter: rows are cut to the longest length
     path = str(write_rows(folder / "rows.jsonl", [{"text": text} for _ in range(20)]))
     gpu = DeviceConfig("cuda", torch.bfloat16, "a GPU", memory, memory, ())
-    monkeypatch.setattr("loraft.training.known_run.select_device", lambda *_: gpu)
-    monkeypatch.setattr("loraft.training.run_plan.require_optimizer", lambda *_: None)  # there is no GPU to step on
+    monkeypatch.setattr("loraft.planning.known_run.select_device", lambda *_: gpu)
+    monkeypatch.setattr("loraft.planning.run_plan.require_optimizer", lambda *_: None)  # there is no GPU to step on
     # There are no weights to be checked.
-    monkeypatch.setattr("loraft.training.known_run.require_tensors", lambda *_: ((), {}))
+    monkeypatch.setattr("loraft.planning.known_run.require_tensors", lambda *_: ((), {}))
     section = {"train": path, "eval": None, "max_length": config.data.max_length, "on_overlength": "truncate"}
     data = type(config.data).model_validate(section)
     model = config.model.model_copy(update={"name_or_path": str(folder / "shape")})

@@ -33,9 +33,9 @@ from loraft.models.device import CUDA_TAKES
 from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import ends_of, layers_of
 from loraft.models.quantize import quantized_modules
+from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.training import trainer
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import RunPlan, plan_run
 from loraft.training.train_step import Throughput, Trainer, take_step
 from tests.cuda_rehearsal.device import CUDA, rehearsal
 from tests.cuda_rehearsal.pretend import leave, pretend, quantized_parameter

@@ -18,8 +18,8 @@ from loraft.config.schema import RunConfig
 from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
 from loraft.io.held_memory import give_back_at_once, release_freed
+from loraft.planning.run_plan import plan_run
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import plan_run
 from loraft.training.train_step import Trainer
 from loraft.training.trainer import build_model
 from tests.distributed.forked import forked

@@ -14,8 +14,8 @@ from loraft.api.exchanged import memory_alone, planned_exchange
 from loraft.distributed.exchange import Exchange
 from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
+from loraft.planning.run_plan import plan_run
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import plan_run
 from loraft.training.train_step import Throughput, Trainer, evaluate_loss, take_step
 from loraft.training.trainer import build_model
 from tests.distributed.forked import forked

@@ -17,9 +17,9 @@ from loraft.distributed.deal_rows import deal_rows
 from loraft.distributed.rank_environment import RankEnvironment
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.errors import ConfigError, Interrupted, LoraftError, LostRankError, Problem, RunFolderError
+from loraft.planning.run_plan import plan_run
 from loraft.training.resume import require_same_model
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import plan_run
 from tests.distributed.forked import forked
 from tests.training.building import tiny_config
 

@@ -21,9 +21,9 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError
 from loraft.io.held_memory import give_back_at_once, release_freed
+from loraft.planning.run_plan import plan_run
 from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import plan_run
 from loraft.training.save_run import restore_weights, save, save_result, weights_in
 from loraft.training.train_step import Throughput, Trainer, take_step
 from loraft.training.trainer import build_model

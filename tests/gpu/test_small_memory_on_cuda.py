@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.training.optimizer import KINDS
-from loraft.training.run_plan import plan_run
+from loraft.optimization.optimizer import KINDS
+from loraft.planning.run_plan import plan_run
 from loraft.training.trainer import build_model
 from tests.tiny import save_tiny
 from tests.training.building import tiny_fit

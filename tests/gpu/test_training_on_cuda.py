@@ -14,8 +14,8 @@ from loraft.errors import Interrupted
 from loraft.inference.requests import GenerationRequest
 from loraft.kernels.fused.row_trials import CAPPED
 from loraft.kernels.packed_attention import attend_rows
+from loraft.planning.run_plan import plan_run
 from loraft.tasks.batches import BatchLayout, collate_texts
-from loraft.training.run_plan import plan_run
 from loraft.training.trainer import build_model
 from tests.training.building import tiny_fit
 from tests.training.test_every_combination import AS_ON_CUDA, task_of, train_two_steps

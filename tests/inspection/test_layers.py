@@ -20,7 +20,7 @@ from loraft.errors import AdapterError, ModelError
 from loraft.inspection.layers import ModelTable, model_table
 from loraft.inspection.layers_report import inspect_layers
 from loraft.models.registry import FAMILIES
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 from tests.tiny import SIZES, TELLING, VOCABULARY, mostly_slow, save_tiny, tiny_model
 from tests.training.building import tiny_config
 

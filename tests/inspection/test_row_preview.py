@@ -11,7 +11,7 @@ import pytest
 from loraft.config.schema import RunConfig
 from loraft.errors import InvalidInputError
 from loraft.inspection.row_preview import SeenRow, preview
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 from tests.tiny import save_tiny
 from tests.training.building import tiny_config, write_rows
 

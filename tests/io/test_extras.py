@@ -13,8 +13,8 @@ from loraft.errors import DataError, ModelError
 from loraft.evaluation.open_model import chosen_metrics
 from loraft.models.gguf_import import convert
 from loraft.models.load_model import load_config
+from loraft.planning.trackers import tracker_problems
 from loraft.tasks import TASKS
-from loraft.training.run_events import tracker_problems
 from tests.stored import declare
 from tests.tiny import save_tiny
 

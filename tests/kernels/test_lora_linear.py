@@ -17,7 +17,7 @@ from loraft.kernels import lora_linear
 from loraft.kernels.cuda_lora import adapted_on_cuda
 from loraft.kernels.lora_linear import cpu_updated, cuda_updated, patch_lora_linears
 from loraft.models.registry import FAMILIES
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
 from loraft.training.trainer import build_model
 from tests.tiny import mostly_slow, tiny_model
 from tests.training.wide import wide_config

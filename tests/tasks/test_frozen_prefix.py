@@ -10,10 +10,10 @@ import torch
 
 from loraft.errors import InvalidInputError
 from loraft.models.registry import DECODERS
+from loraft.planning.run_plan import plan_run
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import FrozenPrefix, content_of, kept_positions
 from loraft.training.loop import fit
-from loraft.training.run_plan import plan_run
 from loraft.training.trainer import keep_frozen_prefix
 from tests.tiny import save_tiny
 from tests.training.building import rows, tiny_config, tiny_fit, without_dropout, write_rows

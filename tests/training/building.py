@@ -12,9 +12,9 @@ import torch
 from loraft.config.schema import RunConfig
 from loraft.distributed.sharding import plain
 from loraft.events import Event
+from loraft.planning.run_plan import plan_run
 from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder
-from loraft.training.run_plan import plan_run
 from loraft.training.train_step import Trainer
 from loraft.training.trainer import build_model
 from tests.tiny import save_tiny

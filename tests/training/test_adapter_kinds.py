@@ -20,8 +20,8 @@ from loraft.dataset.streaming import StreamingSampler
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
 from loraft.io.atomic import write_json
+from loraft.planning.run_plan import plan_run
 from loraft.training.run_dir import saved_bytes
-from loraft.training.run_plan import plan_run
 from loraft.training.start_batches import begin_from_rows
 from loraft.training.trainer import build_model
 from tests.adapters.setting import disturb, logits

@@ -22,7 +22,7 @@ from loraft.config.sections import QuantizationSection
 from loraft.errors import NonFiniteError
 from loraft.models.probe import spec_of
 from loraft.models.quantize import compute_in, experts_in_4_bits, packed_experts
-from loraft.training.run_plan import RunPlan, plan_run
+from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.training.train_step import Throughput, take_step
 from tests.cli.running import loraft
 from tests.training.building import Recorder, tiny_config, tiny_fit

@@ -219,7 +219,7 @@ def test_c1_after_overfitting_generation_stops_by_itself(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_every_frozen_4bit_module_is_kept_exact(tmp_path: Path) -> None:
     """What C12 rests on: nothing is left for the kernel without a backward."""
-    from loraft.training.run_plan import plan_run
+    from loraft.planning.run_plan import plan_run
 
     adapted = build_model(plan_run(tiny_config(tmp_path, method="qlora")))
     kept = [m for m in adapted.loaded.model.modules() if type(m).__name__ == "Linear4bit" and hasattr(m, "quant_state")]

@@ -15,10 +15,10 @@ from loraft.config.schema import RunConfig
 from loraft.errors import InvalidInputError
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import FAMILIES
+from loraft.planning.run_plan import plan_run
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.loss import CausalLMLoss
 from loraft.tokenization.examples import Example
-from loraft.training.run_plan import plan_run
 from tests.tiny import tiny_model
 from tests.training.building import tiny_config
 

@@ -15,9 +15,9 @@ from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import Interrupted, RunFolderError
 from loraft.events import Event, Note
+from loraft.optimization.schedule import learning_rate
 from loraft.training.resume import BEFORE, as_begun, rate_note
 from loraft.training.run_dir import RunFolder
-from loraft.training.schedule import learning_rate
 from loraft.training.trainer import TrainResult
 from tests.training.building import contrary, rows, tiny_config, write_rows
 from tests.training.test_trainer import config_of, metrics, stop_at

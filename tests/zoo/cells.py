@@ -31,9 +31,9 @@ from loraft.inference.requests import GenerationRequest
 from loraft.models.modules import decoder_inputs
 from loraft.models.probe import spec_of
 from loraft.models.registry import FAMILIES
+from loraft.planning.run_plan import plan_run
 from loraft.tokenization.examples import Example
 from loraft.training.run_events import StepDone
-from loraft.training.run_plan import plan_run
 from tests.training.building import ROWS_OF, write_rows
 from tests.zoo.alone import uncached
 from tests.zoo.models import GROUPS, MOST_USED, QUICK, also_needed, save

@@ -13,9 +13,9 @@ import pytest
 from loraft.config.sections import QuantizationSection
 from loraft.io.held_memory import peak_bytes
 from loraft.models.quantize import quantized_bytes
-from loraft.training.base_weights import LayerSizes, StackSizes
-from loraft.training.memory import HOLES, TrainingSizes, predict
-from loraft.training.optimizer import KINDS, TrainedTensor
+from loraft.optimization.optimizer import KINDS, TrainedTensor
+from loraft.planning.base_weights import LayerSizes, StackSizes
+from loraft.planning.memory import HOLES, TrainingSizes, predict
 
 STACK = StackSizes(
     layer=LayerSizes(

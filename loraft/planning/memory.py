@@ -20,10 +20,10 @@ from loraft.kernels.tiled_mlp import TILE
 from loraft.kernels.transfer import has_own_memory, pinned_bytes
 from loraft.models.device import main_memory
 from loraft.models.quantize import quantized_bytes
+from loraft.optimization.optimizer import KINDS
+from loraft.planning.base_weights import NO_EXPERTS, ExpertSizes, StackSizes
+from loraft.planning.known_run import KnownRun
 from loraft.tokenization.examples import Example
-from loraft.training.base_weights import NO_EXPERTS, ExpertSizes, StackSizes
-from loraft.training.known_run import KnownRun
-from loraft.training.optimizer import KINDS
 
 ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""

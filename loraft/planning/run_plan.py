@@ -27,13 +27,13 @@ from loraft.models.hf_config import noise_of
 from loraft.models.load_model import load_config
 from loraft.models.modules import is_within
 from loraft.models.registry import FAMILIES
+from loraft.optimization.optimizer import require_optimizer, resolve_optim
+from loraft.optimization.schedule import require_schedule
+from loraft.planning.known_run import KnownRun, ModelSummary, known_run
+from loraft.planning.memory import MemoryPlan, Saving
+from loraft.planning.strategy import spread
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
-from loraft.training.known_run import KnownRun, ModelSummary, known_run
-from loraft.training.memory import MemoryPlan, Saving
-from loraft.training.optimizer import require_optimizer, resolve_optim
-from loraft.training.schedule import require_schedule
-from loraft.training.strategy import spread
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 LINE_STEP = 32

@@ -15,9 +15,9 @@ from torch import Tensor
 from loraft import api
 from loraft.config.schema import RunConfig
 from loraft.errors import InvalidInputError
+from loraft.planning.run_plan import plan_run
 from loraft.tasks.batches import Batch, BatchLayout
 from loraft.tokenization.examples import IGNORED
-from loraft.training.run_plan import plan_run
 from loraft.training.train_step import Throughput, evaluate_loss, take_step
 from tests.cli.running import loraft
 from tests.training.building import Recorder, tiny_config, tiny_fit

@@ -18,9 +18,9 @@ from loraft.figures import counted
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.modules import is_within
 from loraft.models.quantize import quantized_bytes
-from loraft.training.known_run import KnownRun
-from loraft.training.memory import ROOM, MemoryPlan, Saving, plan_memory, too_large
-from loraft.training.optimizer import SMALLER, require_optimizer
+from loraft.optimization.optimizer import SMALLER, require_optimizer
+from loraft.planning.known_run import KnownRun
+from loraft.planning.memory import ROOM, MemoryPlan, Saving, plan_memory, too_large
 
 KEY = "distributed.strategy"
 PAGED = "training.optim auto is paged_adamw_32bit: with adamw the run might not fit in memory"

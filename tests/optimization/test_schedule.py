@@ -13,9 +13,9 @@ from transformers import get_scheduler
 from loraft.config.schedules import LINEAR_WARMUP, ScheduleName
 from loraft.config.schema import TrainingSection
 from loraft.errors import ConfigError
+from loraft.optimization.schedule import learning_rate, require_schedule, warmup_steps
 from loraft.training.loop import fit
 from loraft.training.run_events import StepLogged
-from loraft.training.schedule import learning_rate, require_schedule, warmup_steps
 from tests.training.building import tiny_config, tiny_fit
 
 PEAK = 3e-4

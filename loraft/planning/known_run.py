@@ -39,10 +39,8 @@ from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import StoredWeights
-from loraft.rows.standard_input import with_input_kept
-from loraft.tasks import TASKS
-from loraft.tasks.task import Task
-from loraft.training.base_weights import (
+from loraft.optimization.optimizer import TrainedTensor, trained_tensors
+from loraft.planning.base_weights import (
     ExpertSizes,
     FewBits,
     LayerSizes,
@@ -55,10 +53,12 @@ from loraft.training.base_weights import (
     quantization_of,
     stored_notes,
 )
-from loraft.training.new_tokens import about_new_tokens, unseen_tokens
-from loraft.training.optimizer import TrainedTensor, trained_tensors
-from loraft.training.router_loss import router_loss
-from loraft.training.run_events import tracker_problems
+from loraft.planning.new_tokens import about_new_tokens, unseen_tokens
+from loraft.planning.router_loss import router_loss
+from loraft.planning.trackers import tracker_problems
+from loraft.rows.standard_input import with_input_kept
+from loraft.tasks import TASKS
+from loraft.tasks.task import Task
 
 Result = TypeVar("Result")
 

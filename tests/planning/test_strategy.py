@@ -14,10 +14,10 @@ from loraft.config.distributed_section import DistributedSection
 from loraft.distributed.ranks import Ranks
 from loraft.errors import ConfigError
 from loraft.models.device import StatedDevice
-from loraft.training.memory import MemoryPlan
+from loraft.planning.memory import MemoryPlan
+from loraft.planning.run_plan import plan_run
+from loraft.planning.strategy import Parts, hindrances
 from loraft.training.run_dir import saved_bytes
-from loraft.training.run_plan import plan_run
-from loraft.training.strategy import Parts, hindrances
 from tests.training.building import tiny_config
 from tests.words import Wording
 

@@ -17,8 +17,7 @@ from transformers.optimization import Adafactor
 
 from loraft.config.schema import TrainingSection
 from loraft.errors import ConfigError
-from loraft.training.loop import fit
-from loraft.training.optimizer import (
+from loraft.optimization.optimizer import (
     KINDS,
     TrainedTensor,
     build_optimizer,
@@ -28,7 +27,8 @@ from loraft.training.optimizer import (
     resolve_optim,
     restore_optimizer,
 )
-from loraft.training.run_plan import plan_run
+from loraft.planning.run_plan import plan_run
+from loraft.training.loop import fit
 from tests.tiny import mostly_slow
 from tests.training.building import tiny_config, tiny_fit
 

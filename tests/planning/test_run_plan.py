@@ -13,8 +13,8 @@ from loraft import api
 from loraft.errors import InvalidInputError
 from loraft.models import device as placement
 from loraft.models.device import DeviceConfig, StatedDevice
-from loraft.training.memory import too_large
-from loraft.training.run_plan import RunPlan, plan_run
+from loraft.planning.memory import too_large
+from loraft.planning.run_plan import RunPlan, plan_run
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.building import rows, tiny_config, write_rows
 
@@ -149,7 +149,7 @@ def test_checkpointing_is_turned_on_where_memory_asks_for_it(tmp_path: Path, mon
     whole, plan = placement.select_device, plan_run(config)
     between = plan.memory.peak_bytes - plan.memory.activations // 4
     monkeypatch.setattr(
-        "loraft.training.known_run.select_device", lambda *given: replace(whole(*given), available_bytes=between)
+        "loraft.planning.known_run.select_device", lambda *given: replace(whole(*given), available_bytes=between)
     )
     tight = plan_run(config)
     assert tight.config.training.gradient_checkpointing is True
@@ -204,9 +204,9 @@ def test_another_adapter_to_start_from_is_refused_before_a_weight_is_loaded(tmp_
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
     """Let plans be made for a GPU with so many bytes available."""
     placement = DeviceConfig("cuda", torch.bfloat16, "a GPU", 2 * available, available, ())
-    monkeypatch.setattr("loraft.training.known_run.select_device", lambda *_: placement)
+    monkeypatch.setattr("loraft.planning.known_run.select_device", lambda *_: placement)
     for place in ("run_plan", "strategy"):
-        monkeypatch.setattr(f"loraft.training.{place}.require_optimizer", lambda *_: None)
+        monkeypatch.setattr(f"loraft.planning.{place}.require_optimizer", lambda *_: None)
 
 
 @pytest.mark.parametrize(("method", "available", "optim"), [
