@@ -41,8 +41,8 @@ CHECKPOINTING = "training__gradient_checkpointing"
 
 @pytest.fixture
 def memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("memory", "run_plan", "trainer"):
-        monkeypatch.setattr(f"loraft.planning.{module}.has_own_memory", lambda _: True)
+    for module in ("planning.memory", "planning.run_plan", "training.trainer"):
+        monkeypatch.setattr(f"loraft.{module}.has_own_memory", lambda _: True)
 
 
 def config_in(folder: Path, *, stream: bool = True, **options: Any) -> RunConfig:
