@@ -1,0 +1,1 @@
+"""What goes wrong where long work is done, tried at scale through the command line."""
