@@ -162,8 +162,8 @@ def train(
         folder = RunFolder(chosen, writes=ranks.main)
         known, batches = ranks.on_main(lambda: _known(config, folder, resume=resume))
         plan = _planned_together(known, folder, ranks, batches)
-        with _opened(folder, ranks), reported(folder.path, observer, writes=ranks.main):
-            result = run_plan(
+        with _opened(folder, ranks), reported(folder.path, observer, writes=ranks.main) as page:
+            done = run_plan(
                 *(plan, folder, ranks),
                 resume=resume,
                 resume_anyway=resume_anyway,
@@ -173,7 +173,7 @@ def train(
                 answerer=lambda adapted: answerer_of(adapted, plan),
                 command=command,
             )
-        return ranks.on_main(lambda: push_result(result, config.training.push_to_hub, observer))
+        return ranks.on_main(lambda: push_result(replace(done, report=page.at), config.training.push_to_hub, observer))
 
 
 @contextmanager

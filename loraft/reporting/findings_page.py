@@ -8,12 +8,12 @@ from html import escape
 
 from loraft.figures import counted
 from loraft.reporting.model_findings import AnswerBeside, FigureBeside, HardRow, ModelFindings
+from loraft.tasks import METRIC_FACTS
 
 NOT_ASKED = (
     "What needs the model is not here: base beside trained, answers before and after, what was forgotten, rows with "
     "the highest loss, and the layers that changed most. <code>loraft report RUN</code> adds it."
 )
-SHARES = ("accuracy", "macro_f1")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequence[int] = ()) -> str:
@@ -29,6 +29,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequ
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     head = f"<thead><tr>{cells(headings, 'th')}</tr></thead>"
     return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def figure(name: str, value: float, *, signed: bool = False) -> str:
+    """A figure as its metric says: a share in per cent, any other as it is; a dash for what is not finite."""
+    if not math.isfinite(value):
+        return "–"
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.2f} %" if METRIC_FACTS[name].look == "share" else f"{value:{sign}.4f}"
 
 
 def findings_html(findings: ModelFindings | None) -> Iterator[str]:
@@ -64,14 +72,8 @@ def _beside(findings: ModelFindings) -> Iterator[str]:
 
 
 def _figures(name: str, each: FigureBeside) -> Sequence[str]:
-    def said(value: float, *, signed: bool = False) -> str:
-        if not math.isfinite(value):
-            return "–"
-        sign = "+" if signed else ""
-        return f"{100 * value:{sign}.2f} %" if name in SHARES else f"{value:{sign}.4f}"
-
-    interval = f"{said(each.low, signed=True)} to {said(each.high, signed=True)}"
-    return said(each.base), said(each.trained), said(each.difference, signed=True), interval
+    apart, low, high = (figure(name, value, signed=True) for value in (each.difference, each.low, each.high))
+    return figure(name, each.base), figure(name, each.trained), apart, f"{low} to {high}"
 
 
 def _forgotten(findings: ModelFindings) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraft.errors import DataError, Interrupted, RunError
@@ -43,32 +44,43 @@ def write_report(report: RunReport, path: Path) -> None:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path), parameter=OUTPUT) from error
 
 
+@dataclass
+class ReportAtTheEnd:
+    """The report of a run that goes on: `at` is where it was written, once the run has ended and where it was."""
+
+    at: Path | None = None
+
+
 @contextmanager
-def reported(folder: Path, observer: Observer, *, writes: bool = True) -> Iterator[None]:
+def reported(folder: Path, observer: Observer, *, writes: bool = True) -> Iterator[ReportAtTheEnd]:
     """Write the report of a run's folder once the run has ended, however that was.
 
     No model is asked: it is what the run wrote down. A run that was refused before its first step is none, and a report
     that cannot be written is said and fails nothing; where another process writes the run's files nothing is done.
     """
+    written = ReportAtTheEnd()
     try:
-        yield
+        yield written
     except (RunError, Interrupted):
         if writes:
             _write_at_the_end(folder, observer)
         raise
     if writes:
-        _write_at_the_end(folder, observer)
+        written.at = _write_at_the_end(folder, observer)
 
 
-def _write_at_the_end(folder: Path, observer: Observer) -> None:
+def _write_at_the_end(folder: Path, observer: Observer) -> Path | None:
+    """The page, where it was written."""
     path = folder / NAME
     if not (folder / "metrics.jsonl").exists():
-        return
+        return None
     try:
         check_report_file(path)
         write_report(report_of(read_records(folder)), path)
     except Exception as error:  # whatever it is, what was trained is saved and stays so
         observer(Note(f"{path} was not written: {error}"))
+        return None
+    return path
 
 
 def _is_report(path: Path) -> bool:

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from loraft.figures import counted
 from loraft.reporting.curves import Chart, Curve, as_tick, svg_of
-from loraft.reporting.findings_page import findings_html, table
+from loraft.reporting.findings_page import figure, findings_html, table
 from loraft.reporting.run_records import LoggedEvaluation, LoggedStep
 from loraft.reporting.run_report import RunReport
 from loraft.version import __version__
@@ -69,7 +69,8 @@ def _facts(report: RunReport) -> Iterator[str]:
         first, last = report.evaluations[0], report.evaluations[-1]
         shown["evaluation loss"] = f"{first.loss:.3f} → {last.loss:.3f}"
         for name, value in last.figures.items():
-            shown[f"evaluation {name.replace('_', ' ')}"] = f"{100 * value:.1f} %"
+            begun = figure(name, first.figures.get(name, math.nan))
+            shown[f"evaluation {name.replace('_', ' ')}"] = f"{begun} → {figure(name, value)}"
         shown["best evaluation"] = f"step {report.best_step} by {report.best_metric.replace('_', ' ')}"
         after = report.over_fitted_after
         shown["over-fitted"] = "no" if after is None else f"after step {after}"
@@ -98,7 +99,7 @@ def _notes(report: RunReport) -> Iterator[str]:
 
 
 def charts(report: RunReport) -> Sequence[Chart]:
-    """The curves: losses, other figures of a classifier, learning rate, gradient norm, speed and memory."""
+    """The curves: losses, other figures of a classifier or of pairs, learning rate, gradient norm, speed and memory."""
     steps, held = report.steps, report.evaluations
     best = [(report.best_step, "best")] if report.best_step is not None else []
     losses = [_curve("training", steps, [each.loss for each in steps])]

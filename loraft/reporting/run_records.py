@@ -13,6 +13,8 @@ from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.errors import RunFolderError
 from loraft.figures import counted
+from loraft.tasks import METRIC_FACTS
+from loraft.tasks.task import TEXT_LOSS
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class LoggedStep:
 
 @dataclass(frozen=True)
 class LoggedEvaluation:
-    """An evaluation: the loss in nats of a trained token, of a classifier of a row, and its other figures."""
+    """An evaluation: the loss in nats of a trained token, of a classifier of a row, of pairs of one; other figures."""
 
     step: int
     epoch: float
@@ -163,8 +165,8 @@ def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation | None:
 
 
 def _figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """What an evaluation measured besides the loss; perplexity says the same once more."""
-    for name in ("accuracy", "macro_f1"):
+    """What an evaluation measured besides the loss, in the order of the tasks; perplexity says the same once more."""
+    for name in (each for each in METRIC_FACTS if each not in TEXT_LOSS):
         if (value := _number(line.get(f"eval_{name}"))) is not None:
             yield name, value
 

@@ -68,6 +68,7 @@ class TrainResult:
         trained_tokens: Trained tokens of the whole run.
         seconds: The time that this process trained, loading included.
         peak_bytes: The most memory held since the model was loaded.
+        report: The page that tells of the run; None where none was written.
     """
 
     run_folder: Path
@@ -83,6 +84,7 @@ class TrainResult:
     trained_tokens: int
     seconds: float
     peak_bytes: int
+    report: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON shows it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = loraft("train", "c.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "run/report.html").exists()
+    assert re.search(r"report +run/report\.html\n", done.stdout), "the summary of the run names it"
     return folder
 
 

@@ -19,10 +19,12 @@ from tests.reporting.written_run import write_run
 @pytest.mark.parametrize("error", [None, RunError("x"), Interrupted("x", signal_number=15)])
 def test_however_a_run_ends_it_is_reported(tmp_path: Path, error: Exception | None) -> None:
     folder = write_run(tmp_path)
-    with nullcontext() if error is None else pytest.raises(type(error)), reported(folder, lambda _: None):
+    with nullcontext() if error is None else pytest.raises(type(error)), reported(folder, lambda _: None) as told:
+        assert told.at is None
         if error is not None:
             raise error
     assert "<svg" in (folder / "report.html").read_text()
+    assert error is not None or told.at == folder / "report.html"
 
 
 def test_what_was_refused_another_rank_and_a_run_without_steps_leave_no_report(tmp_path: Path) -> None:
@@ -41,8 +43,9 @@ def test_a_report_that_cannot_be_written_is_said_and_fails_nothing(
 ) -> None:
     folder, told = write_run(tmp_path), list[Event]()
     (folder / "report.html").write_text("my own page")
-    with reported(folder, told.append):
+    with reported(folder, told.append) as found:
         pass
+    assert found.at is None
     assert (folder / "report.html").read_text() == "my own page"
     (folder / "report.html").unlink()
 

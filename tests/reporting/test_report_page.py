@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from loraft.reporting.model_findings import AnswerBeside, FigureBeside, HardRow, MovedLayer
-from loraft.reporting.report_page import page_of
+from loraft.reporting.report_page import charts, page_of
 from loraft.reporting.run_report import report_of
-from tests.reporting.written_run import FALLING, findings_with, records_of
+from tests.reporting.written_run import FALLING, OF_PAIRS, findings_with, records_of
 
 EVIL = "<script>alert(1)</script>&\"'"
 EMPTY = {"meta", "line", "circle", "polyline", "br"}
@@ -79,6 +79,19 @@ def test_every_chart_has_a_title_and_a_description_of_its_own(tmp_path: Path) ->
     assert len(charts) == 7
     assert len(ids) == len(set(ids)) == 14
     assert {each for chart in charts for each in str(chart["aria-labelledby"]).split()} == set(ids)
+
+
+def test_figures_of_pairs_have_curves_and_each_is_written_as_what_it_is(tmp_path: Path) -> None:
+    """An accuracy is a share and a margin none, in the facts, in the curves' titles and beside the base."""
+    compared = {"margin": FigureBeside(0.0, 1.5, 1.5, 1.0, 2.0), "accuracy": FigureBeside(0.5, 0.75, 0.25, 0.1, 0.4)}
+    records = records_of(tmp_path, FALLING, {10: 0.6, 20: 0.5}, figures=OF_PAIRS)
+    report = report_of(records, findings_with(None, figures=compared))
+    assert [each.title for each in charts(report)][:3] == ["Loss, nats", "Evaluation accuracy", "Evaluation margin"]
+    assert [point for curve in charts(report)[2].curves for point in curve.points] == [(10, 1.5), (20, 1.5)]
+    text = read(page_of(report)).text
+    for said in ("75.00 % → 75.00 %", "1.5000 → 1.5000", "-1.0000 → -1.0000", "+1.0000 to +2.0000", "+25.00 %"):
+        assert said in text
+    assert report.as_dict()["evaluations"][1]["figures"] == OF_PAIRS
 
 
 def test_a_long_run_makes_no_long_page(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from loraft.errors import RunFolderError
 from loraft.reporting.run_records import read_records
-from tests.reporting.written_run import FALLING, records_of, write_run
+from tests.reporting.written_run import FALLING, OF_PAIRS, records_of, write_run
 
 
 def test_the_lines_of_a_run_become_steps_and_evaluations(tmp_path: Path) -> None:
@@ -29,6 +29,11 @@ def test_the_best_is_by_the_metric_of_the_config_and_the_lowest_by_the_loss(tmp_
     assert found.best is not None
     assert found.lowest is not None
     assert (found.best.step, found.lowest.step) == (10, 5)
+
+
+def test_the_figures_of_pairs_are_read_as_those_of_classes_are(tmp_path: Path) -> None:
+    (found,) = records_of(tmp_path, FALLING, {10: 0.5}, figures=OF_PAIRS).evaluations
+    assert dict(found.figures) == OF_PAIRS
 
 
 def test_lines_that_are_none_are_counted_and_what_is_left_is_read(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from loraft.reporting.run_records import RunRecords, read_records
 
 FALLING = [3.0 - 0.1 * step for step in range(20)]
 FLAT = [2.0] * 20
+OF_PAIRS = {"accuracy": 0.75, "margin": 1.5, "chosen_reward": 0.5, "rejected_reward": -1.0}
+"""What a run of preferences measures besides its loss."""
 
 
 def write_run(
@@ -35,7 +37,7 @@ def write_run(
         "training": {"learning_rate": 1e-3, "num_train_epochs": 2, **training},
     }
     if figures:
-        config |= {"task": "seq_cls"}
+        config |= {"task": "preference" if "margin" in figures else "seq_cls"}
     (folder / "config.yaml").write_text(dump_config(RunConfig.model_validate(config)))
     lines: list[dict[str, Any]] = []
     for step, loss in enumerate(losses, start=1):

@@ -90,7 +90,8 @@ def _train(given: ConfigOptions, begin: BeginningOptions, as_json: bool) -> None
     if as_json:
         print_json(result.as_dict())
     else:
-        print_document(TASKS[config.task].summary_of_result(result.as_dict()), rest="run")
+        shown = {key: value for key, value in result.as_dict().items() if key != "report" or value is not None}
+        print_document(TASKS[config.task].summary_of_result(shown), rest="run")
         print_try_it(config.task, str(result.run_folder))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,9 @@ def _about(found: RunReport, page: Path) -> dict[str, object]:
         shown["evaluation loss"] = (
             f"{as_measure(begun.loss)} → {as_measure(ended.loss)}, best at step {found.best_step}"
         )
+        for name, value in ended.figures.items():
+            before = as_figure(name, begun.figures.get(name, math.nan))
+            shown[f"evaluation {label(name)}"] = f"{before} → {as_figure(name, value)}"
         after = found.over_fitted_after
         shown["over-fitted"] = "no" if after is None else f"after step {after}"
     predicted = f", {as_bytes(found.predicted_bytes)} predicted" if found.predicted_bytes is not None else ""
