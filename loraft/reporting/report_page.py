@@ -18,6 +18,8 @@ MARK = '<meta name="generator" content="loraft report">'
 """Tells a page of a report, which may be replaced, from any other file."""
 MOST_ROWS = 40
 """So many logged steps are in the table at most; metrics.jsonl has all."""
+LEFT_OUT = 8
+"""So many steps that were left out are named at most."""
 STYLE = files("loraft.reporting") / "report_page.css"
 
 
@@ -74,6 +76,9 @@ def _facts(report: RunReport) -> Iterator[str]:
         shown["best evaluation"] = f"step {report.best_step} by {report.best_metric.replace('_', ' ')}"
         after = report.over_fitted_after
         shown["over-fitted"] = "no" if after is None else f"after step {after}"
+    if report.left_out:
+        named = [f"{each.step:,}" for each in report.left_out]
+        shown["steps left out, not finite"] = ", ".join(named[:LEFT_OUT]) + (", …" if len(named) > LEFT_OUT else "")
     shown |= _costs(report)
     yield "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in shown.items()) + "</dl>"
 

@@ -48,10 +48,19 @@ class LoggedEvaluation:
 
 
 @dataclass(frozen=True)
+class LeftOutStep:
+    """A step that changed nothing, since its loss or gradient was not finite, and why: with its rows."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunRecords:
     """A run as its files tell of it.
 
     Attributes:
+        left_out: The steps that changed nothing.
         planned_steps: All optimizer steps of the run; None where its manifest does not say.
         predicted_bytes: The memory that was predicted for it; None where its manifest does not say.
         base: The base model, as the run calls it.
@@ -65,6 +74,7 @@ class RunRecords:
     config: RunConfig
     steps: Sequence[LoggedStep]
     evaluations: Sequence[LoggedEvaluation]
+    left_out: Sequence[LeftOutStep]
     planned_steps: int | None
     predicted_bytes: int | None
     base: str
@@ -95,12 +105,13 @@ def read_records(folder: Path) -> RunRecords:
     config = load_config(folder / "config.yaml")
     lines, unread = _lines(folder / "metrics.jsonl")
     steps = list({each.step: each for line in lines if (each := _step(line)) is not None}.values())
+    left_out = list({each.step: each for line in lines if (each := _left_out(line)) is not None}.values())
     held = list({seen.step: seen for line in lines if (seen := _evaluation(line)) is not None}.values())
     if not steps:
         message = "there is nothing to report: no step of the run was logged"
         remedy = "Let it train for training.logging_steps steps at least."
         raise RunFolderError(message, where=str(folder / "metrics.jsonl"), remedy=remedy)
-    unread += sum(_step(line) is None and _evaluation(line) is None for line in lines)
+    unread += sum(all(kind(line) is None for kind in (_step, _evaluation, _left_out)) for line in lines)
     manifest = _manifest(folder / "manifest.json")
     planned = _part(manifest, "planned")
     saved = [folder / name for name in ("adapter", "model")]
@@ -111,6 +122,7 @@ def read_records(folder: Path) -> RunRecords:
         config=config,
         steps=steps,
         evaluations=held,
+        left_out=left_out,
         planned_steps=_whole(planned.get("steps")),
         predicted_bytes=_whole(planned.get("peak_bytes")),
         base=str(_part(manifest, "base").get("name") or config.model.name_or_path),
@@ -155,6 +167,11 @@ def _step(line: Mapping[str, Any]) -> LoggedStep | None:
         return None
     epoch, loss, norm, rate, speed = values
     return LoggedStep(step, epoch, loss, norm, rate, speed, held)
+
+
+def _left_out(line: Mapping[str, Any]) -> LeftOutStep | None:
+    step, reason = _whole(line.get("step")), line.get("reason")
+    return None if step is None or not isinstance(reason, str) else LeftOutStep(step, reason)
 
 
 def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation | None:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from loraft.figures import counted
 from loraft.reporting.advice import Advice, advice, over_fitted_after
 from loraft.reporting.model_findings import ModelFindings
-from loraft.reporting.run_records import LoggedEvaluation, LoggedStep, RunRecords
+from loraft.reporting.run_records import LeftOutStep, LoggedEvaluation, LoggedStep, RunRecords
 
 NOTHING_SAVED = "the run has saved nothing yet that could be asked: what needs the model is left out"
 OTHER_ROWS = (
@@ -25,6 +26,7 @@ class RunReport:
     Attributes:
         state: `finished`, or `unfinished` where it was interrupted or still goes on.
         planned_steps: None where the run does not say.
+        left_out: The steps that changed nothing, since they were not finite.
         best_step: The step of the best evaluation; None where there is none.
         over_fitted_after: The step from which on the evaluation loss rose; None where it did not.
         tokens_per_second: The newest one that was logged.
@@ -44,6 +46,7 @@ class RunReport:
     planned_steps: int | None
     steps: Sequence[LoggedStep]
     evaluations: Sequence[LoggedEvaluation]
+    left_out: Sequence[LeftOutStep]
     best_metric: str
     best_step: int | None
     over_fitted_after: int | None
@@ -78,6 +81,7 @@ def report_of(records: RunRecords, findings: ModelFindings | None = None, *, not
         planned_steps=records.planned_steps,
         steps=records.steps,
         evaluations=records.evaluations,
+        left_out=records.left_out,
         best_metric=settings.metric_for_best_model,
         best_step=best.step if best is not None else None,
         over_fitted_after=over_fitted_after(records),
@@ -98,6 +102,9 @@ def _about(records: RunRecords) -> list[str]:
     if not records.finished:
         of = f" of {records.planned_steps}" if records.planned_steps is not None else ""
         notes.append(f"the run has not ended: it was last logged at step {records.steps[-1].step}{of}")
+    if records.left_out:
+        steps, first = counted(len(records.left_out), "step"), records.left_out[0]
+        notes.append(f"{steps} changed nothing (training.on_nonfinite: skip); the first: {first.reason}")
     if records.config.data.eval is None:
         notes.append("the run held no rows out (data.eval is null): where it over-fitted cannot be told")
     elif not records.evaluations:

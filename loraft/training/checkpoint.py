@@ -45,6 +45,8 @@ class RunState:
         best_score: What the best evaluation is the best by: the higher, the better.
         worse: Evaluations since the best one.
         without_gradient: Logged steps in a row, up to the newest, whose gradient was as good as zero.
+        skipped: Steps whose update was left out: their loss or gradient was not finite.
+        skipped_in_a_row: Those up to the newest step.
         owes_evaluation: The evaluation due at this step has not been finished.
         finished: All steps are taken, or early stopping has ended the run.
     """
@@ -67,6 +69,8 @@ class RunState:
     best_step: int | None = None
     worse: int = 0
     without_gradient: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     owes_evaluation: bool = False
     finished: bool = False
 

@@ -16,13 +16,21 @@ from typing import Any
 from loraft.dataset.prepared_steps import PreparedStep, PreparedSteps
 from loraft.distributed.roll_call import is_lost_contact
 from loraft.distributed.wishes import Wishes
-from loraft.errors import DataError, Interrupted, LoraftError
+from loraft.errors import DataError, Interrupted, LoraftError, NonFiniteError
 from loraft.events import Note
 from loraft.figures import counted, perplexity
 from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
 from loraft.training.checkpoint import RunState, newest_checkpoint
-from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
+from loraft.training.run_events import (
+    Evaluated,
+    RunStarted,
+    SampleAnswered,
+    Saved,
+    StepDone,
+    StepLogged,
+    StepSkipped,
+)
 from loraft.training.save_run import save
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 
@@ -30,6 +38,8 @@ LOGGED_WITHOUT_GRADIENT = 10
 """So many logged steps in a row with a gradient of zero are told."""
 NO_GRADIENT = 5e-5
 """A norm below it is 0.0000 in four decimals."""
+SKIPPED_IN_A_ROW = 5
+"""`training.on_nonfinite: skip` ends the run at so many steps in a row that are not finite: nothing is learned."""
 
 
 @contextmanager
@@ -124,19 +134,50 @@ def _step(run: Trainer, state: RunState, prepared: PreparedStep, clock: Throughp
     """Take a step, and count it; a device that computes by itself leaves time to make the next one ready."""
     window = prepared.window
     ahead = {"meanwhile": steps.make_ready} if computes_ahead(run.plan.placement) else {}
-    loss = take_step(run, state.step + 1, prepared, clock, **ahead)
+    try:
+        loss = take_step(run, state.step + 1, prepared, clock, **ahead)
+    except NonFiniteError as error:
+        _leave_out(run, state, error)
+    else:
+        state.skipped_in_a_row = 0
+        state.tokens += prepared.targets
+        state.logged_loss += loss
+        state.logged_weight += prepared.weight
+        state.logged_router_loss += prepared.weight * (clock.router_aux_loss or 0.0)
     state.step += 1
     state.window += 1
-    state.tokens += prepared.targets
-    state.logged_loss += loss
-    state.logged_weight += prepared.weight
-    state.logged_router_loss += prepared.weight * (clock.router_aux_loss or 0.0)
     state.drawn, state.pieces = window.place
     if window.ends_epoch:
         state.begin_epoch()
     for note in window.notes:
         run.observer(Note(note))
     state.finished = all_trained(run, state)
+
+
+def _leave_out(run: Trainer, state: RunState, error: NonFiniteError) -> None:
+    """Go on without the update of a step that is not finite where that is asked for, and tell of it.
+
+    All ranks meet the same error, and so decide alike. Where a weight is not finite, no later step can be.
+
+    Raises:
+        NonFiniteError: It is not asked for, a weight is not finite, or it is one too many in a row.
+    """
+    if run.settings.on_nonfinite == "stop" or run.ranks.greatest(run.damaged is not None)[0]:
+        raise error
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    if state.skipped_in_a_row == SKIPPED_IN_A_ROW:
+        first = error.problems[0]
+        message = f"{first.message}; it is step {SKIPPED_IN_A_ROW} in a row that is not finite"
+        last = NonFiniteError(message, where=first.where, key="training.on_nonfinite", remedy=first.remedy)
+        last.told_by_main = error.told_by_main
+        raise last from error
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.update()
+    step = state.step + 1
+    skipped = StepSkipped(step, run.epochs(step), state.skipped, error.problems[0].message)
+    run.folder.append(run.folder.metrics, asdict(skipped))
+    run.observer(skipped)
 
 
 def all_trained(run: Trainer, state: RunState) -> bool:
@@ -147,7 +188,8 @@ def all_trained(run: Trainer, state: RunState) -> bool:
 
 def _after_step(run: Trainer, state: RunState, clock: Throughput, wishes: Wishes) -> None:
     """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
-    _tell(run, state, clock)
+    if not state.skipped_in_a_row:
+        _tell(run, state, clock)
     improved = False
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True

@@ -42,6 +42,7 @@ HARMLESS = frozenset(
         "training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to",
         "training.project", "training.run_name", "training.sample_prompts", "training.per_device_eval_batch_size",
         "training.gradient_checkpointing", "training.cache_frozen_prefix", "training.early_stopping_patience",
+        "training.on_nonfinite",
         "model.stream_layers", "data.num_proc", "generation.max_new_tokens", "generation.temperature",
     }
 )  # fmt: skip

@@ -90,6 +90,21 @@ class StepLogged(Event):
 
 
 @dataclass(frozen=True)
+class StepSkipped(Event):
+    """A step whose loss or gradient is not finite changed nothing; one line of `metrics.jsonl`.
+
+    Attributes:
+        skipped: How many of them there were so far.
+        reason: What was not finite, on which rows, and where in the model it began.
+    """
+
+    step: int
+    epoch: float
+    skipped: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Evaluated(Event):
     """The evaluation rows were read once.
 
@@ -149,6 +164,8 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
             names = ("loss", "router_aux_loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second")
             values = {f"train/{name}": value for name in names if (value := getattr(event, name)) is not None}
             accelerator.log(values, step=event.step)
+        elif isinstance(event, StepSkipped):
+            accelerator.log({"train/skipped": event.skipped}, step=event.step)
         elif isinstance(event, Evaluated):
             values = {"loss": event.loss, **(event.figures or {"perplexity": event.perplexity})}
             accelerator.log({f"eval/{key}": value for key, value in values.items()}, step=event.step)

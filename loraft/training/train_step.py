@@ -42,6 +42,8 @@ NAMED = 8
 """The most rows that an error names."""
 LOWER_RATE = "a lower training.learning_rate is the usual cure"
 GO_ON = "; `resume_anyway` goes on with it from the last checkpoint, if there is one"
+EVALUATION = "the evaluation loss"
+LEAVE_OUT = "; training.on_nonfinite: skip leaves such a step out"
 DAMAGED = "the files that the run begins with are damaged: copy or download them again"
 
 
@@ -281,9 +283,7 @@ def evaluate_loss(
         found = torch.stack(sums).tolist() if sums else []  # nothing is waited for before the last batch
     _look_at_parts(run, finite=math.isfinite(sum(found)))
     losses = zip(found, share.batches, strict=False)
-    checked = run.ranks.together(
-        lambda: [require_finite(value, "the evaluation loss", step, rows, run) for value, rows in losses]
-    )
+    checked = run.ranks.together(lambda: [require_finite(value, EVALUATION, step, rows, run) for value, rows in losses])
     total, weight, of_all = run.ranks.totals(sum(checked), weight, targets)
     # A GPU's tensor would be put on that rank's GPU by all of them.
     decided = [each for each in run.ranks.gathered(torch.cat(cells, 1).cpu() if cells else None) if each is not None]
@@ -300,14 +300,17 @@ def require_finite(value: float, what: str, step: int, examples: Sequence[Exampl
         return value
     named = ", ".join(example.where for example in examples[:NAMED]) + (", …" if len(examples) > NAMED else "")
     cause, remedy = _cause(run, step, examples)
+    if run.damaged is None and what != EVALUATION and run.settings.on_nonfinite == "stop":
+        remedy += LEAVE_OUT
     message = f"{what} is {value} at step {step}, on the rows {named}{cause}"
     raise NonFiniteError(message, where=str(run.folder.path), remedy=remedy)
 
 
 def _cause(run: Trainer, step: int, examples: Sequence[Example]) -> tuple[str, str]:
     """Where it begins, as the end of a sentence, and the remedy."""
-    if weight := run.damaged or first_weight(run.adapted.loaded):
-        name, trained = weight
+    run.damaged = run.damaged or first_weight(run.adapted.loaded)
+    if run.damaged:
+        name, trained = run.damaged
         return f": {name} holds NaN or infinity", LOWER_RATE + GO_ON if trained and step > 1 else DAMAGED
     size, output = run.settings.per_device_train_batch_size, None
     if run.shards is None:  # else all ranks would have to run it

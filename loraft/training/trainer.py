@@ -66,6 +66,7 @@ class TrainResult:
         figures: What else the last evaluation measured: `accuracy` and `macro_f1` of a classifier.
         saved_step: The step whose weights `saved` holds.
         trained_tokens: Trained tokens of the whole run.
+        skipped_steps: Steps whose update was left out: their loss or gradient was not finite.
         seconds: The time that this process trained, loading included.
         peak_bytes: The most memory held since the model was loaded.
         report: The page that tells of the run; None where none was written.
@@ -82,6 +83,7 @@ class TrainResult:
     best_step: int | None
     saved_step: int
     trained_tokens: int
+    skipped_steps: int
     seconds: float
     peak_bytes: int
     report: Path | None = None
@@ -92,6 +94,8 @@ class TrainResult:
         figures = values.pop("figures")
         if figures:
             del values["perplexity"]
+        if not self.skipped_steps:
+            del values["skipped_steps"]
         return {key: str(value) if isinstance(value, Path) else value for key, value in (values | figures).items()}
 
 
@@ -312,6 +316,7 @@ def _result(run: Trainer, state: RunState, saved: Path, saved_step: int, seconds
         best_step=state.best_step,
         saved_step=saved_step,
         trained_tokens=state.tokens,
+        skipped_steps=state.skipped,
         seconds=seconds,
         peak_bytes=peak_bytes(run.plan.placement.device),
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraft import api
-from loraft.errors import NonFiniteError
-from loraft.training.loop import fit
-from loraft.training.train_step import first_output
+from loraft.errors import Interrupted, NonFiniteError
+from loraft.events import Event
+from loraft.reporting.report_page import page_of
+from loraft.reporting.run_records import read_records
+from loraft.reporting.run_report import report_of
+from loraft.training import loop
+from loraft.training.loop import SKIPPED_IN_A_ROW, fit
+from loraft.training.run_events import StepSkipped
+from loraft.training.train_step import Trainer, first_output
 from tests.training.building import tiny_config, tiny_fit
 
+ENDS = ("whole", "parted")
+MEASURED = {"tokens_per_second", "peak_bytes"}
 DAMAGED = "the files that the run begins with are damaged"
 
 
@@ -77,3 +89,123 @@ def test_a_model_whose_outputs_are_finite_has_no_module_at_fault(tmp_path: Path)
     batches: Any = [window.batches for window in run.plan.batches.windows(run.plan.data.train, 0, 0, (0, 0))]
 
     assert first_output(run.loss, (run.batch(part) for parts in batches for part in parts)) is None
+
+
+def stopping_at(step: int) -> Callable[[Event], None]:
+    """An observer by which a signal comes once a step was left out."""
+
+    def look(event: Event) -> None:
+        if isinstance(event, StepSkipped) and event.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return look
+
+
+def overflowing(monkeypatch: pytest.MonkeyPatch, *steps: int, backward: bool = False) -> None:
+    """Have the loss of these steps be infinite, or with `backward` their gradient alone."""
+    take = loop.take_step
+
+    def take_step(run: Trainer, step: int, *given: Any, **kwargs: Any) -> float:
+        objective = run.objective
+
+        def overflow(*of: Any) -> Any:
+            whole, parts = objective(*of)
+            if backward:
+                whole.register_hook(lambda gradient: gradient * torch.inf)
+                return whole, parts
+            return whole * torch.inf, [part * torch.inf for part in parts]
+
+        if step in steps:
+            run.objective = overflow  # type: ignore[method-assign]
+        try:
+            return take(run, step, *given, **kwargs)
+        finally:
+            run.objective = objective  # type: ignore[method-assign]
+
+    monkeypatch.setattr(loop, "take_step", take_step)
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, what is measured by the clock left out."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("backward", [False, True], ids=["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_left_out_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backward: bool
+) -> None:
+    """The weights are those of a run whose optimizer was not asked at that step; all else goes on."""
+    told: list[StepSkipped] = []
+    overflowing(monkeypatch, 2, backward=backward)
+    config = tiny_config(tmp_path, training__on_nonfinite="skip", training__max_steps=3)
+    run, state = tiny_fit(config, lambda event: told.append(event) if isinstance(event, StepSkipped) else None)
+    taken: list[int] = []
+    step = run.optimizer.step
+    run.optimizer.step = lambda *_: taken.append(1) or step()  # type: ignore[method-assign,func-returns-value]
+    fit(run, state)
+    assert len(taken) == 2
+    assert (state.step, state.skipped, state.skipped_in_a_row, state.finished) == (3, 1, 0, True)
+    assert [event.step for event in told] == [2]
+    assert "train.jsonl:" in told[0].reason
+    lines = [line for line in lines_of(tmp_path / "run") if "eval_loss" not in line]
+    assert [(line["step"], "loss" in line) for line in lines] == [(1, True), (2, False), (3, True)]
+    assert (lines[1]["skipped"], lines[1]["reason"]) == (1, told[0].reason)
+    read = sum(example.trained for example in run.plan.data.train)
+    assert 0 < state.tokens < read, "what changed nothing was not trained on"
+    assert all(parameter.isfinite().all() for parameter in run.adapted.trainable.values())
+
+
+def test_so_many_in_a_row_end_the_run_as_one_does_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, state = tiny_fit(tiny_config(tmp_path, training__on_nonfinite="skip", training__max_steps=20))
+    overflowing(monkeypatch, 2, 4, *range(6, 20))
+    with pytest.raises(NonFiniteError) as told:
+        fit(run, state)
+    last = 5 + SKIPPED_IN_A_ROW
+    assert f"at step {last}, on the rows" in str(told.value)
+    assert told.value.problems[0].key == "training.on_nonfinite"
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "reason" in line] == [2, 4, *range(6, last)]
+    assert state.step == last - 1
+
+
+def test_a_weight_that_is_not_finite_ends_the_run_at_once(tmp_path: Path) -> None:
+    run, state = tiny_fit(tiny_config(tmp_path, training__on_nonfinite="skip"))
+    next(iter(run.adapted.trainable.values())).data[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="at step 1,"):
+        fit(run, state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_run_that_is_stopped_between_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    """Stopped behind four steps in a row that were left out, where one more would be the end."""
+    settings: dict[str, Any] = {
+        "training__on_nonfinite": "skip", "training__max_steps": 8, "training__logging_steps": 3, "lora__dropout": 0.1,
+        "training__gradient_accumulation_steps": accumulation,
+    }  # fmt: skip
+    overflowing(monkeypatch, 2, 3, 4, 5)
+    for name, stops in zip(ENDS, (False, True), strict=True):
+        config = tiny_config(tmp_path, **settings, training__output_dir=str(tmp_path / name))
+        if stops:
+            with pytest.raises(Interrupted):
+                api.train(config, observer=stopping_at(5))
+        result = api.train(config, resume=stops)
+        assert result.skipped_steps == result.as_dict()["skipped_steps"] == 4
+    whole, parted = (tmp_path / name for name in ENDS)
+    assert lines_of(whole) == lines_of(parted)
+    weights = [(run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (whole, parted)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_report_names_the_steps_that_were_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overflowing(monkeypatch, 3)
+    api.train(tiny_config(tmp_path, training__on_nonfinite="skip"))
+    found = report_of(read_records(tmp_path / "run"))
+    assert [each.step for each in found.left_out] == [3]
+    assert "train.jsonl:" in " ".join(found.notes)
+    assert "cannot be read" not in " ".join(found.notes)
+    assert "left out" in page_of(found)

@@ -17,7 +17,15 @@ from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_figure, a
 from loraft.cli.wording import in_options
 from loraft.events import Event, Note, Progress
 from loraft.figures import counted
-from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged
+from loraft.training.run_events import (
+    Evaluated,
+    RunStarted,
+    SampleAnswered,
+    Saved,
+    StepDone,
+    StepLogged,
+    StepSkipped,
+)
 
 SECONDS_BETWEEN_FRAMES = 0.1
 SECONDS_BETWEEN_PLAIN_PROGRESS = 10.0
@@ -105,7 +113,7 @@ class LiveView(PlainView):
             style = "green" if event.best else ""
             self._console.print(Text.assemble((start, "bold"), ("  eval · " + _verdict(event, " · "), style)))
         elif (text := _told(event)) is not None:
-            self._console.print(text, soft_wrap=not isinstance(event, Note))
+            self._console.print(text, soft_wrap=not isinstance(event, Note | StepSkipped))
 
 
 def view_on(console: Console) -> PlainView:
@@ -185,6 +193,9 @@ def _told(event: Event) -> Text | None:
     match event:
         case Note(text):
             return Text.assemble(("note: ", "cyan"), printable(in_options(text)))
+        case StepSkipped(_, _, skipped, reason):
+            so_far = f"; the step is left out, {counted(skipped, 'step')} so far"
+            return Text.assemble(("warning: ", "yellow"), printable(in_options(reason + so_far)))
         case RunStarted():
             return _beginning(event)
         case SampleAnswered(step, prompt, answer):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from loraft.cli.console import printable
 from loraft.cli.text_tables import as_bytes, as_figure, as_measure, facts, label, text_table
+from loraft.figures import counted
 
 if TYPE_CHECKING:
     from loraft.reporting.model_findings import ModelFindings
@@ -44,6 +45,9 @@ def _about(found: RunReport, page: Path) -> dict[str, object]:
             shown[f"evaluation {label(name)}"] = f"{before} → {as_figure(name, value)}"
         after = found.over_fitted_after
         shown["over-fitted"] = "no" if after is None else f"after step {after}"
+    if found.left_out:
+        skipped = counted(len(found.left_out), "step")
+        shown["left out"] = f"{skipped} that could not be taken, from step {found.left_out[0].step:,} on"
     predicted = f", {as_bytes(found.predicted_bytes)} predicted" if found.predicted_bytes is not None else ""
     shown["memory"] = as_bytes(found.peak_bytes) + predicted
     if found.findings is not None and (text := found.findings.forgotten) is not None:
