@@ -105,7 +105,7 @@ def read_records(folder: Path) -> RunRecords:
     config = load_config(folder / "config.yaml")
     lines, unread = _lines(folder / "metrics.jsonl")
     steps = list({each.step: each for line in lines if (each := _step(line)) is not None}.values())
-    left_out = list({each.step: each for line in lines if (each := _left_out(line)) is not None}.values())
+    left_out = list({gone.step: gone for line in lines if (gone := _left_out(line)) is not None}.values())
     held = list({seen.step: seen for line in lines if (seen := _evaluation(line)) is not None}.values())
     if not steps:
         message = "there is nothing to report: no step of the run was logged"
