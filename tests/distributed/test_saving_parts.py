@@ -28,8 +28,8 @@ from loraft.training.save_run import restore_weights, save, save_result, weights
 from loraft.training.train_step import Throughput, Trainer, take_step
 from loraft.training.trainer import build_model
 from tests.distributed.forked import forked
+from tests.distributed.part_loading import held_now
 from tests.distributed.starting import MEASURED, TWO, at_call, done
-from tests.distributed.test_part_loading import held_now
 from tests.distributed.test_resume_over_ranks import logged, trained
 from tests.tiny import save_tiny
 from tests.training.building import tiny_config
