@@ -13,6 +13,7 @@ from loraft.adapters.inject import AdaptedModel
 from loraft.config.change_config import with_values
 from loraft.config.config_file import inline, load_config
 from loraft.config.schema import RunConfig, TrainingSection
+from loraft.config.schema_info import idle_keys
 from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Problem, RunFolderError
 from loraft.events import Note
@@ -109,7 +110,9 @@ def require_same_model(adapted: AdaptedModel, ranks: Ranks) -> None:
 def _begun(folder: RunFolder) -> RunConfig:
     """The config as it was decided when the run was begun, by an earlier version perhaps."""
     begun = load_config(folder.config)
-    return with_values(begun, {key: did for key, did in BEFORE.items() if not _is_written(begun, key)})
+    idle = idle_keys(begun)  # which are left out of what is written
+    unknown = {key: did for key, did in BEFORE.items() if key not in idle and not _is_written(begun, key)}
+    return with_values(begun, unknown)
 
 
 def _is_written(config: RunConfig, key: str) -> bool:

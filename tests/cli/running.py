@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +68,17 @@ def _as_before() -> Iterator[None]:
 
 
 def started(
-    *words: str, cwd: Path, stdin: str | None = None, output: int | None = None, errors: int | None = None
+    *words: str,
+    cwd: Path,
+    stdin: str | None = None,
+    output: int | None = None,
+    errors: int | None = None,
+    first: Callable[[], object] = lambda: None,
 ) -> int:
     """Begin loraft in a process of its own, a fork of this one that has the libraries already, and give its number.
 
-    What it says goes into files, or to `output` and `errors`, which are open already.
+    What it says goes into files, or to `output` and `errors`, which are open already. `first` is called in the fork
+    before anything else: what it changes is changed there alone.
     """
     _files(cwd)[0].write_text(stdin or "")
     with warnings.catch_warnings():
@@ -80,6 +86,7 @@ def started(
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
+        first()
         become(words, cwd, [(_files(cwd)[0], None), (_files(cwd)[1], output), (_files(cwd)[2], errors)])
     return child
 

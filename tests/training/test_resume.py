@@ -11,7 +11,7 @@ import pytest
 
 from loraft import api
 from loraft.config.change_config import with_values
-from loraft.config.config_file import load_config
+from loraft.config.config_file import dump_config, load_config
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import Interrupted, RunFolderError
 from loraft.events import Event, Note
@@ -77,6 +77,15 @@ def test_a_run_of_a_version_without_a_key_goes_on_as_it_was(tmp_path: Path, key:
     del written[section][name]
     folder.config.write_text(json.dumps(written))
     assert attrgetter(key)(as_begun(config, folder)) == BEFORE[key]
+
+
+def test_a_key_that_the_task_does_not_use_tells_of_no_earlier_version(tmp_path: Path) -> None:
+    """It is left out of what is written: a run that was killed before its first checkpoint begins as it did."""
+    config, folder = tiny_config(tmp_path, task="seq_cls"), RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.config.write_text(dump_config(config))
+    assert "shared_prefix" not in folder.config.read_text()
+    assert as_begun(config, folder) == config
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any]:
