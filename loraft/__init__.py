@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         compare,
         compare_methods,
         complete,
+        convert,
         evaluate,
         export,
         fit_memory,
@@ -44,9 +45,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GenerationRequest", "Interrupted", "InvalidInputError", "LoraftError", "ModelRequest", "RunConfig", "RunError",
-    "__version__", "answer_file", "check", "compare", "compare_methods", "complete", "evaluate", "export", "fit_memory",
-    "generate", "inspect_activations", "inspect_gradients", "inspect_layers", "load", "load_config", "merge",
-    "open_chat", "predict", "predict_file", "preview", "push", "report", "resolve", "train", "train_baseline", "tune",
+    "__version__", "answer_file", "check", "compare", "compare_methods", "complete", "convert", "evaluate", "export",
+    "fit_memory", "generate", "inspect_activations", "inspect_gradients", "inspect_layers", "load", "load_config",
+    "merge", "open_chat", "predict", "predict_file", "preview", "push", "report", "resolve", "train", "train_baseline",
+    "tune",
 ]  # fmt: skip
 
 HOMES = {

@@ -96,7 +96,10 @@ def weights_file(folder: Path) -> Path:
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         pickled = sorted(file.name for file in folder.glob("adapter_model.*"))
-        remedy = f"{pickled[0]} is not read: pickled weights can run code." if pickled else "The folder is incomplete."
+        remedy = "The folder is incomplete."
+        if pickled:
+            remedy = f"{pickled[0]} is not read: pickled weights can run code. Make safetensors of them, in a process "
+            remedy += f"that runs none: `loraft.convert({str(folder)!r}, 'OUT')`."
         raise AdapterError(f"there is no {ADAPTER_WEIGHTS}", where=str(folder), remedy=remedy)
     return path
 

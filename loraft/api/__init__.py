@@ -6,8 +6,8 @@ opens what came of it once, to be asked many times; `generate` answers one promp
 tell the classes of texts. `evaluate` measures what was trained, `merge` folds it into its base, `export` writes it for
 llama.cpp, and `inspect_layers` looks into it; `inspect_activations` and `inspect_gradients` tell what goes on in it
 while it reads and learns. `report` tells whether a run did any good. `compare_methods` measures what each method of
-training costs. `push` puts what was trained on the Hub. Each takes plain values and gives plain values back; what there
-is to tell goes to an observer, and nothing is printed.
+training costs. `push` puts what was trained on the Hub. `convert` makes safetensors of pickled weights. Each takes
+plain values and gives plain values back; what there is to tell goes to an observer, and nothing is printed.
 
 A verb is imported when it is first asked for, so that looking at rows costs none of the libraries that training
 needs.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from loraft.baselines.compare_methods import compare_methods
     from loraft.baselines.fit_memory import fit_memory
     from loraft.baselines.train_baseline import train_baseline
+    from loraft.converting.convert_model import convert
     from loraft.inspection.layers_report import inspect_layers
     from loraft.inspection.row_preview import preview
     from loraft.reporting.report_run import report
@@ -42,6 +43,7 @@ __all__ = [
     "compare",
     "compare_methods",
     "complete",
+    "convert",
     "evaluate",
     "export",
     "fit_memory",
@@ -72,6 +74,7 @@ HOMES = {
     **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
     "export": "api.exports",
     "compare_methods": "baselines.compare_methods",
+    "convert": "converting.convert_model",
     "fit_memory": "baselines.fit_memory",
     "inspect_layers": "inspection.layers_report",
     "preview": "inspection.row_preview",

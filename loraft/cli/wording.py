@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "chat": ("chat", "Talk with a base model, or with what was trained."),
     "serve": ("serve", "Answer OpenAI's HTTP interface, for several clients at once."),
     "predict": ("predict", "Tell the classes of texts, by a trained classifier."),
+    "convert": ("convert", "Make safetensors of pickled weights, and run none."),
     "push": ("push", "Put an adapter or a model on the Hub, with its card."),
     "inspect-layers": ("inspect_layers", "Tell how a model is built, and what an adapter changed."),
     "tour": ("tour", "Show how a transformer generates and is fine-tuned."),
@@ -93,7 +94,7 @@ def _options_of(group: Any) -> dict[str, Parameter]:
 
 MARKED = re.compile(r"`(loraft\.[a-z_]+(?:\([^`]*\))?|[a-z_]+(?:=[^`]+)?)`")
 """What the library says of Python: a function of ours, called or not, or a parameter, with a value or without."""
-BASE = ("base_model", "model", "target", "adapters")
+BASE = ("base_model", "model", "target", "adapters", "source")
 GIVEN_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("model.name_or_path", "model.revision", "model.tokenizer"), BASE),
     "model.dtype": ("dtype",),

@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from loraft.errors import ModelError, Problem
+
+if TYPE_CHECKING:  # a process that opens pickles has no need of transformers
+    from transformers import PreTrainedModel
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -86,18 +89,18 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
             safetensors file; with the file, and the bytes it has and should have.
     """
     if (folder / SINGLE).is_file():
-        return _headers_of(folder / SINGLE)
+        return headers_of(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
-    listed = _weight_map(folder / INDEX)
+    listed = weight_map(folder / INDEX)
     headers: dict[str, TensorHeader] = {}
     for shard in sorted(set(listed.values())):
         if not (folder / shard).is_file():
             message = "the file is missing, and the index lists it"
             raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
-        headers |= _headers_of(folder / shard)
+        headers |= headers_of(folder / shard)
     if absent := sorted(set(listed) - set(headers)):
-        raise ModelError(f"no file holds {_some(absent)}, which the index lists", where=str(folder / INDEX))
+        raise ModelError(f"no file holds {some_of(absent)}, which the index lists", where=str(folder / INDEX))
     return headers
 
 
@@ -109,25 +112,34 @@ def _no_weights(folder: Path) -> ModelError:
     if not pickled:
         return ModelError(f"the folder has no weights: neither {SINGLE} nor {INDEX}", where=str(folder))
     return ModelError(
-        f"the weights are pickled ({_some(pickled)}), and loraft opens safetensors only: a pickle can run code",
+        f"the weights are pickled ({some_of(pickled)}), and loraft opens safetensors only: a pickle can run code",
         where=str(folder),
-        remedy="Take a version of the model with .safetensors files, or convert it where you trust the file: "
-        "load it with transformers and call model.save_pretrained(folder).",
+        remedy=f"Make safetensors of them, in a process that runs none: `loraft.convert({str(folder)!r}, 'OUT')`.",
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path, ends: str = ".safetensors") -> dict[str, str]:
+    """The file of each tensor, as an index lists them; the files lie beside it, and their names end in `ends`.
+
+    Raises:
+        ModelError: It cannot be read, or lists other files.
+    """
     try:
         listed = json.loads(index.read_bytes())["weight_map"]
         shards = {str(name): str(shard) for name, shard in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ModelError("is not an index of safetensors files", where=str(index), remedy=FETCH_AGAIN) from None
-    if strange := sorted({shard for shard in shards.values() if not re.fullmatch(r"[\w.-]+\.safetensors", shard)}):
-        raise ModelError(f"lists files that are not safetensors files beside it: {_some(strange)}", where=str(index))
+        raise ModelError(f"is not an index of {ends} files", where=str(index), remedy=FETCH_AGAIN) from None
+    if strange := sorted({shard for shard in shards.values() if not re.fullmatch(rf"[\w.-]+{re.escape(ends)}", shard)}):
+        raise ModelError(f"lists files that are not {ends} files beside it: {some_of(strange)}", where=str(index))
     return shards
 
 
-def _headers_of(file: Path) -> dict[str, TensorHeader]:
+def headers_of(file: Path) -> dict[str, TensorHeader]:
+    """Every tensor of one file by name, from its header alone.
+
+    Raises:
+        ModelError: It is cut short, or no safetensors file.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -186,7 +198,7 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]], found: 
     """
     problems = []
     if missing := [name for name in expected if name not in found]:
-        message = f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}"
+        message = f"{len(missing)} of {len(expected)} tensors are missing: {some_of(missing)}"
         remedy = "Training would start from random numbers in their place. " + FETCH_AGAIN
         problems.append(Problem(message, str(folder), remedy=remedy))
     for name, origin in found.items():
@@ -228,7 +240,8 @@ def fingerprint(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + rest
 
@@ -271,7 +284,7 @@ def write_shard(
         header = _header(slots, besides or {})
         _write(stream, memoryview(len(header).to_bytes(8, "little") + header))
         for slot in slots:
-            written = sum(_write(stream, _bytes_of(piece)) for piece in pieces(slot))
+            written = sum(_write(stream, raw_bytes(piece)) for piece in pieces(slot))
             if written != slot.num_bytes:
                 raise ValueError(f"{slot.name} has room for {slot.num_bytes:,} bytes, and {written:,} were given")
 
@@ -293,7 +306,8 @@ def _header(slots: Sequence[Slot], besides: Mapping[str, str]) -> bytes:
     return raw + b" " * (-len(raw) % ALIGNED_BYTES)
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The numbers of a tensor as a file has them."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

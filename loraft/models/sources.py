@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -113,7 +114,7 @@ def resolve(name_or_path: str, revision: str | None = None, *, weights: bool = T
         return _converted_builtin(builtin_named(builtin))
     if os.path.isfile(path):
         return _converted(path)
-    folder = path if os.path.isdir(path) else _from_hub(name_or_path, revision, weights=weights)
+    folder = path if os.path.isdir(path) else _base_from_hub(name_or_path, revision, weights=weights)
     if not (folder / "config.json").is_file():
         raise _no_base(folder, name_or_path)
     if weights:
@@ -130,7 +131,7 @@ def resolve_tokenizer(name_or_path: str) -> Path:
     path = Path(os.path.expanduser(name_or_path))
     if name_or_path.startswith("builtin:") or os.path.isfile(path):
         return resolve(name_or_path, weights=False)
-    return path if os.path.isdir(path) else _from_hub(name_or_path, None, weights=False, key="model.tokenizer")
+    return path if os.path.isdir(path) else _base_from_hub(name_or_path, None, weights=False, key="model.tokenizer")
 
 
 def _no_base(folder: Path, name: str) -> ModelError:
@@ -172,23 +173,32 @@ def at_hand(name_or_path: str) -> Path | None:
     return folder if os.path.isfile(folder / "config.json") else None
 
 
-def _from_hub(name: str, revision: str | None, *, weights: bool, key: str = "model.name_or_path") -> Path:
+def _base_from_hub(name: str, revision: str | None, *, weights: bool, key: str = "model.name_or_path") -> Path:
+    code = ["*.py"] if is_trusted() else []
+    folder = from_hub(name, revision, [*SMALL_FILES, *(["*.safetensors"] if weights else []), *code], key=key)
+    if weights and not any(folder.glob("*.safetensors")):
+        _refuse_pickles_at_hub(name, revision)
+    return folder
+
+
+def from_hub(name: str, revision: str | None, patterns: Sequence[str], *, key: str = "model.name_or_path") -> Path:
+    """The local folder of a Hub model, with the files at its root that `patterns` mean.
+
+    Raises:
+        ModelError: The Hub has it not, or not for this account, or cannot be reached.
+    """
     if not HUB_ID.fullmatch(name):
         message = f"there is no file or folder {name!r}, and it is no Hub id"
         raise NoSuchModelError(message, key=key, remedy=_OTHERWISE)
-    patterns = [*SMALL_FILES, *(["*.safetensors"] if weights else []), *(["*.py"] if is_trusted() else [])]
     noisy = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        folder = Path(_snapshot(name, revision=revision, allow_patterns=patterns, ignore_patterns=[BELOW_THE_ROOT]))
+        return Path(_snapshot(name, revision=revision, allow_patterns=[*patterns], ignore_patterns=[BELOW_THE_ROOT]))
     except (HFValidationError, OSError) as error:  # its other errors are OSErrors all
         raise _not_at_hub(name, revision, key, error) from error
     finally:
         if noisy:
             enable_progress_bars()
-    if weights and not any(folder.glob("*.safetensors")):
-        _refuse_pickles_at_hub(name, revision)
-    return folder
 
 
 def _snapshot(name: str, **asked: Any) -> str:
@@ -221,11 +231,17 @@ def _not_at_hub(name: str, revision: str | None, key: str, error: Exception) -> 
 
 def _refuse_pickles_at_hub(name: str, revision: str | None) -> None:
     """A repository with other weights than safetensors gets an answer that names them."""
-    try:
-        listed = HfApi().list_repo_files(name, revision=revision)
-    except OSError:
-        return  # the folder is without weights in any case, and that is said next
-    if pickled := [file for file in listed if file.endswith((".bin", ".pt", ".pth"))]:
+    if pickled := [file for file in files_at_hub(name, revision) if file.endswith((".bin", ".pt", ".pth"))]:
         message = f"the Hub's {name} has pickled weights only ({pickled[0]}), and loraft opens safetensors only: "
-        remedy = "Many such models have a copy with safetensors in a pull request: try model.revision: refs/pr/1."
+        asked = f"{name!r}, 'OUT'" + (f", revision={revision!r}" if revision else "")
+        remedy = f"Make safetensors of them, in a process that runs none: `loraft.convert({asked})`. Or take a copy "
+        remedy += "that has them, which is often a pull request: try model.revision: refs/pr/1."
         raise ModelError(f"{message}a pickle can run code", key="model.name_or_path", remedy=remedy)
+
+
+def files_at_hub(name: str, revision: str | None) -> list[str]:
+    """The files of a repository; none where the Hub does not tell."""
+    try:
+        return HfApi().list_repo_files(name, revision=revision)
+    except (OSError, HFValidationError):
+        return []

@@ -43,7 +43,7 @@ def run(
     }
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(tmp_path)
-        patched.setattr(sources, "_from_hub", from_hub)
+        patched.setattr(sources, "_base_from_hub", from_hub)
         api.train(RunConfig.model_validate(config))
         yield request.param, tmp_path / "run", Counter(asked), asked
 
