@@ -21,6 +21,7 @@ An error holds one problem or several. A problem says where, what, and what to d
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -94,6 +95,22 @@ class LoraftError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """An error goes from process to process with its problems, however it was made."""
         return _remade, (type(self), self.args, vars(self))
+
+    def as_json(self) -> str:
+        """The error for another process, which reads it by `from_json`: its class is the nearest of this module."""
+        kind = next(each for each in type(self).__mro__ if each.__module__ == __name__)
+        besides = {name: value for name, value in vars(self).items() if name != "problems" and not name.startswith("_")}
+        problems = [asdict(problem) for problem in self.problems]
+        return json.dumps({"kind": kind.__name__, "args": self.args, "problems": problems, "besides": besides})
+
+    @staticmethod
+    def from_json(text: str) -> LoraftError:
+        """The error that `as_json` made text of."""
+        said = json.loads(text)
+        kind: type[LoraftError] = globals()[said["kind"]]
+        problems = tuple(Problem(**each) for each in said["problems"])
+        besides = {name: tuple(value) if isinstance(value, list) else value for name, value in said["besides"].items()}
+        return _remade(kind, tuple(said["args"]), {**besides, "problems": problems})
 
 
 def _remade(kind: type[LoraftError], args: tuple[str, ...], attributes: dict[str, Any]) -> LoraftError:

@@ -76,3 +76,25 @@ def test_what_a_signal_stopped_exits_with_its_number(number: int, code: int) -> 
 def test_an_override_has_its_key_in_its_name_already() -> None:
     assert str(Problem("must be above 0", "override lora.r=…", "lora.r")) == "override lora.r=…: must be above 0"
     assert Problem("x", "override data.eval=…", "data.eval[1]").place == "override data.eval=… data.eval[1]"
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_an_error_goes_to_another_process_as_json(kind: type[LoraftError]) -> None:
+    error = kind.several(
+        [Problem("é is wrong", "a:1", "lora.r", "Write 8."), Problem("so is b", parameter="batch_size")]
+    )
+    if kind is Interrupted:
+        error = Interrupted("stopped.", signal_number=signal.SIGTERM)
+    error.told_by_main = True
+    again = LoraftError.from_json(error.as_json())
+    assert type(again) is kind
+    assert (again.problems, str(again), vars(again)) == (error.problems, str(error), vars(error))
+
+
+def test_a_class_that_another_module_has_arrives_as_the_nearest_that_all_know() -> None:
+    class MissingRowError(DataError):
+        """Something that only one module raises."""
+
+    again = LoraftError.from_json(MissingRowError.several([Problem("a"), Problem("b", "c:2")]).as_json())
+    assert type(again) is DataError
+    assert again.problems == (Problem("a"), Problem("b", "c:2"))

@@ -180,6 +180,28 @@ def test_no_modules_import_one_another_in_a_circle_and_none_imports_the_package_
     assert len(imports) > 100
 
 
+PICKLE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+OWN_PICKLES = {"loraft/dataset/packed_rows.py", "loraft/dataset/tokenize_rows.py", "loraft/distributed/roll_call.py"}
+"""What takes pickles of a process that loraft started for the same run, as torch's own exchange between ranks does."""
+
+
+def test_c41_no_pickle_is_opened_but_by_the_process_that_converts_and_between_our_own() -> None:
+    """C41: what ruff's S301 does not know is torch's and numpy's."""
+    opened, taken = set(), set()
+    for path in (*MODULES, *ROOT.glob("scripts/*.py")):
+        if PICKLE & {name.partition(".")[0] for name in imported_names(path)}:
+            taken.add(module_id(path))
+        for call in definitions(path, ast.Call):
+            named = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
+            assert named.get("weights_only", True) is True, module_id(path)
+            assert named.get("allow_pickle", False) is False, module_id(path)
+            if ast.unparse(call.func) in ("torch.load", "np.load", "numpy.load"):
+                assert "weights_only" in named, module_id(path)
+                opened.add(module_id(path))
+    assert opened == {"loraft/converting/unpickled_file.py"}
+    assert taken == OWN_PICKLES
+
+
 def test_the_library_does_not_speak_of_options() -> None:
     """Only the command line does: errors and notes name parameters, which `cli/wording.py` turns into options.
 

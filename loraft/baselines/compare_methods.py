@@ -6,7 +6,7 @@ what is held here is not there for those processes.
 
 from __future__ import annotations
 
-import pickle
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -181,8 +181,15 @@ def _plans(config: RunConfig, methods: Sequence[Method], steps: int, scratch: Pa
 
 
 def _question(config: RunConfig, methods: Sequence[Method], steps: int, folder: Path | None) -> bytes:
-    question: Question = (config, tuple(methods), steps, folder)
-    return pickle.dumps(question)
+    place = None if folder is None else str(folder)
+    asked = [config.model_dump_json(exclude_unset=True), [*methods], steps, place]
+    return json.dumps(asked).encode()
+
+
+def asked_by(question: bytes) -> Question:
+    """What a process is asked, of what it is given on standard input."""
+    config, methods, steps, folder = json.loads(question)
+    return RunConfig.model_validate_json(config), tuple(methods), steps, None if folder is None else Path(folder)
 
 
 def _of(methods: Sequence[str], problem: Problem) -> Problem:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.model_card import shown
-from loraft.baselines.compare_methods import MeasuredCost, Question
+from loraft.baselines.compare_methods import MeasuredCost, Question, asked_by
 from loraft.baselines.trial_process import TRUSTED
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
@@ -55,7 +54,7 @@ def serve() -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     with trusting(TRUSTED in sys.argv[1:]):
-        answer(pickle.load(sys.stdin.buffer), lambda told: print(json.dumps(told), file=channel, flush=True))
+        answer(asked_by(sys.stdin.buffer.read()), lambda told: print(json.dumps(told), file=channel, flush=True))
 
 
 def answer(question: Question, tell: Tell) -> None:

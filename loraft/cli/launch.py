@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 import sys
 import time
@@ -142,7 +141,7 @@ def require_success(left: Mapping[int, LoraftError], ended: Mapping[int, int], w
 def _left(folder: Path) -> dict[int, LoraftError]:
     """The errors that processes left, by rank; the first that was written comes first."""
     files = sorted(folder.glob("*.error"), key=lambda file: file.stat().st_mtime_ns)
-    return {int(file.stem): pickle.loads(file.read_bytes()) for file in files}
+    return {int(file.stem): LoraftError.from_json(file.read_text(encoding="utf-8")) for file in files}
 
 
 @contextmanager
@@ -187,7 +186,8 @@ def as_rank() -> Iterator[RankEnvironment]:
 def _left_behind(error: LoraftError | KeyboardInterrupt, file: Path, place: RankEnvironment) -> int:
     """Write the error for the process that started this one, and give the exit code; 0 where all end by the same."""
     written = file.with_suffix(".partial")
-    written.write_bytes(pickle.dumps(Interrupted.by(error) if isinstance(error, KeyboardInterrupt) else error))
+    told = Interrupted.by(error) if isinstance(error, KeyboardInterrupt) else error
+    written.write_text(told.as_json(), encoding="utf-8")
     written.rename(file)
     if isinstance(error, LostRankError):
         _end_others(file.parent)

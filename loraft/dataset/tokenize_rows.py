@@ -234,7 +234,7 @@ def _answer(process: Process, chunk: object) -> list[TokenizedRow]:
     assert process.stdout is not None
     pickle.dump(chunk, process.stdin)
     process.stdin.flush()
-    found: list[TokenizedRow] = pickle.load(process.stdout)
+    found: list[TokenizedRow] = pickle.load(process.stdout)  # noqa: S301 - from a process that was started here
     return found
 
 
@@ -266,9 +266,9 @@ def serve() -> None:
     """Answer the chunks that come on standard input until it ends; Ctrl-C is for the process that asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
-    renderer, wanted = pickle.load(sys.stdin.buffer)
+    renderer, wanted = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
     with suppress(EOFError):
         while True:
-            records, places = pickle.load(sys.stdin.buffer)
+            records, places = pickle.load(sys.stdin.buffer)  # noqa: S301 - likewise
             pickle.dump(tokenize_rows(renderer, records, places, wanted), answers)
             answers.flush()

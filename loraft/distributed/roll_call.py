@@ -111,7 +111,7 @@ def _call_roll(store: Store, place: RankEnvironment, word: Exception | None) -> 
             while len(words) < place.world and time.monotonic() < until:
                 for rank in set(range(place.world)) - set(words):
                     if store.check([f"left {rank}"]):
-                        words[rank] = pickle.loads(store.get(f"left {rank}"))
+                        words[rank] = pickle.loads(store.get(f"left {rank}"))  # noqa: S301 - of a rank of this run
                 time.sleep(0.05)
 
     caller = threading.Thread(target=call, daemon=True)  # what asks a machine that is cut off waits for long
@@ -143,7 +143,7 @@ def portable(error: Exception | KeyboardInterrupt, rank: int) -> Exception:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.by(error)
     try:
-        copy: Exception = pickle.loads(pickle.dumps(error))
+        copy: Exception = pickle.loads(pickle.dumps(error))  # noqa: S301 - made here
     except Exception:
         copy = RuntimeError(f"{type(error).__name__}: {error}")
     if not isinstance(error, LoraftError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, changed: Changed = lambda answer:
     asked: list[comparing.Question] = []
 
     def answers(question: bytes, scratch: Path) -> Generator[Answer]:
-        asked.append(pickle.loads(question))
+        asked.append(comparing.asked_by(question))
         told: list[Any] = []
         answer(asked[-1], lambda one: told.append(json.loads(json.dumps(one))))
         for one in told:
