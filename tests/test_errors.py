@@ -80,11 +80,10 @@ def test_an_override_has_its_key_in_its_name_already() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_an_error_goes_to_another_process_as_json(kind: type[LoraftError]) -> None:
-    error = kind.several(
-        [Problem("é is wrong", "a:1", "lora.r", "Write 8."), Problem("so is b", parameter="batch_size")]
-    )
     if kind is Interrupted:
-        error = Interrupted("stopped.", signal_number=signal.SIGTERM)
+        error: LoraftError = Interrupted("stopped.", signal_number=signal.SIGTERM)
+    else:
+        error = kind.several([Problem("é is wrong", "a:1", "lora.r", "Write 8."), Problem("so is b", parameter="out")])
     error.told_by_main = True
     again = LoraftError.from_json(error.as_json())
     assert type(again) is kind
