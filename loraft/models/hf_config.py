@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from loraft.config.choices import ModelGroup
 from loraft.errors import LoraftError, ModelError
+from loraft.io.checksums import sha256_of_facts
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.remote_code import is_trusted
 
@@ -59,6 +60,8 @@ def reason(error: Exception) -> str:
 
 KEY = "auto_map"
 FILES = ("config.json", "*_config.json")
+OF_THE_WRITER = frozenset({"_name_or_path", "transformers_version"})
+"""What a config.json says of where it came from, and not of the model."""
 
 
 def code_notes(*folders: Path) -> tuple[str, ...]:
@@ -209,6 +212,12 @@ def written_config(file: Path) -> Mapping[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
     return cast("Mapping[str, Any]", written)
+
+
+def config_fingerprint(folder: Path) -> str:
+    """A sha256 that tells two configs of one base apart: `sha256:…`; who wrote it, and by which name, is left out."""
+    written = written_config(folder / "config.json")
+    return f"sha256:{sha256_of_facts({key: written[key] for key in written.keys() - OF_THE_WRITER})}"
 
 
 def noise_of(config: PreTrainedConfig) -> str | None:

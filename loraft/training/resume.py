@@ -17,6 +17,7 @@ from loraft.config.schema_info import idle_keys
 from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Problem, RunFolderError
 from loraft.events import Note
+from loraft.models.hf_config import config_fingerprint
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
 from loraft.optimization.optimizer import parameter_of, restore_optimizer
@@ -43,7 +44,7 @@ HARMLESS = frozenset(
         "training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to",
         "training.project", "training.run_name", "training.sample_prompts", "training.per_device_eval_batch_size",
         "training.gradient_checkpointing", "training.cache_frozen_prefix", "training.early_stopping_patience",
-        "training.on_nonfinite",
+        "training.on_nonfinite", "training.push_to_hub",
         "model.stream_layers", "data.num_proc", "generation.max_new_tokens", "generation.temperature",
     }
 )  # fmt: skip
@@ -158,6 +159,9 @@ def compare_with_begun(
     elif recorded is not None and recorded["fingerprint"] != plan.data.fingerprint:
         why = "" if "held_out" in recorded else BY_AN_EARLIER_VERSION
         refused.append(f"the rows are not the same, or do not become the same tokens{why}")
+    base = _recorded(folder, "base") or {}
+    if base.get("config") not in (None, config_fingerprint(plan.model.small_files)):
+        refused.append("the config.json of the base is not the same")
     if not anyway:
         _refuse(refused, folder)
     return (*refused, *taken_on), steps

@@ -32,6 +32,7 @@ from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.kernels.tiled_mlp import tile_mlps
 from loraft.kernels.transfer import has_own_memory
+from loraft.models.hf_config import config_fingerprint
 from loraft.models.load_model import load_model
 from loraft.models.model_structure import layers_of
 from loraft.models.quantize import packed_experts
@@ -268,7 +269,10 @@ def _describe(run: Trainer, command: Sequence[str]) -> None:
     manifest = {
         "versions": {"loraft": __version__, "python": platform.python_version()} | versions,
         "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
-        "base": {"name": shown(loaded.name), "revision": revision, "fingerprint": loaded.fingerprint},
+        "base": {
+            "name": shown(loaded.name), "revision": revision, "fingerprint": loaded.fingerprint,
+            "config": config_fingerprint(plan.model.small_files),
+        },
         "data": {
             "fingerprint": plan.data.fingerprint, "train": train, "eval": held_out, "held_out": plan.data.held_out,
         },
