@@ -24,14 +24,13 @@ from loraft.evaluation.evaluator import evaluate as measure
 from loraft.evaluation.open_model import (
     RequestedModel,
     chosen_metrics,
-    classifying,
-    generating,
     known_metrics,
     purpose_of,
     tell,
 )
 from loraft.evaluation.past_run import run_of
 from loraft.evaluation.sample_answers import answerer_of
+from loraft.evaluation.subjects import opened
 from loraft.events import Observer, Progress, ignored
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.requests import GenerationRequest, ModelRequest
@@ -234,6 +233,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on rows: its loss on their answers or classes, and its own answers by theirs.
 
+    What learned preferences is measured on pairs by the loss that was trained with and by the rewards of both answers,
+    and on rows of one answer each as any model is that answers.
+
     Args:
         model: What is evaluated; a name alone is its target.
         data: The rows; None takes those that the run of what is evaluated held out.
@@ -262,11 +264,9 @@ def evaluate(
     purpose = purpose_of(requested, baseline=baseline, limit=limit)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
     source = read_eval_source(run_of(found), found.base, rows_from, purpose)
-    names = chosen_metrics(asked, purpose.task, [question.reference for question in source.questions.values()])
-    if purpose.labels:
-        rows, subjects = classifying(requested, source, options, observer)
-    else:
-        rows, subjects = generating(requested, source, options, batch_size, observer)
+    references = [question.reference for question in source.questions.values()]
+    names = chosen_metrics(asked, source.purpose.task, references)
+    rows, subjects = opened(requested, source, options, batch_size, observer)
     return measure(rows, *subjects, metrics=names, batch_size=batch_size, output=output, observer=observer)
 
 

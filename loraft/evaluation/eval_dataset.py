@@ -25,7 +25,7 @@ from loraft.dataset.source_rows import (
 )
 from loraft.errors import DataError, Problem
 from loraft.evaluation.past_run import PastRun
-from loraft.rows.fields import has_columns
+from loraft.rows.fields import columns_of, has_columns
 from loraft.rows.raw_rows import read_rows
 from loraft.tasks import TASKS
 from loraft.tasks.task import Reference, SourceFormat, Task
@@ -106,10 +106,6 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
             message = "there are no rows to evaluate on: what is evaluated belongs to no run"
             remedy = "Name a file of rows, or evaluate a run, which holds some out."
             raise DataError(message, parameter="data", remedy=remedy)
-        if run.config.task != purpose.task.name:
-            message = f"the run's held-out rows are of task {run.config.task}, which it measured while it went on"
-            remedy = "Its metrics.jsonl has those figures; name a file of rows with one answer each."
-            raise DataError(message, parameter="data", remedy=remedy)
         if run.config.data.eval is None:
             message = "there are no rows to evaluate on: the run held none out (data.eval is null)"
             raise DataError(message, parameter="data", remedy="Name a file of rows.")
@@ -123,6 +119,7 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
             data = data.model_copy(update={"text_by": run.config.data.text_by})
         notes, called = [*run.about_rows(data)] if run is not None else [], data.path
         rows = read_rows(data)
+        purpose = replace(purpose, task=_task_of_rows(purpose.task, run, data, rows.columns))
         config = _config_for(run.config if run is not None else None, base, data, rows.columns, purpose)
         (given,), _ = expand_sources(config.data)
         sources = [read_source(given, config, rows)]
@@ -135,6 +132,20 @@ def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: Eval
     if config.training.class_weights is not None and purpose.labels:
         notes.append("the run weighted its classes in training (training.class_weights): here each row counts the same")
     return EvalSource(config, read, data is None, called, questions, tuple(notes), run, purpose)
+
+
+def _task_of_rows(own: Task, run: PastRun | None, data: DataSource, columns: Collection[str]) -> Task:
+    """The task that rows are of: what was trained, where they are such rows, else the one that its answers are of."""
+    if own.evaluated_as == own.name:
+        return own
+    known = {column for each in own.formats for column in columns_of(each)}
+    named = data.columns or (expand_sources(run.config.data)[0][0].columns if run is not None else {})
+    renamed = {ours: theirs for ours, theirs in named.items() if ours in known}
+    if data.format != "auto" or data.columns.keys() - known:
+        is_own = data.format in own.formats
+    else:
+        is_own = any(has_columns(columns, each, names) for each in own.formats for names in (renamed, {}))
+    return own if is_own else TASKS[own.evaluated_as]
 
 
 def learned_source(run: PastRun, purpose: EvalPurpose) -> EvalSource:

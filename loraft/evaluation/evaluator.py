@@ -16,16 +16,18 @@ from time import perf_counter
 
 from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_differences
-from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows
+from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows
 from loraft.evaluation.metrics import (
     METRICS,
     LabelTally,
     RowTally,
     losses,
+    pair_figures,
 )
 from loraft.events import Observer, Progress
 from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.resources import memory_errors
+from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 
 BATCHES_A_WINDOW = 4
@@ -42,10 +44,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class RowScore:
-    """What a model makes of a row: the negative log-likelihood of what is trained in it, in nats, and its answer."""
+    """What a model makes of a row: the negative log-likelihood of what is trained in it, in nats, and its answer.
+
+    Of a pair the loss is that which compares its two answers, and `rewards` are those of the better and the worse one.
+    """
 
     loss: float
     answer: Answer | None = None
+    rewards: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class EvalModel:
 
 @dataclass(frozen=True)
 class Figure:
-    """One model's figures: the loss in nats a trained token, of a classifier a row; `cut` are answers at the limit."""
+    """One model's figures: the loss in nats a trained token, of classes and pairs a row; `cut` answers are too long."""
 
     name: str
     loss: float
@@ -88,7 +94,7 @@ class Evaluation:
 
     Attributes:
         references: How many rows have a right answer.
-        tokens: The trained tokens that the loss is of; of a classifier the rows.
+        tokens: The trained tokens that the loss is of, of pairs those that are compared; of a classifier the rows.
         differences: What was evaluated minus its base, with the interval of each difference.
         signatures: How the figures were computed whose name does not say it.
         seconds: What it took, loading aside.
@@ -122,9 +128,11 @@ class Evaluation:
 class _Tallies:
     """A model, and what its rows have added up to."""
 
-    def __init__(self, model: EvalModel, names: Sequence[str], labels: Sequence[str], *, keep: bool) -> None:
-        self.model, self.names, self.cut = model, names, 0
-        self.losses = RowTally(losses(of_text=not labels), keep=keep)
+    def __init__(self, model: EvalModel, names: Sequence[str], purpose: EvalPurpose, *, keep: bool) -> None:
+        labels, task = purpose.labels, purpose.task
+        self.model, self.names, self.task, self.cut = model, names, task, 0
+        self.losses = RowTally(losses(of_text="perplexity" in task.metrics.always), keep=keep)
+        self.pairs = RowTally(pair_figures(), keep=keep) if task.compares_answers else None
         self.classes = LabelTally(labels, keep=keep) if labels else None
         metrics = () if labels else dict.fromkeys(METRICS[name] for name in names)
         self.texts = [RowTally(metric(), keep=keep) for metric in metrics]
@@ -134,7 +142,7 @@ class _Tallies:
     def figure(self) -> Figure:
         figures = {key: value for tally in self.answers for key, value in tally.figures().items()}
         of_losses = self.losses.figures()
-        asked = {key: figures[key] for key in self.names}
+        asked = {**(self.pairs.figures() if self.pairs else {}), **{key: figures[key] for key in self.names}}
         return Figure(self.model.name, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
 
     @property
@@ -143,7 +151,9 @@ class _Tallies:
         return {name: signature for name in self.names if (signature := found.get(name)) is not None}
 
     def add(self, item: EvalExample, reading: RowScore) -> None:
-        self.losses.add(reading.loss, item.example.trained)
+        self.losses.add(reading.loss, self.task.weight_of(item.example))
+        if self.pairs is not None and reading.rewards is not None:
+            self.pairs.add(*reading.rewards)
         if reading.answer is not None and item.question is not None:
             self.cut += reading.answer.finish_reason == "length"
             for tally in self.answers:
@@ -169,8 +179,8 @@ def evaluate(
         raise DataError("no row is left to evaluate on", where=rows.called)
     references = sum(item.question is not None for item in rows.items)
     metrics, labels = metrics if references else (), rows.purpose.labels
-    begun, measured = perf_counter(), _Tallies(subject, metrics, labels, keep=baseline is not None)
-    base = None if baseline is None else _Tallies(baseline, metrics, labels, keep=True)
+    begun, measured = perf_counter(), _Tallies(subject, metrics, rows.purpose, keep=baseline is not None)
+    base = None if baseline is None else _Tallies(baseline, metrics, rows.purpose, keep=True)
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller `batch_size`" + (", or a smaller `max_new_tokens`." if metrics and not labels else ".")
     with memory_errors(out_of_memory, remedy=remedy):
@@ -205,7 +215,8 @@ def _tally(
                 for item, reading in zip(window, readings, strict=True):
                     tallies.add(item, reading)
             if file is not None:
-                file.append([_line(item, *each) for item, *each in zip(window, *found, strict=True)])
+                task = rows.purpose.task
+                file.append([_line(task, item, *each) for item, *each in zip(window, *found, strict=True)])
             observer(Progress("rows evaluated", start + len(window), total))
 
 
@@ -229,31 +240,36 @@ def _measure(tallies: _Tallies, window: Sequence[EvalExample], rows: EvaluatedRo
     return [found[place] for place in range(len(window))]
 
 
-def _line(item: EvalExample, reading: RowScore, of_base: RowScore | None = None) -> dict[str, object]:
+def _line(task: Task, item: EvalExample, reading: RowScore, of_base: RowScore | None = None) -> dict[str, object]:
     """A row as it is written."""
-    question, tokens = item.question, item.example.trained
+    question, weight = item.question, task.weight_of(item.example)
     row: dict[str, object] = {
         "row": item.example.where,
         "input": question.shown if question is not None else None,
         "reference": question.reference if question is not None else None,
-        **_said(reading, tokens),
+        **_said(reading, weight),
     }
     if reading.answer is None or reading.answer.probabilities is None:  # a class is one decision
-        row["tokens"] = tokens
-    return row if of_base is None else row | {"baseline": _said(of_base, tokens)}
+        row["tokens"] = item.example.trained
+    return row if of_base is None else row | {"baseline": _said(of_base, weight)}
 
 
-def _said(reading: RowScore, tokens: int) -> dict[str, object]:
-    answer = reading.answer
+def _said(reading: RowScore, weight: int) -> dict[str, object]:
+    answer, loss = reading.answer, reading.loss / weight
+    if reading.rewards is not None:
+        chosen, rejected = reading.rewards
+        return {"chosen_reward": chosen, "rejected_reward": rejected, "margin": chosen - rejected, "loss": loss}
     if answer is not None and answer.probabilities is not None:
-        return {"prediction": answer.text, "probabilities": dict(answer.probabilities), "loss": reading.loss / tokens}
+        return {"prediction": answer.text, "probabilities": dict(answer.probabilities), "loss": loss}
     text, reason = (answer.text, answer.finish_reason) if answer is not None else (None, None)
-    return {"prediction": text, "finish_reason": reason, "loss": reading.loss / tokens}
+    return {"prediction": text, "finish_reason": reason, "loss": loss}
 
 
 def _differences(measured: _Tallies, base: _Tallies, *, rows: int, references: int) -> dict[str, PairedDifference]:
     """What is measured minus its base, for every figure that is shown."""
     found = {**paired_differences(base.losses.figures, measured.losses.figures, rows)}
+    if measured.pairs is not None and base.pairs is not None:
+        found |= paired_differences(base.pairs.figures, measured.pairs.figures, rows)
     always = tuple(found)
     for tally, other in zip(measured.answers, base.answers, strict=True):
         found |= paired_differences(other.figures, tally.figures, references)

@@ -85,6 +85,26 @@ def losses(*, of_text: bool = True) -> RowMetric:
     return RowMetric(("loss", "perplexity") if of_text else ("loss",), 2, lambda *row: row, figures)
 
 
+PAIR_FIGURES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
+
+
+def pair_figures() -> RowMetric:
+    """The figures of pairs that add their two rewards: the share in the right order, and what is so on average.
+
+    Where both rewards are the same, as all of them are to a reference that is compared with itself, a pair is half
+    right: what cannot tell the answers apart has 50 %, as by chance.
+    """
+
+    def numbers(chosen: float, rejected: float) -> Sequence[float]:
+        return (chosen > rejected) + (chosen == rejected) / 2, chosen, rejected, 1
+
+    def figures(sums: Floats) -> Figures:
+        right, chosen, rejected = (float(total / sums[-1]) for total in sums[:-1])
+        return dict(zip(PAIR_FIGURES, (right, chosen - rejected, chosen, rejected), strict=True))
+
+    return RowMetric(PAIR_FIGURES, 4, numbers, figures)
+
+
 def exact_match() -> RowMetric:
     """The share of answers that equal their reference, white space around both aside."""
     return _share("exact_match", is_exact_match)

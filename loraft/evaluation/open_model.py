@@ -74,7 +74,7 @@ class RequestedModel:
 def purpose_of(model: RequestedModel, *, baseline: bool, limit: int | None) -> EvalPurpose:
     """What a target is for, as far as its record and its config tell, before any weight is loaded."""
     found, choice = model.found, model.choice
-    task = TASKS[TASKS[task_of(found)].evaluated_as]
+    task = TASKS[task_of(found)]
     labels = () if task.generates else classes_of(found)
     if not task.generates:
         refuse_no_classifier(found, labels, choice.target)

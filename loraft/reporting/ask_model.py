@@ -15,8 +15,9 @@ from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
 from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, learned_source, read_eval_source
 from loraft.evaluation.evaluator import RowScore
-from loraft.evaluation.open_model import RequestedModel, classifying, generating, purpose_of, writing
+from loraft.evaluation.open_model import RequestedModel, purpose_of, writing
 from loraft.evaluation.past_run import PastRun
+from loraft.evaluation.subjects import opened, weighing
 from loraft.events import Event, Note, Observer
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, open_session
@@ -108,10 +109,8 @@ def _both(
     requested: RequestedModel, source: EvalSource, asked: AskedOfModel, observer: Observer, *, is_compared: bool
 ) -> tuple[ReportRows, ModelReadings, ModelReadings | None]:
     """The rows, and what the trained model makes of them, and its base where they are one model; both are let go."""
-    if source.purpose.labels:
-        rows, models = classifying(requested, source, GenerationRequest(), observer)
-    else:
-        rows, models = generating(requested, source, _greedy(asked), asked.batch_size, observer)
+    options = GenerationRequest() if source.purpose.labels else _greedy(asked)
+    rows, models = opened(requested, source, options, asked.batch_size, observer)
     held_out = spread(rows.items, asked.limit) if is_compared else []
     learned = rows.learned if is_compared else [item.example for item in rows.items]
     read = ReportRows(
@@ -148,7 +147,11 @@ def _stand_in(
     except InvalidInputError as error:
         notes.append(f"the base is not at hand, and nothing is compared with it: {error.problems[0].message}")
         return None
-    model = writing(session, BASE, session.voice(BASE).settings(_greedy(asked)), asked.batch_size)
+    settings = session.voice(BASE).settings(_greedy(asked))
+    if read.rows.purpose.task.compares_answers:
+        model = weighing(session, BASE, BASE, run.config.preference, settings, asked.batch_size)
+    else:
+        model = writing(session, BASE, settings, asked.batch_size)
     return read_rows_of(model, read, asked.batch_size, observer, learned=False)
 
 
@@ -194,15 +197,15 @@ def _asked(question: Reference) -> str:
 
 
 def _hard(read: ReportRows, examples: Sequence[Example], scores: Sequence[RowScore]) -> Sequence[HardRow]:
-    """The rows with the highest loss a trained token, the highest first."""
-    labels, renderer = read.rows.purpose.labels, read.rows.renderer
-    by_loss = sorted(zip(examples, scores, strict=True), key=lambda pair: -pair[1].loss / pair[0].trained)
+    """The rows with the highest loss a trained token, or a row where that is what counts, the highest first."""
+    labels, renderer, weight_of = read.rows.purpose.labels, read.rows.renderer, read.rows.purpose.task.weight_of
+    by_loss = sorted(zip(examples, scores, strict=True), key=lambda pair: -pair[1].loss / weight_of(pair[0]))
     found = []
     for example, score in by_loss[:HARD]:
         told = score.answer.text if score.answer is not None else None
         label = labels[example.labels[0]] if labels else None
         text = _shortened(renderer.marked(example))
-        found.append(HardRow(example.where, score.loss / example.trained, text, label, told))
+        found.append(HardRow(example.where, score.loss / weight_of(example), text, label, told))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraft.evaluation.bootstrap import paired_differences
-from loraft.evaluation.metrics import LabelTally, RowTally, losses
+from loraft.evaluation.metrics import LabelTally, RowTally, losses, pair_figures
 from loraft.reporting.model_findings import FigureBeside
 from loraft.reporting.model_readings import ModelReadings, ReportRows
 
@@ -15,6 +15,8 @@ def beside(read: ReportRows, base: ModelReadings, trained: ModelReadings) -> Map
     labels = read.rows.purpose.labels
     found = _compared(_losses(read, base), _losses(read, trained), len(read.held_out))
     asking = sum(item.question is not None for item in read.held_out)
+    if read.rows.purpose.task.compares_answers:
+        found |= _compared(_rewards(read, base), _rewards(read, trained), len(read.held_out))
     if labels and asking:
         of_classes = _compared(_classes(read, base), _classes(read, trained), asking)
         found |= {name: of_classes[name] for name in ("accuracy", "macro_f1")}
@@ -22,9 +24,18 @@ def beside(read: ReportRows, base: ModelReadings, trained: ModelReadings) -> Map
 
 
 def _losses(read: ReportRows, of: ModelReadings) -> RowTally:
-    tally = RowTally(losses(of_text=not read.rows.purpose.labels), keep=True)
+    task = read.rows.purpose.task
+    tally = RowTally(losses(of_text="perplexity" in task.metrics.always), keep=True)
     for item, score in zip(read.held_out, of.held_out, strict=True):
-        tally.add(score.loss, item.example.trained)
+        tally.add(score.loss, task.weight_of(item.example))
+    return tally
+
+
+def _rewards(read: ReportRows, of: ModelReadings) -> RowTally:
+    tally = RowTally(pair_figures(), keep=True)
+    for score in of.held_out:
+        assert score.rewards is not None, "pairs have rewards"
+        tally.add(*score.rewards)
     return tally
 
 

@@ -11,8 +11,7 @@ from loraft.models.remote_code import as_trusted
 from loraft.reporting.ask_model import AskedOfModel, findings_of
 from loraft.reporting.report_file import NAME, check_report_file, write_report
 from loraft.reporting.run_records import read_records
-from loraft.reporting.run_report import NOTHING_SAVED, OTHER_ROWS, RunReport, report_of
-from loraft.tasks import TASKS
+from loraft.reporting.run_report import NOTHING_SAVED, RunReport, report_of
 from loraft.training.checkpoint import newest_checkpoint
 
 AS_ASKED = AskedOfModel()
@@ -58,9 +57,6 @@ def report(
     target, notes = None if quick else _saved(past, Path(run)), list[str]()
     if not quick and target is None:
         notes.append(NOTHING_SAVED)
-    elif target is not None and data is None and TASKS[past.config.task].evaluated_as != past.config.task:
-        target = None
-        notes.append(OTHER_ROWS.format(past.config.task))
     findings = None
     if target is not None:
         rows = data if isinstance(data, DataSource | None) else DataSource(path=str(data))

@@ -13,10 +13,6 @@ from loraft.reporting.model_findings import ModelFindings
 from loraft.reporting.run_records import LeftOutStep, LoggedEvaluation, LoggedStep, RunRecords
 
 NOTHING_SAVED = "the run has saved nothing yet that could be asked: what needs the model is left out"
-OTHER_ROWS = (
-    "the rows of task {} are no rows with one answer each: what needs the model is left out, and told of rows that "
-    "are, `data=FILE`"
-)
 
 
 @dataclass(frozen=True)

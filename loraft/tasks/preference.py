@@ -42,6 +42,7 @@ class Preference(CausalLM):
     metrics = TaskMetrics(always={**LOSS, **PAIR_METRICS}, offered={}, default=())
     balances_routers = False
     joins_prompts = False
+    compares_answers = True
     texts_a_row = 2
     rate_share = 0.1
     starter_rows = ("data/train.jsonl", "preferences")
@@ -115,8 +116,12 @@ class Preference(CausalLM):
 
     @property
     def evaluated_as(self) -> TaskName:
-        """That of any decoder: pairs are measured while training goes on."""
+        """That of any decoder: rows of one answer each tell whether it still answers."""
         return "causal_lm"
+
+    def weight_of(self, example: Example) -> int:
+        """Each pair counts the same, however long its answers are."""
+        return 1
 
     def settled(self, loss: TaskLoss, config: RunConfig, before: Before) -> TaskLoss:
         """The loss that the section `preference` asks for."""

@@ -153,6 +153,7 @@ class Task(ABC):
         packs: Its rows can lie end to end in one line.
         balances_routers: Its loss may have the auxiliary loss of a mixture's routers beside it.
         joins_prompts: A prompt and its completion are one text, as they stand.
+        compares_answers: Its rows have two answers to one prompt, and the loss tells how they compare.
         texts_a_row: How many texts, of `data.max_length` at most, a row has that lie end to end.
         rate_share: What of a method's usual learning rate it takes where nobody says.
         translates: Its rows, of whatever format, are a source and a target, each in a language.
@@ -176,6 +177,7 @@ class Task(ABC):
     packs: ClassVar[bool] = False
     balances_routers: ClassVar[bool] = False
     joins_prompts: ClassVar[bool] = False
+    compares_answers: ClassVar[bool] = False
     texts_a_row: ClassVar[int] = 1
     rate_share: ClassVar[float] = 1.0
     translates: ClassVar[bool] = False
@@ -255,8 +257,12 @@ class Task(ABC):
 
     @property
     def evaluated_as(self) -> TaskName:
-        """The task whose rows and figures say how good the answers are of what was trained."""
+        """The task whose rows say how good the answers are of what was trained, where they are not its own."""
         return self.name
+
+    def weight_of(self, example: Example) -> int:
+        """What the loss of an example is divided by: its trained tokens, or decisions."""
+        return example.trained
 
     def has_reference(self, config: RunConfig) -> bool:
         """Whether the loss compares with the model as it was before training."""

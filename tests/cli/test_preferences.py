@@ -36,6 +36,15 @@ def test_a_real_model_learns_which_answer_is_better_and_gives_it(smollm2: Path, 
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the reference is read in other batches
     assert steps[-1]["eval_accuracy"] == 1
     assert steps[-1]["eval_loss"] < 0.4
+    words = ["evaluate", "run", "--baseline", "--output", "o.jsonl"]
+    measured = loraft(*words, "--json", cwd=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    told = json.loads(measured.stdout)
+    assert told["loss"] == pytest.approx(steps[-1]["eval_loss"], abs=1e-3)
+    assert told["metrics"]["margin"] == pytest.approx(steps[-1]["eval_margin"], abs=1e-3)
+    assert told["baseline"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert told["baseline"]["differences"]["margin"]["low"] > 0
+    assert [json.loads(line)["margin"] > 0 for line in (tmp_path / "o.jsonl").read_text().splitlines()] == [True] * 4
     asked = ["--prompt", PAIRS[0]["prompt"], "--max-new-tokens", "12", "--temperature", "0", "--json"]
     answered = loraft("generate", "run", *asked, cwd=tmp_path)  # type: ignore[arg-type]
     assert answered.returncode == 0, answered.stderr

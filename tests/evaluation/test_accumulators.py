@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from loraft.evaluation.metrics import RowTally, losses
+from loraft.evaluation.metrics import RowTally, losses, pair_figures
 
 
 def test_c38_the_loss_is_of_the_tokens_and_not_of_the_rows() -> None:
@@ -32,3 +32,11 @@ def test_rows_that_were_not_kept_cannot_be_drawn() -> None:
     sums.add(1.0, 1)
     with pytest.raises(ValueError, match="not kept"):
         sums.figures(np.array([1]))
+
+
+def test_pairs_are_right_where_the_better_answer_has_the_higher_reward_and_half_where_neither_has() -> None:
+    sums = RowTally(pair_figures(), keep=True)
+    for rewards in ((2.0, 1.0), (0.0, 3.0), (1.0, 1.0), (1.0, -1.0)):
+        sums.add(*rewards)
+    assert sums.figures() == {"accuracy": 0.625, "margin": 0.0, "chosen_reward": 1.0, "rejected_reward": 1.0}
+    assert sums.figures(np.array([4, 0, 0, 0]))["accuracy"] == 1

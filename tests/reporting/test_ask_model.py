@@ -155,11 +155,22 @@ def test_an_encoder_decoder_is_compared_and_has_no_general_text(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_pairs_are_reported_as_they_were_measured_and_their_model_on_rows_of_one_answer(tmp_path: Path) -> None:
+def test_pairs_are_compared_with_their_base_and_their_model_on_rows_of_one_answer_too(tmp_path: Path) -> None:
     run = trained(tmp_path, task="preference")
-    found = api.report(run)
-    assert found.findings is None
-    assert any("task preference" in note for note in found.notes)
+    found, own = api.report(run, **LITTLE), api.evaluate(str(run), baseline=True)
+    assert found.findings is not None
+    assert {name: each.trained for name, each in found.findings.figures.items()} == pytest.approx(
+        dict(own.measured.figures), abs=1e-6
+    )
+    assert found.findings.figures["loss"].base == pytest.approx(math.log(2), abs=1e-6)
+    assert found.findings.forgotten is not None
+    assert found.findings.answers[0].base is not None
+    losses = [row.loss for row in found.findings.hard_learned]
+    assert losses == sorted(losses, reverse=True)
+    assert 0 < losses[0] < 2, "of a pair, and not of a token of it"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for said in ("Evaluation margin", "Answers before and after", "– rejected –", "chosen reward"):
+        assert said in page
     beside = api.report(run, data=write_rows(tmp_path / "other.jsonl", rows(4)), answers=0).findings
     assert beside is not None
     assert beside.rows_read == 4

@@ -72,7 +72,8 @@ def evaluate(
 
     The loss is of the tokens that training would learn, each token counted once. Answers are greedy. Template, system
     prompt, languages and stop tokens are those that were saved with the adapter. A classifier is measured by the
-    classes that it tells, with the matrix of which it took for which.
+    classes that it tells, with the matrix of which it took for which; what learned preferences, on pairs, by the loss
+    that was trained with and the rewards of both answers.
     """
     model = asked.model
     given.check()

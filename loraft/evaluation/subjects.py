@@ -1,0 +1,133 @@
+"""What is evaluated, opened by what its rows are: answers, classes, or pairs of answers of which one is better.
+
+A pair is weighed by the loss that was trained with, and by the model as it was before training where that loss compares
+with it: the base with the adapter switched off, or the adapter that training went on from, loaded beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
+from loraft.adapters.resolve_target import adapter_named
+from loraft.config.preference_section import PreferenceSection
+from loraft.errors import AdapterError
+from loraft.evaluation.eval_dataset import EvalSource, EvaluatedRows, rows_of, unasked_as_trained
+from loraft.evaluation.evaluator import EvalModel, RowScore
+from loraft.evaluation.open_model import MEASURED, RequestedModel, classifying, generating, tell, to_be_told, writing
+from loraft.events import Observer
+from loraft.inference.engine import Settings
+from loraft.inference.prompt_limits import prompt_limit
+from loraft.inference.requests import GenerationRequest
+from loraft.inference.session import BASE, Session, open_session
+from loraft.models.modules import wrapped_model
+from loraft.tasks.batches import BatchLayout
+from loraft.tasks.preference_loss import PreferenceLoss, pair_losses
+from loraft.tokenization.examples import Example
+
+BEFORE = "before-training"
+"""What the adapter is called, beside the one that is evaluated, that training went on from."""
+MEASURED_BY_RUN = "The run measured pairs while it went on: its metrics.jsonl has those figures."
+
+
+def opened(
+    model: RequestedModel, source: EvalSource, options: GenerationRequest, batch_size: int, observer: Observer
+) -> tuple[EvaluatedRows, list[EvalModel]]:
+    """The rows as tokens, and what is evaluated on them, and its base where that is wanted.
+
+    Raises:
+        InvalidInputError: It cannot be used, or cannot be measured on such rows.
+    """
+    if source.purpose.labels:
+        return classifying(model, source, options, observer)
+    if source.purpose.task.compares_answers:
+        return _comparing(model, source, options, batch_size, observer)
+    return generating(model, source, options, batch_size, observer)
+
+
+def _comparing(
+    model: RequestedModel, source: EvalSource, options: GenerationRequest, batch_size: int, observer: Observer
+) -> tuple[EvaluatedRows, list[EvalModel]]:
+    """The pairs as tokens; what weighs their answers, and its base where that is wanted."""
+    asked = source.config.preference
+    began = _began_with(source, model.found) if asked.has_reference else None
+    beside = model.found if began is None else replace(model.found, adapters=(*model.found.adapters, began))
+    session = open_session(model.choice, beside)
+    tell(observer, *session.notes, *_about(source, model.found))
+    if began is None:
+        tell(observer, *to_be_told(session, GenerationRequest(), MEASURED))
+    voice = session.voice()
+    rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model))
+    tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
+    before = BASE if began is None else began.name
+    names = (voice.name, BASE) if source.purpose.baseline else (voice.name,)
+    settings = voice.settings(options)
+    return rows, [weighing(session, name, before, asked, settings, batch_size) for name in names]
+
+
+def weighing(
+    session: Session, name: str, before: str, asked: PreferenceSection, settings: Settings, batch_size: int
+) -> EvalModel:
+    """The model of a session with the adapter of that name, or none for the base, as it is evaluated on pairs.
+
+    `asked` is the loss, and `before` the name of what that compares with, where it has a reference. Texts are read, and
+    answers given, as `writing` has it.
+    """
+    plain, voice = writing(session, name, settings, batch_size), session.voice(name)
+    placement = session.loaded.placement
+    autocast = None if placement.dtype == torch.float32 else placement.dtype
+    loss = PreferenceLoss(wrapped_model(session.model), session.loaded.family, autocast)
+    loss.asked, loss.before = asked, partial(session.speaking, session.voice(before))
+    layout = BatchLayout(packed=False, pad_id=0)
+
+    def read(examples: Sequence[Example]) -> Sequence[RowScore]:
+        if not all(example.second for example in examples):
+            return plain.read(examples)
+        batch = loss.collate(examples, layout).to(placement.device)
+        with session.speaking(voice), torch.inference_mode():
+            reference = loss.before_training(batch) if asked.has_reference else None
+            likely = loss.likelihoods(batch)
+            lengths = torch.tensor(batch.text_targets, device=likely.device).view(-1, 2)
+            losses, rewards = pair_losses(likely, lengths, reference, asked)
+        pairs = zip(losses.tolist(), rewards.tolist(), strict=True)
+        return [RowScore(each, rewards=(chosen, rejected)) for each, (chosen, rejected) in pairs]
+
+    return EvalModel(name, read, plain.answers)
+
+
+def _began_with(source: EvalSource, found: ResolvedTarget) -> AdapterTarget | None:
+    """The adapter that the evaluated one began as; None where that changed nothing of the base.
+
+    Raises:
+        AdapterError: What it was before training is not at hand.
+    """
+    if not found.adapters:
+        message = f"{source.config.preference.loss} compares with the model as it was before training, which without "
+        message += "an adapter to switch off is gone"
+        raise AdapterError(message, where=found.base, remedy="Evaluate the adapter, or rows of one answer each.")
+    config = source.config
+    if config.lora.start_from is not None:
+        remedy = "Put it back, or evaluate rows of one answer each. " + MEASURED_BY_RUN
+        began = adapter_named(config.lora.start_from, {"key": "lora.start_from"}, remedy=remedy)
+        return replace(began, name=BEFORE)
+    if config.lora.init == "loftq" or config.model.add_tokens:
+        key = "lora.init" if config.lora.init == "loftq" else "model.add_tokens"
+        message = f"{config.preference.loss} compares with the model as it was before training, which began as another "
+        message += "model than its base, and of that nothing was kept"
+        raise AdapterError(message, key=key, remedy=MEASURED_BY_RUN)
+    return None
+
+
+def _about(source: EvalSource, found: ResolvedTarget) -> tuple[str, ...]:
+    """What there is to say where no run is near that tells how pairs were compared."""
+    if source.run is not None:
+        return ()
+    asked = source.config.preference
+    called = found.adapters[0].name if found.adapters else found.base
+    beside = ", and with the base" if asked.has_reference else ""
+    by = f"{asked.loss} with beta {asked.strength:g}"
+    return (f"no run says how {called} was trained: pairs are compared by {by}{beside}",)
