@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from loraft.config.choices import TASK_OF_GROUP, ModelGroup
+from loraft.config.choices import TASK_OF_GROUP, TASKS_OF_GROUP, ModelGroup
 from loraft.errors import ModelError
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
@@ -213,6 +213,7 @@ def refuse_kind(model_type: str, kind: Kind, group: ModelGroup, other: ModelGrou
     Raises:
         ModelError: Always.
     """
-    message = f"model type {model_type!r} is {KINDS[kind]}, and task: {TASK_OF_GROUP[group]} {NEEDS[group]}"
+    tasks = " or ".join(TASKS_OF_GROUP[group])
+    message = f"model type {model_type!r} is {KINDS[kind]}, and task: {tasks} {NEEDS[group]}"
     remedy = f"Write task: {TASK_OF_GROUP[other]}, which takes it." if other else "Choose another model."
     raise ModelError(message, key="model.name_or_path", remedy=remedy)

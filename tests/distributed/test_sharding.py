@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "in 4 bits": {"method": "qlora", "training__gradient_checkpointing": True, "lora__init": "pissa"},
     "dora in 4 bits": {"method": "qlora", "lora__use_dora": True},
+    "pairs": {"task": "preference", "training__max_steps": 4},
     "experts": {"model_type": "mixtral", "method": "full", "distributed__reshard": False},
 }
 """What else a run may be made of."""
@@ -42,6 +43,8 @@ KINDS: dict[str, dict[str, Any]] = {
         ("seq_cls", "packed", "lora", 2),
         ("seq_cls", "padded", "full", 3),
         ("causal_lm", "filled", "qlora", 2),
+        ("preference", "packed", "lora", 2),
+        ("preference", "padded", "qlora", 2),
     ],
 )
 def test_parts_compute_what_one_process_does_and_are_parts(
@@ -108,7 +111,7 @@ def said_in(folder: Path, world: int, **overrides: Any) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_trained_in_parts_is_saved_as_one_process_saves_it(tmp_path: Path, kind: str) -> None:
-    options = {**KINDS[kind], **PARTS, "training__max_steps": 3, "data__eval": 0.2, "training__eval_steps": 1}
+    options = {"training__max_steps": 3, **KINDS[kind], **PARTS, "data__eval": 0.2, "training__eval_steps": 1}
     options |= {"training__sample_prompts": ["the order"], "generation__max_new_tokens": 4}
     for name, world, batches in (("one", 1, 2), ("two", 2, 1)):
         run = str(tmp_path / name)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from loraft.config.choices import TaskName
+from loraft.config.choices import TASKS_OF_GROUP, TaskName
 from loraft.rows import formats, labels
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
@@ -66,3 +66,4 @@ def test_every_name_in_the_schema_is_a_task_and_every_task_has_all_that_it_must(
         assert set(task.only_if_asked) <= set(task.formats)
         assert task.starter_rows[1] in task.formats
         assert set(task.metrics.default) <= set(task.metrics.offered)
+        assert name in TASKS_OF_GROUP[task.group]

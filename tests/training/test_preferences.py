@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from loraft.api import train
+from loraft.errors import ModelError
 from loraft.tasks.preference_loss import PreferenceLoss
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepLogged
@@ -84,6 +85,45 @@ def test_an_adapter_that_begins_with_parts_of_the_weights_begins_at_ln_2_too(tmp
     run, _ = tiny_fit(tiny_config(tmp_path, task="preference", lora__init=init))
     with torch.no_grad():
         assert run.loss(run.batch(run.plan.data.train[:4])).item() / 4 == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_an_encoder_decoder_learns_no_preferences_and_is_told_what_it_learns(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, task="preference", model_type="t5")
+    with pytest.raises(
+        ModelError, match="'t5' is an encoder-decoder, and task: causal_lm or preference needs"
+    ) as error:
+        tiny_fit(config)
+    assert error.value.problems[0].key == "model.name_or_path"
+
+
+@pytest.mark.slow
+def test_in_4_bits_it_begins_at_ln_2_too_and_learns(tmp_path: Path) -> None:
+    """The reference is the base as it is stored while training: the same 4 bits."""
+    options = {"method": "qlora", "training__gradient_checkpointing": True, "training__max_steps": 8}
+    steps, evaluations = logged(tmp_path, data__eval=str(tmp_path / "train.jsonl"), **options)
+    assert steps[0].loss == pytest.approx(math.log(2), abs=1e-6)
+    assert evaluations[-1].figures["margin"] > 0.3
+
+
+@pytest.mark.slow
+def test_pairs_of_a_stream_are_the_same_pairs_and_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """What is read in the files' order is learned as without streaming; 1e-6: the reference is read in other batches."""
+    options: dict[str, Any] = {"task": "preference", "data__shuffle": False, "training__max_steps": 5}
+    listed = train(tiny_config(tmp_path, **options, training__output_dir=str(tmp_path / "listed")))
+    options |= {"data__streaming": True, "training__save_steps": 2}
+    whole = train(tiny_config(tmp_path, **options))
+    config = tiny_config(tmp_path, **options, training__output_dir=str(tmp_path / "parts"))
+    for place in (*(train(config).run_folder / "checkpoints").glob("step-00000[345]"),):
+        shutil.rmtree(place)
+    parts = train(config, resume=True)
+    losses = [
+        [json.loads(line)["loss"] for line in (each.run_folder / "metrics.jsonl").read_text().splitlines()]
+        for each in (listed, whole, parts)
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[2] == losses[1]
+    name = "adapter_model.safetensors"
+    assert (parts.saved / name).read_bytes() == (whole.saved / name).read_bytes()
 
 
 def test_every_weight_has_no_reference(tmp_path: Path) -> None:
