@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loraft.api import train
-from loraft.errors import ModelError
+from loraft.errors import InvalidInputError
 from loraft.tasks.preference_loss import PreferenceLoss
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepLogged
@@ -90,7 +90,7 @@ def test_an_adapter_that_begins_with_parts_of_the_weights_begins_at_ln_2_too(tmp
 def test_an_encoder_decoder_learns_no_preferences_and_is_told_what_it_learns(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, task="preference", model_type="t5")
     with pytest.raises(
-        ModelError, match="'t5' is an encoder-decoder, and task: causal_lm or preference needs"
+        InvalidInputError, match="'t5' is an encoder-decoder, and task: causal_lm or preference needs"
     ) as error:
         tiny_fit(config)
     assert error.value.problems[0].key == "model.name_or_path"
@@ -107,7 +107,7 @@ def test_in_4_bits_it_begins_at_ln_2_too_and_learns(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pairs_of_a_stream_are_the_same_pairs_and_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """What is read in the files' order is learned as without streaming; 1e-6: the reference is read in other batches."""
+    """What is read in the files' order is learned as without streaming; 1e-6: references are read in other batches."""
     options: dict[str, Any] = {"task": "preference", "data__shuffle": False, "training__max_steps": 5}
     listed = train(tiny_config(tmp_path, **options, training__output_dir=str(tmp_path / "listed")))
     options |= {"data__streaming": True, "training__save_steps": 2}
