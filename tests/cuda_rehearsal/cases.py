@@ -45,6 +45,13 @@ OF_CAUSAL_LM: Mapping[str, Options] = {
     "head": {"lora__modules_to_save": ["lm_head"], **IN_16_BITS},
     "tokens": {"model__add_tokens": ["<call>"], **IN_16_BITS},
 }
+OF_PREFERENCE: Mapping[str, Options] = {
+    "pairs": IN_16_BITS,
+    "q-pairs": {"method": "qlora", **IN_16_BITS},
+    "full-pairs": {"method": "full", "preference__loss": "simpo", **IN_16_BITS},
+    "padded-pairs": {"data__packing": "off", "preference__loss": "ipo", "training__max_steps": 6, **IN_16_BITS},
+}
+"""Preferences: with the base as the reference, computed anew in each step or once, and without a reference."""
 OF_SEQ_CLS: Mapping[str, Options] = {"weights": {"training__class_weights": "balanced", **IN_16_BITS}}
 PROBED = ("falcon", "mamba", "gpt_oss")
 """Decoders of which the table knows nothing: what is done with them is found by experiment, or the plain way."""
@@ -84,6 +91,8 @@ def _cases() -> list[Case]:
             name = SPECIMEN[use]
             if not (variant == "float16" and name == "t5"):  # which is refused
                 found.append(Case("variants", f"{name}-{variant}", task, name, options))
+    llama = SPECIMEN["decoder"]
+    found += [Case("variants", f"{llama}-{name}", "preference", llama, each) for name, each in OF_PREFERENCE.items()]
     return found + [
         Case("variants", f"{name}-{variant}", "causal_lm", name, VARIANTS[variant]) for name, variant in OTHERS
     ]
