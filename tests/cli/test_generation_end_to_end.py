@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +11,6 @@ import pytest
 from tests.cli.running import loraft, refused
 from tests.inference.voices import adapter_in, base_in
 
-ROOT = Path(__file__).parents[2]
 WORDS = ("the order is late", "so", "the customer said that the answer is in the text", "user", "and", "is the system")
 SETTINGS = ("--dtype", "float32", "--max-new-tokens", "12")
 
@@ -53,33 +46,6 @@ def test_c35_a_file_of_64_prompts_is_answered_as_one_by_one(place: Path, tmp_pat
     for row in rows[:8]:
         alone = json.loads(loraft(*words, "-p", str(row["prompt"]), "--json", cwd=place).stdout)
         assert (alone["completion"], alone["finish_reason"]) == (row["completion"], row["finish_reason"])
-
-
-@pytest.mark.slow
-def test_ten_kills_lose_and_repeat_no_row(place: Path, tmp_path: Path) -> None:
-    """Killed at random moments until it is through: the same bytes as a run that was never stopped."""
-    rows = [{"id": number, "prompt": f"{WORDS[number % 6]} {number}"} for number in range(400)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["generate", str(place / "a"), "--dtype", "float32", "--max-new-tokens", "40", "--batch-size", "2"]
-    words += ["--temperature", "1", "--input", str(tmp_path / "p.jsonl"), "--output"]
-    assert loraft(*words, "whole.jsonl", cwd=tmp_path).returncode == 0
-    chance, kills, output = random.Random(0), 0, tmp_path / "o.jsonl"
-    while kills < 10:
-        size = output.stat().st_size if output.exists() else 0
-        command = [sys.executable, "-m", "loraft", *words, "o.jsonl"]
-        process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        while process.poll() is None and (output.stat().st_size if output.exists() else 0) <= size:
-            time.sleep(0.002)
-        time.sleep(chance.random() * 0.3)
-        process.send_signal(signal.SIGKILL if kills % 2 else signal.SIGINT)
-        code = process.wait()
-        if code == 0:
-            break
-        assert code in (-signal.SIGKILL, 130)
-        kills += 1
-    assert kills >= 3
-    assert loraft(*words, "o.jsonl", cwd=tmp_path).returncode == 0
-    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_several_adapters_without_comparing_the_first_answers_and_that_is_said(place: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from loraft.training import loop
 from tests.cli.running import loraft, started
-from tests.faults.fault_points import killed_at
+from tests.faults.fault_points import signalled_at
 from tests.tiny import save_tiny
 from tests.training.building import MODEL_OF, ROWS_OF, write_rows
 
@@ -82,11 +82,18 @@ def is_saved(path: Path) -> bool:
 
 
 class Place:
-    """A folder in which a run of a cell was trained to its end, and in which it is trained anew, with interruptions."""
+    """A folder in which a run of a cell was trained to its end, and in which it is trained anew, with interruptions.
+
+    Attributes:
+        run: The folder of the run that is interrupted.
+        whole: That of the run that never was.
+        begun_after: How many steps began after the newest signal.
+    """
 
     def __init__(self, folder: Path, cell: Cell) -> None:
         self.folder, self.run, self.whole = folder, folder / "run", folder / "whole"
         self.draw = random.Random(cell.name)
+        self.begun_after = 0
         cell.write(folder)
         done = loraft("train", "c.yaml", cwd=folder)
         assert done.returncode == 0, done.stderr
@@ -100,15 +107,15 @@ class Place:
         """A process of its own that goes on with the run, or begins it; `first` is called in it alone."""
         return started(*RESUME, cwd=self.folder, first=first)
 
-    def killed(self, aim: Callable[[Place], int]) -> None:
-        """Go on with the run until SIGKILL ends it; where it ended before that, begin it anew and aim again."""
+    def ended_by(self, aim: Aim, number: int = signal.SIGKILL, code: int = -signal.SIGKILL) -> None:
+        """Go on with the run until a signal ends it; where it ended before that, begin it anew and aim again."""
         for _ in range(5):
-            code = aim(self)
-            if code == -signal.SIGKILL:
+            ended = aim(self, number)
+            if ended == code:
                 return
-            assert code == 0, self.said()
+            assert ended == 0, self.said()
             shutil.rmtree(self.run)
-        raise AssertionError("five runs in turn ended before they were killed")
+        raise AssertionError("five runs in turn ended before the signal came")
 
     def ends_as_the_whole(self) -> None:
         """Go on to the end by one command, and compare all that is in the folder, byte by byte."""
@@ -121,6 +128,10 @@ class Place:
         ours, theirs = contents(self.run), contents(self.whole)
         assert sorted(ours) == sorted(theirs)
         assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+Aim = Callable[[Place, int], int]
+"""Goes on with a run in a process of its own, sends it a signal at some moment, and gives how it ended."""
 
 
 def exit_code(pid: int) -> int:
@@ -147,14 +158,14 @@ def _content(path: Path) -> object:
     return path.read_bytes()
 
 
-def while_training(place: Place) -> int:
-    """Kill it from outside at a random moment of the first steps that it takes."""
+def while_training(place: Place, number: int) -> int:
+    """Signal it from outside at a random moment of the first steps that it takes, of which one at most begins after."""
     seen, told = os.pipe()
     step = loop._step
 
     def slow(*given: Any) -> None:
         os.write(told, b".")
-        time.sleep(0.02)
+        time.sleep(0.04)
         step(*given)
 
     def first() -> None:
@@ -163,29 +174,33 @@ def while_training(place: Place) -> int:
 
     pid = place.started(first)
     os.close(told)
-    if os.read(seen, 1):
-        time.sleep(place.draw.random() * 0.1)
-        os.kill(pid, signal.SIGKILL)
-    os.close(seen)
-    return exit_code(pid)
+    with open(seen, "rb", buffering=0) as steps:
+        if steps.read(1):
+            time.sleep(place.draw.random() * 0.12)
+            os.kill(pid, number)
+            os.set_blocking(seen, False)
+            steps.read()  # those that began before
+            os.set_blocking(seen, True)
+            place.begun_after = len(steps.readall())
+        return exit_code(pid)
 
 
-def inside_a_save(place: Place) -> int:
-    """Kill it before one of the changes of files that its saves make, drawn from those of the first two."""
-    number = 1 + int(place.draw.random() * 2 * CHANGES_OF_A_SAVE)
-    return exit_code(place.started(killed_at(place.run, number, is_saved)))
+def inside_a_save(place: Place, number: int) -> int:
+    """Signal it before one of the changes of files that its saves make, drawn from those of the first two."""
+    count = 1 + int(place.draw.random() * 2 * CHANGES_OF_A_SAVE)
+    return exit_code(place.started(signalled_at(place.run, count, is_saved, number)))
 
 
-def in_an_evaluation(place: Place) -> int:
-    """Kill it before one of the rows of the first evaluations that it makes."""
-    number, evaluate = 1 + int(place.draw.random() * 8), loop.evaluate_loss
+def in_an_evaluation(place: Place, number: int) -> int:
+    """Signal it before one of the rows of the first evaluations that it makes."""
+    left, evaluate = 1 + int(place.draw.random() * 8), loop.evaluate_loss
 
     def counted(*given: Any, stop: Callable[[], bool]) -> Any:
         def count() -> bool:
-            nonlocal number
-            number -= 1
-            if number == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), number)
             return stop()
 
         return evaluate(*given, stop=count)
@@ -194,3 +209,29 @@ def in_an_evaluation(place: Place) -> int:
         loop.evaluate_loss = counted
 
     return exit_code(place.started(first))
+
+
+def twice_in_a_step(place: Place, number: int) -> int:
+    """Signal it twice while it takes a step that would last a second."""
+    in_a_step = place.folder / "in-a-step"
+    in_a_step.unlink(missing_ok=True)
+    step = loop._step
+
+    def slow(*given: Any) -> None:
+        in_a_step.touch()
+        time.sleep(1)
+        step(*given)
+
+    def first() -> None:
+        loop._step = slow
+
+    pid = place.started(first)
+    while not in_a_step.exists():
+        time.sleep(0.01)
+    os.kill(pid, number)
+    time.sleep(0.1)
+    began = time.monotonic()
+    os.kill(pid, number)
+    code = exit_code(pid)
+    assert time.monotonic() - began < 0.6, "the step went on"
+    return code

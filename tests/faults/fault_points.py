@@ -71,14 +71,16 @@ def _in_quarters(top: str, reached: Reached) -> Callable[..., None]:
     return write
 
 
-def killed_at(root: Path, number: int, among: Callable[[Path], bool] = lambda _: True) -> Callable[[], None]:
-    """For a fork: kill it by SIGKILL before the change of that number, from 1, of the files `among` those in `root`."""
-    left = [number]
+def signalled_at(
+    root: Path, count: int, among: Callable[[Path], bool] = lambda _: True, number: int = signal.SIGKILL
+) -> Callable[[], None]:
+    """For a fork: send it a signal before the change of that count, from 1, of the files `among` those in `root`."""
+    left = [count]
 
     def reached(path: Path, _: str) -> None:
         if among(path):
             left[0] -= 1
             if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     return lambda: before_each_change(root, reached)

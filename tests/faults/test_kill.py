@@ -26,5 +26,5 @@ def test_c29_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(
     with ExitStack() as tried:
         for aim in KILLS * (3 if torture else 1):
             tried.enter_context(trial(f"kill -9 {WHERE[aim]}: `--resume` ends bit-identical"))
-            place.killed(aim)
+            place.ended_by(aim)
         place.ends_as_the_whole()
