@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
 from loraft.config.change_config import with_values
-from loraft.config.choices import Method
 from loraft.config.config_file import inline
-from loraft.config.schema import RunConfig, of_streamed_layers
+from loraft.config.schema import RunConfig
 from loraft.errors import ModelError, ResourceError
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
 from loraft.planning.memory import too_large
-from loraft.planning.run_plan import RunPlan, plan_run, scaled_rate
-
-SMALLER_METHODS: Mapping[Method, tuple[Method, ...]] = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
-COSTS = {
-    "training.optim": "its state is rounded to 8 bits",
-    "training.per_device_train_batch_size": "the same steps, in more and smaller batches",
-    "training.gradient_checkpointing": "each layer is computed twice",
-    "training.tiled_mlp": "feed-forward parts are computed some tokens at a time, twice",
-    "method": "another method of training",
-    "model.stream_layers": "each step brings every layer to the GPU, twice a batch",
-}
-"""What each change costs, from the one that costs the least speed to the one that costs the most."""
-CHECKPOINTING = "training.gradient_checkpointing"
-OFFLOADED = "each layer is computed twice, from what the host keeps for it"
-Values = Mapping[str, str | float | bool]
+from loraft.planning.run_plan import RunPlan, plan_run
+from loraft.planning.smaller import Values, alternatives, costs_of, hinders_streaming
 
 
 @dataclass(frozen=True)
@@ -47,8 +33,7 @@ class Fitting:
     @property
     def costs(self) -> tuple[str, ...]:
         """What each change costs, a sentence's part each."""
-        costs = {**COSTS, CHECKPOINTING: OFFLOADED} if self.changes.get(CHECKPOINTING) == "offload" else COSTS
-        return tuple(cost for key, cost in costs.items() if key in self.changes)
+        return costs_of(self.changes)
 
     @property
     def words(self) -> str:
@@ -107,41 +92,15 @@ def _in_order_of_cost(config: RunConfig, *, beside_host: bool) -> Iterator[Value
 
     Layers are fed from the host's memory when that is not enough either, where the device is `beside_host`.
     """
-    training = config.training
-    rows, together = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    methods: list[Values] = [{}]
-    for method in SMALLER_METHODS[config.method]:
-        rate = training.learning_rate
-        methods.append({"method": method})
-        if rate != "auto" and (others := scaled_rate(rate, config.method, method)) != rate:
-            methods[-1] = {"method": method, "training.learning_rate": others}
-    again: list[Values] = [{}]
-    if training.gradient_checkpointing is False:
-        again.append({CHECKPOINTING: True})
-    if training.gradient_checkpointing != "offload" and beside_host:
-        again.append({CHECKPOINTING: "offload"})
-    if training.tiled_mlp is False:
-        again += [{**changes, "training.tiled_mlp": "auto"} for changes in again]
-    fewer: list[Values] = [{}]
-    for batch in (rows // parts for parts in range(2, rows + 1) if rows % parts == 0):
-        key = "training.per_device_train_batch_size"
-        fewer.append({key: batch, "training.gradient_accumulation_steps": together * rows // batch})
-    states: list[Values] = [{}]
-    if training.optim in ("auto", "adamw"):
-        states.append({"training.optim": "adamw_8bit"})
+    methods, again, fewer, states = alternatives(config, beside_host=beside_host)
     if not config.model.stream_layers:
         yield from _merged(product(methods, again, fewer, states))
     if config.model.stream_layers or beside_host:  # each batch brings every layer: more of them are the dearest change
         fed: list[Values] = [{} if config.model.stream_layers else {"model.stream_layers": True}]
         for changes in _merged(product(fed, methods, fewer, again, states)):
-            if not _hinders_streaming(config, changes):
+            if not hinders_streaming(config, changes):
                 yield changes
 
 
 def _merged(alternatives: Iterable[tuple[Values, ...]]) -> Iterator[Values]:
     return ({key: value for part in parts for key, value in part.items()} for parts in alternatives)
-
-
-def _hinders_streaming(config: RunConfig, changes: Values) -> bool:
-    """Whether the layers of the changed config cannot be fed to the GPU."""
-    return any(hinders for hinders, *_ in of_streamed_layers(with_values(config, changes)))

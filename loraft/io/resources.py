@@ -81,10 +81,13 @@ def memory_errors(
     try:
         yield
     except (MemoryError, RuntimeError, OutOfMemoryError) as error:  # torch's own is a RuntimeError
-        import torch
-
-        told = isinstance(error, OutOfMemoryError)
-        out = isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
-        if not (rewords if told else out):
+        if not (rewords if isinstance(error, OutOfMemoryError) else is_out_of_memory(error)):
             raise
         raise OutOfMemoryError(message, where=where, key=key, remedy=remedy, parameter=parameter) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch or a library of CUDA says by it that memory is out."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)) is not None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from loraft.config.choices import Checkpointing
 from loraft.config.sections import QuantizationSection
-from loraft.dataset.sampler import BatchSampler
+from loraft.dataset.sampler import BatchSampler, positions
 from loraft.io.held_memory import held_bytes
 from loraft.kernels.cross_entropy import targets_in_chunk
 from loraft.kernels.layer_stream import SLOTS
@@ -291,13 +292,10 @@ def _too_large_for_the_host(memory: MemoryPlan, available: int) -> str | None:
 def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> TrainingSizes:
     """The sizes of a run whose largest batch is that of its first epoch."""
 
-    def cells(lengths: Sequence[int]) -> int:
-        return sum(lengths) if packed else max(lengths) * len(lengths)
-
     def read(stack: str, examples: Sequence[Example]) -> list[int]:
         return [length for example in examples for length in known.task.read_by(stack, example)]
 
-    shape, data = known.shape, known.data
+    shape, data, cells = known.shape, known.data, partial(positions, packed=packed)
     largest = max(batches.epoch(0), key=lambda rows: cells([batches.lengths[i] for i in rows]))
     rows = [data.train[i] for i in largest]
     whole_model, on_cuda = shape.targets is None, known.placement.device == "cuda"

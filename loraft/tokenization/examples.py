@@ -87,6 +87,17 @@ class Example:
         """The tokens of its longest text."""
         return max(self.second, len(self.input_ids) - self.second)
 
+    def cut(self, most: int) -> Example:
+        """The same with at most so many tokens in each of its texts, a source and its target by themselves."""
+        if self.second:
+            chosen, rejected = self.texts
+            return Example.of_preference(chosen.cut(most), rejected.cut(most))
+        ids, labels = self.input_ids[:most], self.labels[:most]
+        tokens = len(ids) + min(self.target_tokens, most)
+        types = None if self.token_type_ids is None else self.token_type_ids[:most]
+        trained = min(self.trained, len(labels))
+        return replace(self, input_ids=ids, labels=labels, trained=trained, tokens=tokens, token_type_ids=types)
+
     @classmethod
     def of_class(cls, ids: list[int], number: int, where: str, types: list[int] | None = None) -> Example:
         """A text, or two in one, with the number of its class."""

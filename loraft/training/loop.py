@@ -22,6 +22,7 @@ from loraft.figures import counted, perplexity
 from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
 from loraft.training.checkpoint import RunState, newest_checkpoint
+from loraft.training.out_of_memory import memory_explained
 from loraft.training.run_events import (
     Evaluated,
     RunStarted,
@@ -269,7 +270,8 @@ def _evaluate(run: Trainer, state: RunState, wishes: Wishes) -> bool:
     plan, settings = run.plan, run.settings
     size, rows = settings.per_device_eval_batch_size, plan.data.eval
     run.adapted.model.eval()
-    found = evaluate_loss(run, rows, size, state.step, stop=lambda: bool(wishes.share().stop))
+    with memory_explained(plan, run.ranks, f" in the evaluation at step {state.step}", evaluates=True):
+        found = evaluate_loss(run, rows, size, state.step, stop=lambda: bool(wishes.share().stop))
     run.adapted.model.train()
     if found is None:
         return False

@@ -44,7 +44,7 @@ HARMLESS = frozenset(
         "training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to",
         "training.project", "training.run_name", "training.sample_prompts", "training.per_device_eval_batch_size",
         "training.gradient_checkpointing", "training.cache_frozen_prefix", "training.early_stopping_patience",
-        "training.on_nonfinite", "training.push_to_hub",
+        "training.on_nonfinite", "training.try_longest_batch", "training.push_to_hub",
         "model.stream_layers", "data.num_proc", "generation.max_new_tokens", "generation.temperature",
     }
 )  # fmt: skip

@@ -199,16 +199,8 @@ def take_step(
         NonFiniteError: The loss or the gradient is NaN or infinite.
     """
     began = time.perf_counter()
-    losses = list[list[Tensor]]()
     run.ranks.seed(run.plan.config.seed, step)
-    for number, (batch, rows) in enumerate(zip(prepared.batches, prepared.rows, strict=True)):
-        with noisy_embeddings(run.plan, run.adapted, rows):
-            whole, parts = run.objective(batch, prepared)
-        if number >= prepared.counted:
-            whole, parts = whole * 0, [part * 0 for part in parts]
-        run.scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
-        del whole  # what is left of its graph would be in the way of the next one
-        losses.append(parts)
+    losses = [add_gradient(run, prepared, number) for number in range(len(prepared.batches))]
     run.sum_gradients()
     run.scaler.unscale_(run.optimizer)
     limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
@@ -228,6 +220,19 @@ def take_step(
     clock.tokens += prepared.tokens
     clock.loss = loss / prepared.weight
     return loss
+
+
+def add_gradient(run: Trainer, prepared: PreparedStep, number: int) -> list[Tensor]:
+    """Add what one batch of a step has to the gradient; without a graph its summed loss, and its part of the routers'.
+
+    Nothing is left of the graph, which would be in the way of the next one.
+    """
+    with noisy_embeddings(run.plan, run.adapted, prepared.rows[number]):
+        whole, parts = run.objective(prepared.batches[number], prepared)
+    if number >= prepared.counted:
+        whole, parts = whole * 0, [part * 0 for part in parts]
+    run.scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
+    return parts
 
 
 def _require_all_finite(

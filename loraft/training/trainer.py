@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from loraft.events import Note, Observer
 from loraft.figures import counted, perplexity
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.held_memory import give_back_at_once, peak_bytes, release_freed, reset_peak
-from loraft.io.resources import disk_errors, memory_errors
+from loraft.io.resources import disk_errors
 from loraft.kernels.fused.chosen import fuse_chosen
 from loraft.kernels.layer_stream import Fed
 from loraft.kernels.offloaded_inputs import keep_inputs_on_host
@@ -42,7 +42,9 @@ from loraft.planning.strategy import loads_in_parts
 from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.tokenization.examples import with_reference
 from loraft.training.checkpoint import RunState, checkpoint_fault
+from loraft.training.longest_batch import try_longest_batch
 from loraft.training.loop import fit
+from loraft.training.out_of_memory import memory_explained
 from loraft.training.resume import compare_with_begun, refuse_another_base, require_same_model, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Saved, tracked
@@ -126,16 +128,17 @@ def run_plan(
         observer(Note(note))
     taken_on, steps_before = ranks.on_main(lambda: compare_with_begun(plan, folder, resume, anyway=resume_anyway))
     full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
-    with _memory_errors(plan), folder.kept(), full_disk:
+    with memory_explained(plan, ranks), folder.kept(), full_disk:
         adapted = _built(plan, ranks, observer)
-        reset_peak(plan.placement.device)
         if resume and not resume_anyway:
             ranks.on_main(lambda: refuse_another_base(folder, adapted.loaded))
+        state, run = RunState(), Trainer(plan, folder, adapted, answerer(adapted), observer, save_requests, ranks)
+        reset_peak(plan.placement.device)
+        try_longest_batch(run, goes_on=resume)
+        reset_peak(plan.placement.device)
         if overwrite:
             folder.empty()
-        with tracked(observer, plan.config, folder.path) if ranks.main else nullcontext(observer) as told:
-            state = RunState()
-            run = Trainer(plan, folder, adapted, answerer(adapted), told, save_requests, ranks)
+        with tracked(observer, plan.config, folder.path) if ranks.main else nullcontext(observer) as run.observer:
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 folder.cut_back({})
@@ -324,13 +327,3 @@ def _result(run: Trainer, state: RunState, saved: Path, saved_step: int, seconds
         seconds=seconds,
         peak_bytes=peak_bytes(run.plan.placement.device),
     )
-
-
-def _memory_errors(plan: RunPlan) -> AbstractContextManager[None]:
-    predicted = plan.memory.peak_bytes / 1e9
-    remedy = (
-        "halve it and double training.gradient_accumulation_steps, or set training.gradient_checkpointing: true; then "
-        "go on with `resume_anyway`"
-    )
-    message = f"{plan.placement.device_name} ran out of memory; about {predicted:.1f} GB were predicted"
-    return memory_errors(message, key="training.per_device_train_batch_size", remedy=remedy)

@@ -1,0 +1,201 @@
+"""The longest batch of a run, tried before its first step, so that memory runs out then or not at all.
+
+Forward, backward, the optimizer's update and a batch of the evaluation, with the optimizer's state already there, as
+from the second step on; then everything is what it was, to the bit. Peers scan for such batches likewise: icefall's
+`scan_pessimistic_batches_for_oom`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from loraft.dataset.prepared_steps import PreparedStep
+from loraft.dataset.sampler import BatchSampler, StepBatches, fills, positions
+from loraft.dataset.streaming import StreamingSampler
+from loraft.events import Note
+from loraft.figures import counted
+from loraft.io.held_memory import peak_bytes
+from loraft.kernels.transfer import has_own_memory
+from loraft.optimization.optimizer import KINDS, optimizer_of
+from loraft.planning.run_plan import RunPlan
+from loraft.tokenization.examples import Example
+from loraft.training.checkpoint import restore_rng, rng_state
+from loraft.training.out_of_memory import memory_explained
+from loraft.training.train_step import Trainer, add_gradient
+
+LOOKED_AT = 1_000_000
+"""Rows that epochs draw, from which on no other epoch is looked at for a longer batch."""
+COPIED_AT_ONCE = 64 * 2**20
+"""Bytes of weights that are copied at once, at least, while an update is tried: a copy of all might not fit."""
+
+
+def try_longest_batch(run: Trainer, *, goes_on: bool = False) -> None:
+    """Try the longest batch and the longest of the evaluation where that is asked for, and leave all as it was.
+
+    All ranks try theirs together. A run that `goes_on` may have a checkpoint.
+
+    Raises:
+        OutOfMemoryError: The memory does not suffice.
+    """
+    wanted, device = run.settings.try_longest_batch, run.plan.placement.device
+    if not (has_own_memory(device) if wanted == "auto" else wanted):
+        return
+    began, packed = time.perf_counter(), run.plan.layout.packed
+    prepared = run.prepare(longest_step(run.plan, alone=run.ranks.world == 1))
+    tried = sorted(range(len(prepared.rows)), key=lambda number: read_in(prepared.rows[number], packed=packed))[-2:]
+    what = _in_words(prepared.rows[tried[-1]])
+    with _put_back(run):
+        when = f" as the longest batch was tried before the first step ({what})"
+        with memory_explained(run.plan, run.ranks, when, goes_on=goes_on):
+            _try_step(run, prepared, tried)
+        rows = _longest_evaluated(run)
+        when = f" as the longest batch of the evaluation was tried before the first step ({_in_words(rows)})"
+        with memory_explained(run.plan, run.ranks, when, evaluates=True, goes_on=goes_on):
+            _try_evaluation(run, rows)
+    seconds, held = time.perf_counter() - began, peak_bytes(device) / 1e9
+    note = f"the longest batch ({what}) was tried in {seconds:.1f} s: at most {held:.1f} GB were held"
+    if run.plan.data.stream is not None:
+        known = counted(len(run.plan.data.train), "row")
+        note += f"; it is of the first {known}, and later ones may be longer, up to data.max_length"
+    run.observer(Note(note))
+
+
+def longest_step(plan: RunPlan, *, alone: bool) -> StepBatches:
+    """The step of a run with the batch in which the most is read; of a stream, the longest rows that are known.
+
+    The rows of a step are dealt anew where several read it: there it is the step with the most.
+    """
+    batches, packed, train = plan.batches, plan.layout.packed, plan.data.train
+    if isinstance(batches, StreamingSampler):
+        rows = sorted(train, key=lambda row: -row.tokens)[: batches.batch_size * batches.accumulation]
+        return StepBatches(_chunks(rows, batches.batch_size), ends_epoch=False)
+
+    def most(step: StepBatches) -> int:
+        dealt = step.batches if alone or fills(plan.config) else [[row for rows in step.batches for row in rows]]
+        return max(read_in(rows, packed=packed) for rows in dealt)
+
+    return max(_steps(plan, batches), key=most)
+
+
+def _steps(plan: RunPlan, batches: BatchSampler) -> Iterator[StepBatches]:
+    """The steps of a run, of its first epoch at least."""
+    left, epoch = plan.steps, 0
+    while left > 0 and epoch * len(plan.data.train) < LOOKED_AT:
+        for step in islice(batches.windows(plan.data.train, epoch, 0, (0, 0)), left):
+            left -= 1
+            yield step
+        epoch += 1
+
+
+def read_in(rows: Sequence[Example], *, packed: bool) -> int:
+    """How many positions a batch of these rows has."""
+    return positions([row.tokens for row in rows], packed=packed)
+
+
+def _in_words(rows: Sequence[Example]) -> str:
+    return f"{counted(len(rows), 'row')}, {counted(sum(row.tokens for row in rows), 'token')}"
+
+
+@contextmanager
+def _put_back(run: Trainer) -> Iterator[None]:
+    """Leave no gradient, a new optimizer, and modes and generators as they were; weights are put back at once."""
+    modes, states = {module: module.training for module in run.loss.modules()}, rng_state()
+    try:
+        yield
+    finally:
+        run.optimizer.zero_grad(set_to_none=True)
+        run.optimizer = optimizer_of(run.adapted, run.plan.config)
+        for module, mode in modes.items():
+            module.training = mode
+        restore_rng(states)
+
+
+def _try_step(run: Trainer, prepared: PreparedStep, tried: Sequence[int]) -> None:
+    """The gradient of the batches of these numbers beside the optimizer's state, and the update.
+
+    Paged state gives way to what else needs memory, is never given back, and is therefore not made.
+    """
+    run.adapted.model.train()
+    updates = not (KINDS[run.settings.optim].pages and has_own_memory(run.plan.placement.device))
+    trainable = list(run.adapted.trainable.values())
+    if updates:
+        _update(run, {})
+
+    def backward() -> None:
+        for number in tried:
+            add_gradient(run, prepared, number)
+
+    if run.shards is None:
+        run.ranks.together(backward)
+    else:  # ranks exchange weights all the while: one that fails is missed by the others
+        backward()
+    run.sum_gradients()
+    clip_grad_norm_(trainable, run.settings.max_grad_norm or math.inf)
+    gradients = {parameter: parameter.grad for parameter in trainable if parameter.grad is not None}
+    run.optimizer.zero_grad(set_to_none=True)
+    if updates:
+        _update(run, gradients)
+
+
+def _update(run: Trainer, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+    """An update by these gradients, or by zeros, after which the weights are what they were.
+
+    It is made some weights at a time: optimizers leave alone what has no gradient.
+    """
+    for part in _parts(list(run.adapted.trainable.values())):
+        before = [parameter.detach().clone() for parameter in part]
+        for parameter in part:
+            parameter.grad = gradients.get(parameter, None)
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        run.optimizer.step()
+        with torch.no_grad():
+            for parameter, weight in zip(part, before, strict=True):
+                parameter.copy_(weight)
+        run.optimizer.zero_grad(set_to_none=True)
+
+
+def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    part: list[nn.Parameter] = []
+    for parameter in parameters:
+        part.append(parameter)
+        if sum(each.nbytes for each in part) >= COPIED_AT_ONCE:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _longest_evaluated(run: Trainer) -> list[Example]:
+    """The evaluation batch in which the most is read; no rows where nothing is evaluated."""
+    batches = _chunks(run.plan.data.eval, run.settings.per_device_eval_batch_size)
+    packed = run.plan.layout.packed
+    return max(batches, key=lambda rows: read_in(rows, packed=packed), default=[])
+
+
+def _try_evaluation(run: Trainer, rows: Sequence[Example]) -> None:
+    if not rows:
+        return
+    run.adapted.model.eval()
+
+    def read() -> None:
+        summed, _ = run.loss.with_decisions(run.batch(rows))
+        summed.tolist()  # the device is done
+
+    with torch.inference_mode(), run.gathered():
+        if run.shards is None:
+            run.ranks.together(read)
+        else:
+            read()
+
+
+def _chunks(rows: Sequence[Example], size: int) -> list[list[Example]]:
+    return [list(rows[at : at + size]) for at in range(0, len(rows), size)]
