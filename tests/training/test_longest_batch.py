@@ -31,7 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "checkpointing": {"training__gradient_checkpointing": True, "training__neftune_noise_alpha": 5},
     "stream": {"data__streaming": True, "data__shuffle_buffer": 5, "data__eval": "train.jsonl"},
     "bfloat16": {"model__dtype": "bfloat16", "data__packing": "off"},
-    "eva": {"lora__init": "eva", "lora__use_dora": True},
+    "eva": {"lora__init": "eva"},
     "seq2seq_lm": {"task": "seq2seq_lm"},
     "seq_cls": {"task": "seq_cls"},
     "preference": {"task": "preference"},
