@@ -89,14 +89,18 @@ class Example:
 
     def cut(self, most: int) -> Example:
         """The same with at most so many tokens in each of its texts, a source and its target by themselves."""
+        if max(self.longest, self.target_tokens) <= most:
+            return self
         if self.second:
             chosen, rejected = self.texts
             return Example.of_preference(chosen.cut(most), rejected.cut(most))
         ids, labels = self.input_ids[:most], self.labels[:most]
-        tokens = len(ids) + min(self.target_tokens, most)
+        if self.target_tokens:
+            return Example.of_pair(ids, labels, self.where)
+        if len(self.labels) > 1:
+            return Example.of_text(ids, labels, self.where)
         types = None if self.token_type_ids is None else self.token_type_ids[:most]
-        trained = min(self.trained, len(labels))
-        return replace(self, input_ids=ids, labels=labels, trained=trained, tokens=tokens, token_type_ids=types)
+        return replace(self, input_ids=ids, tokens=len(ids), token_type_ids=types)
 
     @classmethod
     def of_class(cls, ids: list[int], number: int, where: str, types: list[int] | None = None) -> Example:

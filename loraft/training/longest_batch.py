@@ -22,7 +22,7 @@ from loraft.dataset.sampler import BatchSampler, StepBatches, fills, positions
 from loraft.dataset.streaming import StreamingSampler
 from loraft.events import Note
 from loraft.figures import counted
-from loraft.io.held_memory import peak_bytes
+from loraft.io.held_memory import peak_bytes, reset_peak
 from loraft.kernels.transfer import has_own_memory
 from loraft.optimization.optimizer import KINDS, optimizer_of
 from loraft.planning.run_plan import RunPlan
@@ -49,6 +49,7 @@ def try_longest_batch(run: Trainer, *, goes_on: bool = False) -> None:
     if not (has_own_memory(device) if wanted == "auto" else wanted):
         return
     began, packed = time.perf_counter(), run.plan.layout.packed
+    reset_peak(device)
     prepared = run.prepare(longest_step(run.plan, alone=run.ranks.world == 1))
     tried = sorted(range(len(prepared.rows)), key=lambda number: read_in(prepared.rows[number], packed=packed))[-2:]
     what = _in_words(prepared.rows[tried[-1]])

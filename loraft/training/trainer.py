@@ -133,7 +133,6 @@ def run_plan(
         if resume and not resume_anyway:
             ranks.on_main(lambda: refuse_another_base(folder, adapted.loaded))
         state, run = RunState(), Trainer(plan, folder, adapted, answerer(adapted), observer, save_requests, ranks)
-        reset_peak(plan.placement.device)
         try_longest_batch(run, goes_on=resume)
         reset_peak(plan.placement.device)
         if overwrite:
