@@ -64,7 +64,7 @@ LORA = {
     "training.adam_beta1": "0.8", "training.adam_beta2": "0.99", "training.group_by_length": "true",
     "training.optim": "adafactor", "training.label_smoothing_factor": "0.1",
     "training.neftune_noise_alpha": "5", "training.on_nonfinite": "skip", "training.gradient_checkpointing": "true",
-    "training.kernels": "plain", "training.tiled_mlp": "true",
+    "training.try_longest_batch": "true", "training.kernels": "plain", "training.tiled_mlp": "true",
     "training.logging_steps": "2", "training.eval_steps": "2", "training.save_steps": "1",
     "training.save_total_limit": "1", "training.early_stopping_patience": "9", "training.sample_prompts": "[so]",
     "training.report_to": "[tensorboard]", "training.project": "p", "training.run_name": "n",
