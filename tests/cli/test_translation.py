@@ -23,11 +23,11 @@ model: {name_or_path: base}
 data: {train: tavi.jsonl, eval: held-tavi.jsonl, source_lang: en, target_lang: tavi, max_length: 64}
 training:
   output_dir: tavi
-  max_steps: 1400
+  max_steps: 900
   per_device_train_batch_size: 64
   learning_rate: 1e-3
-  eval_steps: 700
-  save_steps: 1400
+  eval_steps: 450
+  save_steps: 900
 generation: {max_new_tokens: 40}
 """
 BY_LORA = """\
@@ -37,11 +37,11 @@ lora: {r: 16, alpha: 32}
 data: {train: northern.jsonl, eval: held-northern.jsonl, source_lang: en, target_lang: northern, max_length: 64}
 training:
   output_dir: northern
-  max_steps: 1000
+  max_steps: 600
   per_device_train_batch_size: 64
   learning_rate: 2e-3
-  eval_steps: 500
-  save_steps: 1000
+  eval_steps: 300
+  save_steps: 600
 generation: {max_new_tokens: 40}
 """
 
