@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -10,7 +12,7 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-from loraft.errors import AdapterError
+from loraft.errors import AdapterError, RunFolderError
 from loraft.io.resources import disk_errors
 
 
@@ -62,17 +64,18 @@ def atomic_file(path: Path, *, remedy: str = "Free some space.") -> Iterator[Pat
 
     Raises:
         DiskFullError: If the disk fills up while the file is written, with `remedy`.
+        RunFolderError: Another process is writing it.
     """
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with disk_errors(path, remedy=remedy):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for stale in path.parent.glob(f".{escape(path.name)}.partial-*"):
-                stale.unlink(missing_ok=True)
-            yield beside
-            flush(beside)
-            beside.replace(path)
-            flush(path.parent)
+            beside.touch()
+            with _held(beside, path):
+                yield beside
+                flush(beside)
+                beside.replace(path)
+                flush(path.parent)
         except BaseException:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
@@ -89,22 +92,70 @@ def atomic_dir(folder: Path, *, remedy: str = "Free some space.") -> Iterator[Pa
 
     Raises:
         DiskFullError: If the disk fills up while the files are written, with `remedy`.
+        NotADirectoryError: A file is there.
+        RunFolderError: Another process is writing it.
     """
     # What a killed process has started may still be writing, so that each process has a folder of its own.
     staging, previous = (folder.with_name(f".{folder.name}.{end}") for end in (f"partial-{os.getpid()}", "previous"))
     with disk_errors(folder, remedy=remedy):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            restore_previous(folder)
-            for stale in folder.parent.glob(f".{escape(folder.name)}.partial*"):
-                shutil.rmtree(stale, ignore_errors=True)
+            if folder.exists() and not folder.is_dir():  # a file of somebody's
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that had this number before
             staging.mkdir()
-            yield staging
-            _settle(staging)
-            _swap(staging, folder, previous)
+            with _held(staging, folder):
+                restore_previous(folder)
+                yield staging
+                _settle(staging)
+                _swap(staging, folder, previous)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+@contextmanager
+def _held(own: Path, wanted: Path) -> Iterator[None]:
+    """Keep others from writing `wanted` while `own` is what it will be, and remove what killed processes left of it.
+
+    The lock is the system's, which lets go of it when a process ends, however it ends.
+
+    Raises:
+        RunFolderError: Another process is writing it.
+    """
+    descriptor = os.open(own, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks lock nothing
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for other in wanted.parent.glob(f".{escape(wanted.name)}.partial*"):
+            if other == own:
+                continue
+            if _is_held(other):
+                remedy = "Wait until it has ended, or name another place."
+                raise RunFolderError("another process is writing it", where=str(wanted), remedy=remedy)
+            if other.is_dir():
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                other.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def restore_previous(folder: Path) -> None:

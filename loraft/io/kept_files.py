@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 from loraft.io.atomic import atomic_dir
 from loraft.io.paths import cache_folder
 
@@ -28,8 +30,11 @@ def kept_file(key: str, name: str, write: Callable[[Path], None], *, anew: bool 
     """
     folder = cache_folder() / KEPT / key
     if anew or not (folder / name).is_file():
-        with atomic_dir(folder) as beside:
-            write(beside / name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # another process may be fetching the same
+            if anew or not (folder / name).is_file():
+                with atomic_dir(folder) as beside:
+                    write(beside / name)
     with suppress(OSError):
         os.utime(folder)  # it was used today
     remove_unused(folder.parent, newest=folder)

@@ -210,7 +210,7 @@ def _full_disk_told(root: Path, step: int) -> Iterator[None]:
 
 def checkpoints(root: Path) -> list[Path]:
     """The checkpoint folders under `root`, the newest first, verified or not."""
-    found = (path for path in root.glob("step-*") if STEP_FOLDER.fullmatch(path.name))
+    found = (path for path in root.glob("step-*") if STEP_FOLDER.fullmatch(path.name) and path.is_dir())
     return sorted(found, key=_step, reverse=True)
 
 

@@ -64,8 +64,8 @@ class RunFolder:
         except Timeout:
             raise RunFolderError("another process is writing to this run", where=where) from None
         except OSError as error:
-            message = f"cannot be written: {error.strerror}"
-            raise RunFolderError(message, where=where, key="training.output_dir") from None
+            message, named = f"cannot be written: {error.strerror}", error.filename or where
+            raise RunFolderError(message, where=str(named), key="training.output_dir") from None
         try:
             yield
         finally:
