@@ -19,6 +19,8 @@ MOST_DAYS = 30
 """Entries are removed when they were not used for so many days."""
 KEPT = "sources"
 """The folder of rows that were fetched or piped in, each file in a folder of its own."""
+LOCKS = "locks"
+"""The folder of what is held while one of these is written."""
 
 
 def kept_file(key: str, name: str, write: Callable[[Path], None], *, anew: bool = False) -> Path:
@@ -30,8 +32,9 @@ def kept_file(key: str, name: str, write: Callable[[Path], None], *, anew: bool 
     """
     folder = cache_folder() / KEPT / key
     if anew or not (folder / name).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # another process may be fetching the same
+        lock = cache_folder() / LOCKS / f"{key}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):  # another process may be fetching the same
             if anew or not (folder / name).is_file():
                 with atomic_dir(folder) as beside:
                     write(beside / name)
