@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
@@ -31,6 +32,8 @@ from loraft.training.checkpoint import restore_rng, rng_state
 from loraft.training.out_of_memory import memory_explained
 from loraft.training.train_step import Trainer, add_gradient
 
+Explained = Callable[[], AbstractContextManager[None]]
+"""Says what helps where memory is out meanwhile."""
 LOOKED_AT = 1_000_000
 """Rows that epochs draw, from which on no other epoch is looked at for a longer batch."""
 COPIED_AT_ONCE = 64 * 2**20
@@ -53,14 +56,12 @@ def try_longest_batch(run: Trainer, *, goes_on: bool = False) -> None:
     prepared = run.prepare(longest_step(run.plan, alone=run.ranks.world == 1))
     tried = sorted(range(len(prepared.rows)), key=lambda number: read_in(prepared.rows[number], packed=packed))[-2:]
     what = _in_words(prepared.rows[tried[-1]])
+    rows, explained = _longest_evaluated(run), partial(memory_explained, run.plan, run.ranks, goes_on=goes_on)
     with _put_back(run):
         when = f" as the longest batch was tried before the first step ({what})"
-        with memory_explained(run.plan, run.ranks, when, goes_on=goes_on):
-            _try_step(run, prepared, tried)
-        rows = _longest_evaluated(run)
+        _try_step(run, prepared, tried, partial(explained, when))
         when = f" as the longest batch of the evaluation was tried before the first step ({_in_words(rows)})"
-        with memory_explained(run.plan, run.ranks, when, evaluates=True, goes_on=goes_on):
-            _try_evaluation(run, rows)
+        _try_evaluation(run, rows, partial(explained, when, evaluates=True))
     seconds, held = time.perf_counter() - began, peak_bytes(device) / 1e9
     note = f"the longest batch ({what}) was tried in {seconds:.1f} s: at most {held:.1f} GB were held"
     if run.plan.data.stream is not None:
@@ -119,7 +120,7 @@ def _put_back(run: Trainer) -> Iterator[None]:
         restore_rng(states)
 
 
-def _try_step(run: Trainer, prepared: PreparedStep, tried: Sequence[int]) -> None:
+def _try_step(run: Trainer, prepared: PreparedStep, tried: Sequence[int], explained: Explained) -> None:
     """The gradient of the batches of these numbers beside the optimizer's state, and the update.
 
     Paged state gives way to what else needs memory, is never given back, and is therefore not made.
@@ -127,23 +128,30 @@ def _try_step(run: Trainer, prepared: PreparedStep, tried: Sequence[int]) -> Non
     run.adapted.model.train()
     updates = not (KINDS[run.settings.optim].pages and has_own_memory(run.plan.placement.device))
     trainable = list(run.adapted.trainable.values())
-    if updates:
-        _update(run, {})
 
     def backward() -> None:
-        for number in tried:
-            add_gradient(run, prepared, number)
+        with explained():
+            for number in tried:
+                add_gradient(run, prepared, number)
 
+    with explained():
+        if updates:
+            _update(run, {})
+        _together(run, backward)
+        run.sum_gradients()
+        clip_grad_norm_(trainable, run.settings.max_grad_norm or math.inf)
+        gradients = {parameter: parameter.grad for parameter in trainable if parameter.grad is not None}
+        run.optimizer.zero_grad(set_to_none=True)
+        if updates:
+            _update(run, gradients)
+
+
+def _together(run: Trainer, act: Callable[[], None]) -> None:
+    """Have all ranks know where one fails; those that exchange weights all the while miss it as they do in a step."""
     if run.shards is None:
-        run.ranks.together(backward)
-    else:  # ranks exchange weights all the while: one that fails is missed by the others
-        backward()
-    run.sum_gradients()
-    clip_grad_norm_(trainable, run.settings.max_grad_norm or math.inf)
-    gradients = {parameter: parameter.grad for parameter in trainable if parameter.grad is not None}
-    run.optimizer.zero_grad(set_to_none=True)
-    if updates:
-        _update(run, gradients)
+        run.ranks.together(act)
+    else:
+        act()
 
 
 def _update(run: Trainer, gradients: Mapping[nn.Parameter, Tensor]) -> None:
@@ -182,20 +190,18 @@ def _longest_evaluated(run: Trainer) -> list[Example]:
     return max(batches, key=lambda rows: read_in(rows, packed=packed), default=[])
 
 
-def _try_evaluation(run: Trainer, rows: Sequence[Example]) -> None:
+def _try_evaluation(run: Trainer, rows: Sequence[Example], explained: Explained) -> None:
     if not rows:
         return
     run.adapted.model.eval()
 
     def read() -> None:
-        summed, _ = run.loss.with_decisions(run.batch(rows))
-        summed.tolist()  # the device is done
+        with explained():
+            summed, _ = run.loss.with_decisions(run.batch(rows))
+            summed.tolist()  # the device is done
 
     with torch.inference_mode(), run.gathered():
-        if run.shards is None:
-            run.ranks.together(read)
-        else:
-            read()
+        _together(run, read)
 
 
 def _chunks(rows: Sequence[Example], size: int) -> list[list[Example]]:

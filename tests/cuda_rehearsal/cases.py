@@ -76,6 +76,11 @@ class Case:
     model_type: str
     options: Options = field(default_factory=dict)
 
+    @property
+    def tries_longest(self) -> bool:
+        """Whether the longest batch is tried before the first step; of each task with one family, to save time."""
+        return self.model_type in SPECIMEN.values()
+
 
 def _cases() -> list[Case]:
     found = []

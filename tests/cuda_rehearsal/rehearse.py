@@ -38,7 +38,7 @@ from loraft.inference import engine
 from loraft.inference.requests import GenerationRequest
 from loraft.kernels import decoding_products, lora_linear, packed_attention, rms_norm
 from loraft.models.registry import FAMILIES
-from loraft.training import loop
+from loraft.training import loop, trainer
 from tests.cuda_rehearsal.cases import CASES, Case
 from tests.cuda_rehearsal.device import rehearsal
 from tests.cuda_rehearsal.ledger import Ledger
@@ -62,6 +62,8 @@ class Seen:
         failed: Why it came to an end before its time; empty where it did not.
         steps: For each training step what it waited for, and what it copied and waited for.
         tokens: For each token of a generated answer, likewise.
+        held: The most bytes held in each training step.
+        tried: Those held while the longest batch was tried, each time that the run began.
         attention: Which kernels of attention training launched, by how often.
         dense: Tensors of training that hold a number for each two tokens, by operation and place.
         cpu_forms: The forms of our kernels for a CPU that were taken.
@@ -71,6 +73,8 @@ class Seen:
     seconds: float = 0.0
     steps: list[dict[str, int]] = field(default_factory=list)
     tokens: list[dict[str, int]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    tried: list[int] = field(default_factory=list)
     attention: dict[str, int] = field(default_factory=dict)
     dense: dict[str, int] = field(default_factory=dict)
     cpu_forms: list[str] = field(default_factory=list)
@@ -85,12 +89,18 @@ CPU_FORMS: tuple[tuple[Any, str], ...] = (
 @contextmanager
 def watched(ledger: Ledger, seen: Seen) -> Iterator[None]:
     """Steps and tokens leave what they waited for, and a form for the CPU its name."""
-    take_step, decode = loop.take_step, engine._decode
+    take_step, decode, try_longest = loop.take_step, engine._decode, trainer.try_longest_batch
+
+    def tried(*args: Any, **kwargs: Any) -> None:
+        with ledger.since() as found:
+            try_longest(*args, **kwargs)
+        seen.tried.append(found.peak)
 
     def step(*args: Any, **kwargs: Any) -> float:
         with ledger.since() as found:
             loss = take_step(*args, **kwargs)
         seen.steps.append(_waited(found))
+        seen.held.append(found.peak)
         for operation, count in found.launches.items():
             if any(part in operation for part in ("attn", "attention", "softmax")):
                 seen.attention[operation] = seen.attention.get(operation, 0) + count
@@ -114,12 +124,13 @@ def watched(ledger: Ledger, seen: Seen) -> Iterator[None]:
 
     kept = [(home, name, getattr(home, name)) for home, name in CPU_FORMS]
     loop.take_step, engine._decode = step, decoded  # type: ignore[assignment]
+    trainer.try_longest_batch = tried  # type: ignore[assignment]
     for home, name, form in kept:
         setattr(home, name, _noted(form, name, seen))
     try:
         yield
     finally:
-        loop.take_step, engine._decode = take_step, decode
+        loop.take_step, engine._decode, trainer.try_longest_batch = take_step, decode, try_longest
         for home, name, form in kept:
             setattr(home, name, form)
 
@@ -152,7 +163,7 @@ def rehearse(case: Case, models: Path, folder: Path, seen: Seen) -> None:
     with rehearsal() as ledger, watched(ledger, seen):
         config = tiny_config(
             folder, task=case.task, model=section, data__eval=0.2, training__max_steps=2,
-            training__eval_steps=2, training__save_steps=1, **options,
+            training__eval_steps=2, training__save_steps=1, training__try_longest_batch=case.tries_longest, **options,
         )  # fmt: skip
         try:
             api.train(config, observer=stop_at(1))

@@ -78,6 +78,18 @@ def test_it_runs_and_the_host_does_not_wait(name: str, library: Path) -> None:
         assert [what for what in copies(token) if "by transformers/cache_utils" not in what and own not in what] == []
 
 
+TRIED = {name: case for name, case in CASES.items() if case.tries_longest}
+
+
+@pytest.mark.parametrize("name", [by_case(name, case) for name, case in TRIED.items()])
+def test_no_step_holds_more_than_was_held_when_the_longest_batch_was_tried(name: str, library: Path) -> None:
+    """Of the step before the stop, and of that after it: the run begins twice, and tries twice."""
+    seen = seen_in(TRIED[name].group, library)[name]
+    assert len(seen["tried"]) == len(seen["held"]) == 2
+    for tried, held in zip(seen["tried"], seen["held"], strict=True):
+        assert held <= tried
+
+
 PACKED = {
     name: case
     for name, case in CASES.items()
