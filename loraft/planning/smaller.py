@@ -110,14 +110,18 @@ class FreedMemory:
         return f"{values} frees {size} ({' and '.join(costs_of(self.changes))})"
 
 
-def most_saving(plan: RunPlan, ranks: Ranks, count: int) -> list[FreedMemory]:
-    """The changes, at most `count`, that would free the most of a planned run, each by itself, the most first."""
-    before = _without_process(memory_with(plan, {}, ranks))
+def most_saving(plan: RunPlan, ranks: Ranks, count: int, *, evaluates: bool = False) -> list[FreedMemory]:
+    """The changes, at most `count`, that would free the most of a planned run, each by itself, the most first.
+
+    Of a step, or where the run `evaluates` of what is held all the while, beside which nothing is kept there.
+    """
+    held = _held_always if evaluates else _held_in_a_step
+    before = held(memory_with(plan, {}, ranks))
     found = []
     for changes in _single_changes(plan):
         try:
-            found.append(FreedMemory(changes, before - _without_process(memory_with(plan, changes, ranks))))
-        except InvalidInputError:  # the run cannot be so
+            found.append(FreedMemory(changes, before - held(memory_with(plan, changes, ranks))))
+        except (InvalidInputError, OSError):  # the run cannot be so, or the model's files have gone meanwhile
             continue
     return sorted((each for each in found if each.freed > 0), key=lambda each: -each.freed)[:count]
 
@@ -142,9 +146,13 @@ def memory_with(plan: RunPlan, changes: Values, ranks: Ranks) -> MemoryPlan:
     return spread(changed, drawn, ranks, packed=plan.layout.packed, pages=False)[1]
 
 
-def _without_process(memory: MemoryPlan) -> int:
+def _held_in_a_step(memory: MemoryPlan) -> int:
     """The bytes of a step; those of the process are another number each time that it is asked."""
     return memory.peak_bytes - memory.runtime
+
+
+def _held_always(memory: MemoryPlan) -> int:
+    return memory.weights + memory.adapter + memory.optimizer
 
 
 def _single_changes(plan: RunPlan) -> Iterator[Values]:

@@ -72,7 +72,7 @@ def test_c17_what_goes_wrong_in_a_step_is_told_and_the_run_ends_as_if_it_had_not
         place.run.rename(tmp_path / f"stopped-{backward}")
     with trial("out of memory in a step: what takes it and what frees how much; `--resume` ends bit-identical"):
         with out_of_memory_in_step(monkeypatch, 4):
-            failed(loraft(*RESUME, cwd=tmp_path), "GB were predicted (", " frees ", "--resume-anyway")
+            failed(loraft(*RESUME, cwd=tmp_path), "GB of a step were predicted (", " frees ", "--resume-anyway")
         place.ends_as_the_whole()
 
 

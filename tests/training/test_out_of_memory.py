@@ -67,5 +67,6 @@ def test_what_else_is_raised_passes(tmp_path: Path) -> None:
 
 
 def test_parts_are_those_of_the_device_the_largest_first() -> None:
-    memory = MemoryPlan(500, 1, 30, 60, 400, 9, 0, host_weights=5000)
+    millions = (500, 1, 50, 60, 400, 49, 0)
+    memory = MemoryPlan(*(10**6 * each for each in millions), host_weights=5 * 10**12)
     assert list(parts_of_peak(memory)) == ["weights", "activations", "optimizer", "gradients"]
