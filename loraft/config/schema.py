@@ -85,8 +85,8 @@ class TrainingSection(Section):
     length being that of the row itself, packed or padded. null adds none, and padding never gets any."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens at a step whose loss or gradient is NaN or infinite: stop ends the run before the update; skip
-    leaves the update out, names the rows, counts it, and ends the run at the fifth such step in a row. An evaluation
-    that is not finite ends the run in either case."""
+    leaves the update out, names the rows, counts it, and ends the run at the fifth such step in a row, or where no
+    step could be taken. An evaluation that is not finite ends the run in either case."""
     gradient_checkpointing: Auto | Checkpointing = "auto"
     """Recompute activations in the backward pass: less memory, more time. auto does so only where the run would
     otherwise be predicted to need more than 90 % of the memory that is free. offload keeps what goes into each layer,

@@ -40,7 +40,7 @@ LOGGED_WITHOUT_GRADIENT = 10
 NO_GRADIENT = 5e-5
 """A norm below it is 0.0000 in four decimals."""
 SKIPPED_IN_A_ROW = 5
-"""`training.on_nonfinite: skip` ends the run at so many steps in a row that are not finite: nothing is learned."""
+"""`training.on_nonfinite: skip` ends the run at so many steps in a row that are not finite, or at all that it has."""
 
 
 @contextmanager
@@ -167,9 +167,9 @@ def _leave_out(run: Trainer, state: RunState, error: NonFiniteError) -> None:
         raise error
     state.skipped += 1
     state.skipped_in_a_row += 1
-    if state.skipped_in_a_row == SKIPPED_IN_A_ROW:
+    if state.skipped_in_a_row == min(SKIPPED_IN_A_ROW, run.plan.steps):
         first = error.problems[0]
-        message = f"{first.message}; it is step {SKIPPED_IN_A_ROW} in a row that is not finite"
+        message = f"{first.message}; it is step {state.skipped_in_a_row} in a row that is not finite"
         last = NonFiniteError(message, where=first.where, key="training.on_nonfinite", remedy=first.remedy)
         last.told_by_main = error.told_by_main
         raise last from error

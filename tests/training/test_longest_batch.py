@@ -16,6 +16,7 @@ from loraft.errors import Interrupted, OutOfMemoryError
 from loraft.events import Event, Note
 from loraft.planning.run_plan import plan_run
 from loraft.training.longest_batch import longest_step, read_in, try_longest_batch
+from loraft.training.train_step import Trainer
 from tests.training.building import tiny_config, tiny_fit
 from tests.training.small_memory import room_for
 from tests.training.test_trainer import stop_at
@@ -68,7 +69,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert value == other[name]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_with_the_trial_is_the_run_without_it_to_the_bit(tmp_path: Path, kind: str) -> None:
     notes: list[str] = []
@@ -81,6 +82,22 @@ def test_a_run_with_the_trial_is_the_run_without_it_to_the_bit(tmp_path: Path, k
     same(left_by(tmp_path / "plain"), left_by(tmp_path / "tried"))
     (note,) = [note for note in notes if note.startswith("the longest batch (")]
     assert ("later ones may be longer" in note) is (kind == "stream")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, "offload"])
+def test_layers_that_are_fed_and_inputs_that_are_kept_on_the_host_are_tried_likewise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool | str
+) -> None:
+    """On a CPU that takes itself for a device with memory of its own, which `auto` asks for."""
+    for module in ("planning.memory", "planning.run_plan", "training.trainer", "training.longest_batch"):
+        monkeypatch.setattr(f"loraft.{module}.has_own_memory", lambda _: True)
+    for name, tries in (("plain", False), ("tried", "auto")):
+        config = config_of(
+            tmp_path, name, training__try_longest_batch=tries, training__gradient_checkpointing=kept, lora__dropout=0.0
+        )
+        api.train(config.model_copy(update={"model": config.model.model_copy(update={"stream_layers": True})}))
+    same(left_by(tmp_path / "plain"), left_by(tmp_path / "tried"))
 
 
 @pytest.mark.slow
@@ -109,26 +126,45 @@ def test_it_is_the_batch_of_all_epochs_in_which_the_most_is_read(tmp_path: Path,
     assert max(read_in(rows, packed=packed) for rows in found.batches) == max(sizes)
 
 
-def test_with_several_batches_the_two_longest_are_read_beside_the_gradient(tmp_path: Path) -> None:
+def test_of_several_batches_the_two_longest_are_read_and_all_is_put_back(tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path, training__try_longest_batch=True, training__gradient_accumulation_steps=3,
         training__per_device_train_batch_size=2, data__eval=0.2, data__shared_prefix="off",
     )  # fmt: skip
     run, _ = tiny_fit(config)
+    before = state_of(run)
     with room_for(10**6) as read:
         try_longest_batch(run)
     step = longest_step(run.plan, alone=True)
     longest = sorted(read_in(rows, packed=True) for rows in step.batches)[-2:]
     held_out = read_in(run.plan.data.eval[:8], packed=True)
     assert read == [*longest, held_out]
+    for ours, theirs in zip(state_of(run), before, strict=True):
+        assert torch.equal(ours, theirs)
     assert not run.optimizer.state
     assert all(parameter.grad is None for parameter in run.adapted.trainable.values())
 
 
+def state_of(run: Trainer) -> list[torch.Tensor]:
+    """Weights, the generator, and which modules train."""
+    modes = torch.tensor([module.training for module in run.loss.modules()])
+    return [*(each.detach().clone() for each in run.adapted.trainable.values()), torch.get_rng_state(), modes]
+
+
+def test_where_memory_is_out_keys_are_named_with_what_they_free(tmp_path: Path) -> None:
+    run, _ = tiny_fit(tiny_config(tmp_path, training__try_longest_batch=True))
+    with room_for(20), pytest.raises(OutOfMemoryError) as told:
+        try_longest_batch(run)
+    (problem,) = told.value.problems
+    assert "as the longest batch was tried before the first step (4 rows, " in problem.message
+    assert problem.remedy is not None
+    assert [line.partition(" frees ")[1] for line in problem.remedy.splitlines()] == [" frees "] * 3
+    assert problem.key in problem.remedy.splitlines()[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [None, True], ids=["training", "evaluation"])
-def test_where_memory_is_out_nothing_was_begun_and_keys_are_named_with_what_they_free(
-    tmp_path: Path, trained: bool | None
-) -> None:
+def test_where_memory_is_out_nothing_was_begun(tmp_path: Path, trained: bool | None) -> None:
     """What the run was to replace is there still."""
     config = tiny_config(tmp_path, data__eval=0.5, training__max_steps=1)
     api.train(config)

@@ -159,14 +159,37 @@ def test_a_step_that_is_not_finite_is_left_out_where_that_is_asked_for(
 
 def test_so_many_in_a_row_end_the_run_as_one_does_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, state = tiny_fit(tiny_config(tmp_path, training__on_nonfinite="skip", training__max_steps=20))
-    overflowing(monkeypatch, 2, 4, *range(6, 20))
+    overflowing(monkeypatch, 1, *range(3, 20))
     with pytest.raises(NonFiniteError) as told:
         fit(run, state)
-    last = 5 + SKIPPED_IN_A_ROW
+    last = 2 + SKIPPED_IN_A_ROW
     assert f"at step {last}, on the rows" in str(told.value)
     assert told.value.problems[0].key == "training.on_nonfinite"
-    assert [line["step"] for line in lines_of(tmp_path / "run") if "reason" in line] == [2, 4, *range(6, last)]
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "reason" in line] == [1, *range(3, last)]
     assert state.step == last - 1
+
+
+@pytest.mark.slow
+def test_a_run_of_which_no_step_can_be_taken_ends_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, state = tiny_fit(tiny_config(tmp_path, training__on_nonfinite="skip", training__max_steps=2))
+    overflowing(monkeypatch, 1, 2)
+    with pytest.raises(NonFiniteError, match="it is step 2 in a row"):
+        fit(run, state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backward", [False, True], ids=["loss", "gradient"])
+def test_a_scaled_loss_is_left_out_and_the_scale_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backward: bool
+) -> None:
+    """As in float16, where a gradient alone that overflows is met by the scale, and counts as no step left out."""
+    run, state = tiny_fit(tiny_config(tmp_path, training__on_nonfinite="skip", training__max_steps=3))
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    overflowing(monkeypatch, 2, backward=backward)
+    fit(run, state)
+    assert (state.step, state.skipped) == (3, 0 if backward else 1)
+    assert run.scaler.get_scale() == 128.0
+    assert all(parameter.isfinite().all() for parameter in run.adapted.trainable.values())
 
 
 def test_a_weight_that_is_not_finite_ends_the_run_at_once(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def refused(config: Any, tokens: int, *, trained: bool) -> str:
     return str(problem)
 
 
+@pytest.mark.slow
 def test_in_an_evaluation_its_own_batch_is_named_first(tmp_path: Path) -> None:
     said = refused(tiny_config(tmp_path, data__eval=0.5, training__max_steps=1), 60, trained=True)
     assert said.startswith("training.per_device_eval_batch_size: ")

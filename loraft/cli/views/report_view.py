@@ -47,7 +47,7 @@ def _about(found: RunReport, page: Path) -> dict[str, object]:
         shown["over-fitted"] = "no" if after is None else f"after step {after}"
     if found.left_out:
         skipped = counted(len(found.left_out), "step")
-        shown["left out"] = f"{skipped} that could not be taken, from step {found.left_out[0].step:,} on"
+        shown["left out"] = f"{skipped} not finite, the first of them step {found.left_out[0].step:,}"
     predicted = f", {as_bytes(found.predicted_bytes)} predicted" if found.predicted_bytes is not None else ""
     shown["memory"] = as_bytes(found.peak_bytes) + predicted
     if found.findings is not None and (text := found.findings.forgotten) is not None:
