@@ -60,14 +60,14 @@ def out_of_memory_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> Itera
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", SOME, ids=lambda cell: cell.name)
 def test_c17_what_goes_wrong_in_a_step_is_told_and_the_run_ends_as_if_it_had_not(
-    tmp_path: Path, cell: Cell, trial: Trial, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cell: Cell, trial: Trial, torture: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, cell)
-    for backward, what in ((False, "the loss is inf"), (True, "the gradient is ")):
+    place, faults = Place(tmp_path, cell), {False: "the loss is inf", True: "the gradient is "}
+    for backward in (False, True) if torture else (SOME.index(cell) % 2 == 1,):
         with trial("a step that is not finite: stopped before the update, rows named; `--resume` ends bit-identical"):
             with monkeypatch.context() as patched:
                 overflowing(patched, 4, backward=backward)
-                failed(loraft(*RESUME, cwd=tmp_path), what, "at step 4, on the rows rows.jsonl:")
+                failed(loraft(*RESUME, cwd=tmp_path), faults[backward], "at step 4, on the rows rows.jsonl:")
             place.ends_as_the_whole()
         place.run.rename(tmp_path / f"stopped-{backward}")
     with trial("out of memory in a step: what takes it and what frees how much; `--resume` ends bit-identical"):
@@ -153,16 +153,16 @@ def test_c17_on_a_real_model(tmp_path: Path, smollm2: Path, trial: Trial, monkey
     write_rows(tmp_path / "rows.jsonl", rows(8))
     (tmp_path / "c.yaml").write_text(
         f"model: {{name_or_path: {smollm2}}}\ndata: {{train: rows.jsonl, eval: 0.25}}\n"
-        f"training: {{output_dir: run, max_steps: 3, logging_steps: 1, per_device_train_batch_size: 2}}\n"
+        f"training: {{output_dir: run, max_steps: 2, logging_steps: 1, per_device_train_batch_size: 1}}\n"
     )
-    overflowing(monkeypatch, 2)
+    overflowing(monkeypatch, 1)
     with trial("`on_nonfinite: skip`: left out, counted, rows named; bit-identical after a stop"):
         ended = loraft("train", "c.yaml", SKIP, TRY, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
         assert "skipped steps" in ended.stdout
-        assert "warning: the loss is inf at step 2, on the rows rows.jsonl:" in ended.stderr
+        assert "warning: the loss is inf at step 1, on the rows rows.jsonl:" in ended.stderr
         steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in steps if "loss" in line] == [1, 3]
+        assert [line["step"] for line in steps if "loss" in line] == [2]
     with trial("out of memory: met before step 1, with nothing begun"), room_for(20):
-        failed(loraft("train", "c.yaml", TRY, "--overwrite", cwd=tmp_path), "activations", " frees ")
+        failed(loraft("train", "c.yaml", TRY, "--overwrite", cwd=tmp_path), "weights 0.3", " frees ")
         assert (tmp_path / "run" / "adapter").is_dir()

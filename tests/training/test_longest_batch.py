@@ -23,21 +23,20 @@ from tests.training.test_trainer import stop_at
 
 CLOCK = {"tokens_per_second", "peak_bytes"}
 RUNS: dict[str, dict[str, Any]] = {  # tests/faults/test_steps.py has each method with each task
-    "lora": {},
+    "eva": {"lora__init": "eva"},
     "muon": {"training__optim": "muon"},
     "lion": {"training__optim": "lion_8bit"},
     "checkpointing": {"training__gradient_checkpointing": True, "training__neftune_noise_alpha": 5},
     "stream": {"data__streaming": True, "data__shuffle_buffer": 5, "data__eval": "train.jsonl"},
     "bfloat16": {"model__dtype": "bfloat16", "data__packing": "off"},
-    "eva": {"lora__init": "eva"},
 }
 
 
-def config_of(folder: Path, name: str, kind: str = "lora", **more: Any) -> RunConfig:
+def config_of(folder: Path, name: str, kind: str = "", **more: Any) -> RunConfig:
     """A run of some kind with an evaluation and a checkpoint at each second step, in a folder of its own."""
     settings: dict[str, Any] = {
         "data__eval": 0.2, "lora__dropout": 0.1, "training__max_steps": 4, "training__save_steps": 2,
-        "training__eval_steps": 2, "training__output_dir": str(folder / name), **RUNS[kind], **more,
+        "training__eval_steps": 2, "training__output_dir": str(folder / name), **RUNS.get(kind, {}), **more,
     }  # fmt: skip
     if settings["data__eval"] == "train.jsonl":
         settings["data__eval"] = str(folder / "train.jsonl")
