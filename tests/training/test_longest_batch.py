@@ -23,12 +23,14 @@ from tests.training.test_trainer import stop_at
 
 CLOCK = {"tokens_per_second", "peak_bytes"}
 RUNS: dict[str, dict[str, Any]] = {  # tests/faults/test_steps.py has each method with each task
-    "eva": {"lora__init": "eva"},
-    "muon": {"training__optim": "muon"},
+    "muon": {"training__optim": "muon", "model__dtype": "bfloat16", "data__packing": "off"},
     "lion": {"training__optim": "lion_8bit"},
-    "checkpointing": {"training__gradient_checkpointing": True, "training__neftune_noise_alpha": 5},
+    "checkpointing": {
+        "training__gradient_checkpointing": True,
+        "training__neftune_noise_alpha": 5,
+        "lora__init": "eva",
+    },
     "stream": {"data__streaming": True, "data__shuffle_buffer": 5, "data__eval": "train.jsonl"},
-    "bfloat16": {"model__dtype": "bfloat16", "data__packing": "off"},
 }
 
 

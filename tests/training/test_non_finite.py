@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraft import api
-from loraft.errors import Interrupted, NonFiniteError
-from loraft.events import Event
+from loraft.errors import NonFiniteError
 from loraft.reporting.report_page import page_of
 from loraft.reporting.run_records import read_records
 from loraft.reporting.run_report import report_of
@@ -25,7 +21,6 @@ from loraft.training.run_events import StepSkipped
 from loraft.training.train_step import Trainer, first_output
 from tests.training.building import tiny_config, tiny_fit
 
-ENDS = ("whole", "parted")
 MEASURED = {"tokens_per_second", "peak_bytes"}
 DAMAGED = "the files that the run begins with are damaged"
 
@@ -89,16 +84,6 @@ def test_a_model_whose_outputs_are_finite_has_no_module_at_fault(tmp_path: Path)
     batches: Any = [window.batches for window in run.plan.batches.windows(run.plan.data.train, 0, 0, (0, 0))]
 
     assert first_output(run.loss, (run.batch(part) for parts in batches for part in parts)) is None
-
-
-def stopping_at(step: int) -> Callable[[Event], None]:
-    """An observer by which a signal comes once a step was left out."""
-
-    def look(event: Event) -> None:
-        if isinstance(event, StepSkipped) and event.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return look
 
 
 def overflowing(monkeypatch: pytest.MonkeyPatch, *steps: int, backward: bool = False) -> None:
@@ -197,30 +182,6 @@ def test_a_weight_that_is_not_finite_ends_the_run_at_once(tmp_path: Path) -> Non
     next(iter(run.adapted.trainable.values())).data[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="at step 1,"):
         fit(run, state)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_run_that_is_stopped_between_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
-) -> None:
-    """Stopped behind four steps in a row that were left out, where one more would be the end."""
-    settings: dict[str, Any] = {
-        "training__on_nonfinite": "skip", "training__max_steps": 8, "training__logging_steps": 3, "lora__dropout": 0.1,
-        "training__gradient_accumulation_steps": accumulation,
-    }  # fmt: skip
-    overflowing(monkeypatch, 2, 3, 4, 5)
-    for name, stops in zip(ENDS, (False, True), strict=True):
-        config = tiny_config(tmp_path, **settings, training__output_dir=str(tmp_path / name))
-        if stops:
-            with pytest.raises(Interrupted):
-                api.train(config, observer=stopping_at(5))
-        result = api.train(config, resume=stops)
-        assert result.skipped_steps == result.as_dict()["skipped_steps"] == 4
-    whole, parted = (tmp_path / name for name in ENDS)
-    assert lines_of(whole) == lines_of(parted)
-    weights = [(run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (whole, parted)]
-    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow
