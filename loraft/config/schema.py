@@ -93,8 +93,8 @@ class TrainingSection(Section):
     from which it is computed again, in the host's memory besides; on a CPU it is true."""
     try_longest_batch: Auto | bool = "auto"
     """Try the longest batch before the first step, forward, backward and update, and the longest of the evaluation, so
-    that memory runs out then or not at all; all is put back to the bit. auto does so where the device has memory of its
-    own: it takes the time of a step."""
+    that memory runs out then, and not hours later; all is put back to the bit. auto does so where the device has memory
+    of its own: it takes the time of a step."""
     kernels: Literal["auto", "plain"] = "auto"
     """What CUDA computes norms, rotary positions and gated products with while training: auto is loraft's fused
     kernels, each of which is tried on the GPU before the first step and taken where its numbers are those of the plain

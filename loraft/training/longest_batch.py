@@ -1,4 +1,4 @@
-"""The longest batch of a run, tried before its first step, so that memory runs out then or not at all.
+"""The longest batch of a run, tried before its first step, so that memory runs out then, and not hours later.
 
 Forward, backward, the optimizer's update and a batch of the evaluation, with the optimizer's state already there, as
 from the second step on; then everything is what it was, to the bit. Peers scan for such batches likewise: icefall's
