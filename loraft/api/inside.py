@@ -227,8 +227,11 @@ def _gradients(plan: RunPlan, trained: Path | None) -> GradientReport:
         about = (*plan.placement.notes, *_as_trained(adapted, trained))
     adapted.set_training(True)
     window = next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))
-    laid = plan.task.collate(window.batches[0], plan.layout)
+    (first,) = plan.task.with_mismatched(window.batches[:1], plan.config)
+    laid = plan.task.collate(first, plan.layout)
     weight, batch = loss.weight(laid), laid.to(plan.placement.device)
+    if loss.compares_with_kl:
+        loss.kl = loss.summed_kl(batch) / weight
     scale = LOSS_SCALE if plan.placement.dtype == torch.float16 else 1.0
     with noisy_embeddings(plan, adapted, window.batches[0]):
         found = batch_gradients(

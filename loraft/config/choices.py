@@ -24,9 +24,17 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = bool | Literal["offload"]
 Strategy = Literal["auto", "ddp", "fsdp2"]
 RowFormat = Literal[
-    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preferences", "translation", "classification"
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "text",
+    "preferences",
+    "unpaired",
+    "translation",
+    "classification",
 ]
-PairLoss = Literal["dpo", "ipo", "orpo", "simpo", "cpo"]
+PreferenceLossName = Literal["dpo", "ipo", "orpo", "simpo", "cpo", "kto"]
 OptimName = Literal[
     "auto",
     "adamw",

@@ -227,10 +227,12 @@ def _of_the_frozen_prefix(config: RunConfig) -> Iterator[tuple[bool, str, str, s
 def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     """The same, of the section `preference`."""
     asked, training, key = config.preference, config.training, "preference.loss"
-    for is_so, why, first, other in (
+    other = "" if asked.loss == "kto" else ", or loss: orpo"
+    rows_a_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    for is_so, why, first, second in (
         (
             asked.has_reference and config.method == "full",
-            f"{asked.loss} compares with the base, which method: full does not keep (write lora, or loss: orpo)",
+            f"{asked.loss} compares with the base, which method: full does not keep (write lora{other})",
             "method",
             key,
         ),
@@ -241,13 +243,26 @@ def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
             key,
         ),
         (
+            asked.loss == "kto" and training.metric_for_best_model == "accuracy",
+            "accuracy is of pairs, and kto learns from single answers (write loss)",
+            "training.metric_for_best_model",
+            key,
+        ),
+        (
+            asked.loss == "kto" and rows_a_step == 1 and config.data.packing != "fill",
+            "is 1, and so is gradient_accumulation_steps: kto reads the rows of a step with one another's answers, and "
+            "needs 2",
+            "training.per_device_train_batch_size",
+            key,
+        ),
+        (
             training.label_smoothing_factor > 0,
             "is of targets, and pairs have none (write preference.label_smoothing)",
             "training.label_smoothing_factor",
             "task",
         ),
     ):
-        yield config.task == "preference" and is_so, why, first, other
+        yield config.task == "preference" and is_so, why, first, second
 
 
 def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:

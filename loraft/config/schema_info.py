@@ -171,9 +171,8 @@ def unused_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
     for key in ("adam_beta1", "adam_beta2") if training.optim == "adafactor" else ():
         if getattr(training, key) != TrainingSection.model_fields[key].default:
             yield f"training.{key}", "training.optim: adafactor"
-    asked = config.preference
-    if asked.loss != "simpo" and asked.gamma != type(asked).model_fields["gamma"].default:
-        yield "preference.gamma", f"preference.loss: {asked.loss}"
+    for key in config.preference.of_other_losses:
+        yield f"preference.{key}", f"preference.loss: {config.preference.loss}"
     if isinstance(data.eval, tuple) and any(source.weight != 1 for source in data.eval):
         yield "the weight of a source", "data.eval"
     for key in ("metric_for_best_model", "sample_prompts") if data.eval is None else ():

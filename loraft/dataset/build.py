@@ -249,7 +249,7 @@ def _report(
     )
     sources = [*train, *held_out]
     notes = *_notes(data, report, sources), *_unread(sources), *_seen_sources(train, held_out), *findings(report)
-    notes = *notes, *TASKS[config.task].notes_on(examples)
+    notes = *notes, *TASKS[config.task].notes_on(config, examples)
     return replace(report, notes=notes)
 
 
@@ -326,5 +326,6 @@ def _fingerprint(parts: Iterable[Sequence[Example]], labels: Sequence[str]) -> s
     for examples in parts:  # the same row means another thing in training than in evaluation
         digest.update(array("q", [len(examples)]).tobytes())
         for example in examples:
-            digest.update(array("q", [*example.input_ids, -1, *example.labels, -2]).tobytes())
+            ends = -2 if example.desirable is None else -3 - example.desirable
+            digest.update(array("q", [*example.input_ids, -1, *example.labels, ends]).tobytes())
     return digest.hexdigest()

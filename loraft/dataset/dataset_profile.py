@@ -141,11 +141,14 @@ def _fit(
     if row_format is None:
         refuse_preferences(columns, renamed or {}, pairs=task is not None and "preferences" not in TASKS[task].formats)
     nothing_asked = task is None and row_format is None
+    labelled = {"prompt", "completion", "label"} <= {
+        *columns
+    }  # of a label beside other columns nobody knows what it says
     readings = [
         (each, form)
         for each, form in sorted(READINGS, key=lambda reading: reading[1] in reading[0].only_if_asked)
         if task in (None, each.name) and row_format in (None, form)
-        if not (nothing_asked and form in each.only_if_asked)
+        if not (nothing_asked and (form in each.only_if_asked or (form == "unpaired" and not labelled)))
     ]
     for may_guess in (False, True):
         for each, form in readings:
@@ -203,6 +206,7 @@ OURS: Mapping[RowFormat, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
     "preferences": ("prompt", "chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label", "messages"),
     "translation": ("source", "target"),
     "classification": ("text", "label", "text_pair"),
     "sharegpt": ("conversations",),

@@ -239,11 +239,16 @@ def contradictions(examples: Sequence[Example], task: Task) -> list[Repetition]:
     for example in examples:
         if task.class_number(example) is not None:
             known = first.setdefault(array("q", example.input_ids).tobytes(), example)
-            if known.labels != example.labels:
+            if task.class_number(known) != task.class_number(example):
                 found.append(Repetition(example.where, known.where))
     return found
 
 
 def _digests(examples: Sequence[Example]) -> Iterator[tuple[Example, bytes]]:
     for example in examples:
-        yield example, blake2b(array("q", [*example.input_ids, -1, *example.labels]).tobytes(), digest_size=16).digest()
+        yield (
+            example,
+            blake2b(
+                array("q", [*example.input_ids, -1, *example.labels, example.desirable or 0]).tobytes(), digest_size=16
+            ).digest(),
+        )

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -141,7 +142,7 @@ def _program(root: Path = Path(__file__).parents[1]) -> str:
     return digest.hexdigest()
 
 
-KEPT, BEFORE = "rows-3", ("rows-1", "rows-2")
+KEPT, BEFORE = "rows-4", ("rows-1", "rows-2", "rows-3")
 """The folder of kept rows in the cache, and those of earlier versions; the number changes when an entry does."""
 MOST_BYTES = 10_000_000_000
 """The longest unused entries are removed where all have more bytes."""
@@ -207,6 +208,7 @@ def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
     columns = {"ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples], "types": types}
     counts = {"trained": [e.trained for e in examples], "tokens": [e.tokens for e in examples]}
     counts["seconds"] = [e.second for e in examples]
+    counts["desirable"] = [-1 if e.desirable is None else int(e.desirable) for e in examples]
     arrays = {name: np.array(each, np.int64) for name, each in counts.items()}
     for name, rows in columns.items():
         flat = array("i")
@@ -222,7 +224,8 @@ def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], places: Sequence[str])
     ids, labels, types = (_rows(arrays[name], arrays[f"{name}_ends"], known) for name in ("ids", "labels", "types"))
     trained, tokens, seconds = (arrays[name].tolist() for name in ("trained", "tokens", "seconds"))
     segments = (each or None for each in types)
-    return list(map(Example, ids, labels, places, trained, tokens, segments, seconds))
+    kinds = (None if each < 0 else bool(each) for each in arrays["desirable"].tolist())
+    return list(map(Example, ids, labels, places, trained, tokens, segments, seconds, repeat(None), kinds))
 
 
 def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any], known: dict[int, int]) -> Iterable[list[int]]:

@@ -57,7 +57,7 @@ class RowPart:
 
     Attributes:
         name: text; of an encoder-decoder source (the encoder reads it) and target (the decoder learns it); of a
-            pair that is compared chosen and rejected.
+            pair that is compared chosen and rejected, and of an answer that stands alone its label.
     """
 
     name: str
@@ -258,14 +258,15 @@ class _Sight:
         raise _no_row(place, here, self._data)
 
     def _row(self, example: Example, piece: tuple[int, int] | None = None, left_out: str | None = None) -> SeenRow:
-        number = self._task.class_number(example)
+        labels = self._data.renderer.labels
+        number = self._task.class_number(example) if labels else None
         return SeenRow(
             where=example.where,
             tokens=example.tokens,
             trained=example.trained,
             parts=tuple(RowPart(span.name, tuple(self._tokens(span))) for span in self._task.spans(example)),
             piece=piece,
-            label=None if number is None else self._data.renderer.labels[number],
+            label=None if number is None else labels[number],
             class_number=number,
             left_out=left_out,
         )

@@ -25,6 +25,7 @@ ROWS: Mapping[RowFormat, str] = {
     "prompt_completion": '{"prompt": "…", "completion": "…"}',
     "text": '{"text": "…"}',
     "preferences": '{"prompt": "…", "chosen": "…", "rejected": "…"}',
+    "unpaired": '{"prompt": "…", "completion": "…", "label": true}',
     "translation": '{"source": "…", "target": "…"}',
     "classification": '{"text": "…", "label": "…"}',
 }
@@ -109,7 +110,7 @@ def _said(start: Start) -> Iterator[Said]:
 
 def _data(start: Start) -> Iterator[Said]:
     found = "Rows look like" if start.rows is None else f"{start.rows:,} rows. They are read as"
-    yield from TASKS[start.task].starter_loss(start.method)
+    yield from TASKS[start.task].starter_loss(start.method, start.format)
     texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
     row = f'{{"translation": {{{texts}}}}}' if texts else ROWS[start.format]
     yield "data.train", start.train, f"{found} {row}"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import get_args
 
 from loraft.config.aliases import BY_PAIRS, remedy_for
-from loraft.config.choices import PairLoss
+from loraft.config.choices import PreferenceLossName
 from loraft.config.preference_section import WITH_REFERENCE
 from loraft.config.yaml_nodes import Value
 from loraft.errors import ConfigError
 from loraft.peers.translation import Translation
 
-LOSSES: Mapping[str, PairLoss] = {"sigmoid": "dpo", **{loss: loss for loss in get_args(PairLoss)}}
+LOSSES: Mapping[str, PreferenceLossName] = {"sigmoid": "dpo", **{loss: loss for loss in get_args(PreferenceLossName)}}
 """What the losses are called elsewhere."""
 OF_TRL = {"dpo": "dpo", "orpo": "orpo", "cpo": "cpo"}
 """Commands and scripts of TRL that train by pairs."""
@@ -67,11 +67,11 @@ def translate_task(translation: Translation) -> None:
     _add_what_goes_without_saying(translation)
 
 
-def _loss(translation: Translation, otherwise: str) -> PairLoss:
+def _loss(translation: Translation, otherwise: str) -> PreferenceLossName:
     for name in NAMES[2:]:
         value = translation.value(name)
         if value is not None and not isinstance(value, list) and str(value) not in LOSSES:
-            remedy = f"The losses of task: preference are {', '.join(get_args(PairLoss))}."
+            remedy = f"The losses of task: preference are {', '.join(get_args(PreferenceLossName))}."
             translation.refuse(name, f"there is no {value} here", remedy)
     said = translation.value(*NAMES[2:])
     return LOSSES.get(str(said), LOSSES.get(otherwise, "dpo"))

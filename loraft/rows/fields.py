@@ -19,6 +19,7 @@ COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "prompt_completion": (("prompt", "completion"),),
     "text": (("text",),),
     "preferences": (("chosen", "rejected"), ("messages", "rejected_response")),
+    "unpaired": (("prompt", "completion", "label"), ("messages", "label")),
     "translation": (("translation",), ("source", "target")),
     "classification": (("text", "label"),),
 }
@@ -28,6 +29,7 @@ OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
     "sharegpt": ("tools", "system"),
     "alpaca": ("input", "system"),
     "preferences": ("prompt", "tools", "system"),
+    "unpaired": ("tools", "system"),
     "classification": ("text_pair",),
 }
 PREFERENCES = ("chosen", "rejected", "rejected_response")
@@ -65,14 +67,15 @@ def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mappi
 def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str], *, pairs: bool = True) -> None:
     """Refuse better and worse answers, unless `renamed` says what is to be learned of them.
 
-    Without `pairs` those alone are refused that a label calls good or bad.
-
     Raises:
         DataError: The columns are of such pairs, or of answers that a label calls good or bad.
     """
-    if {"completion", "label"} <= {*columns} and "text" not in columns and not renamed:
-        message = "completion and label are of answers that are good or bad, which loraft does not train (yet)"
-        remedy = "leave the bad ones out, and write data.columns: {prompt: prompt, completion: completion}"
+    if pairs and {"completion", "label"} <= {*columns} and "text" not in columns and not renamed:
+        message = "completion and label are of answers that are good or bad"
+        remedy = (
+            "Write task: preference and preference.loss: kto, which learns them; or leave the bad ones out, and write "
+            "data.columns: {prompt: prompt, completion: completion}."
+        )
         raise DataError(message, key="data.format", remedy=remedy)
     found = [column for column in PREFERENCES if column in columns]
     if not found or renamed or not pairs:

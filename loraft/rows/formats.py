@@ -113,7 +113,15 @@ class PreferencePair:
     rejected: Conversation | PromptCompletion
 
 
-Record = Conversation | PromptCompletion | Text | Seq2SeqRecord | ClassificationRecord | PreferencePair
+@dataclass(frozen=True)
+class UnpairedAnswer:
+    """An answer behind its prompt, and whether it is one to be given."""
+
+    answer: Conversation | PromptCompletion
+    desirable: bool
+
+
+Record = Conversation | PromptCompletion | Text | Seq2SeqRecord | ClassificationRecord | PreferencePair | UnpairedAnswer
 """What a row says; each task has its own kinds."""
 
 

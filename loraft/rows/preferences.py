@@ -1,4 +1,4 @@
-"""Rows with a better and a worse answer: text or turns, with their prompt beside them or within them."""
+"""Rows with a better and a worse answer, or one that a label calls good or bad: text or turns, behind their prompt."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
 
-from loraft.rows.fields import Fields
+from loraft.rows.fields import Fields, shown
 from loraft.rows.formats import (
     CHATS,
     Conversation,
     Message,
     PreferencePair,
     PromptCompletion,
+    UnpairedAnswer,
     after_system,
     tools_of,
     turns_of,
@@ -20,6 +21,8 @@ from loraft.rows.formats import (
 from loraft.rows.row import Row
 
 Turns = tuple[Message, ...]
+LABELS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
+"""How files write that an answer is desirable, and that it is not."""
 
 
 def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
@@ -41,6 +44,38 @@ def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
     return _by_turns(fields, chosen, rejected)
 
 
+def to_unpaired(row: Row, columns: Mapping[str, str]) -> UnpairedAnswer:
+    """What a row says: `prompt`, `completion` and `label`, or `messages`, of which the last turn is the answer.
+
+    Raises:
+        DataError: A field is missing, empty or of the wrong type, or no answer; it is named with file and line.
+    """
+    fields = Fields(row, columns)
+    desirable = _is_desirable(fields)
+    if not fields.has("completion"):
+        turns = _ending_with_an_answer(fields)
+        return UnpairedAnswer(_compared(fields, "messages", turns, len(turns) - 1), desirable)
+    of_text = isinstance(fields.value("completion"), str)
+    if of_text and isinstance(fields.value("prompt"), str):
+        return UnpairedAnswer(PromptCompletion(fields.text("prompt"), fields.text("completion")), desirable)
+    answer = (Message("assistant", fields.text("completion")),) if of_text else _turns(fields, "completion")
+    prompt = _prompt_turns(fields)
+    if answer[0].role != "assistant":
+        message = f"is the {answer[0].role}'s: the completion begins with the answer"
+        raise fields.wrong("completion[0].role", message, "Put what stands before it into prompt.")
+    return UnpairedAnswer(_compared(fields, "completion", (*prompt, *answer), len(prompt)), desirable)
+
+
+def _is_desirable(fields: Fields) -> bool:
+    """Whether the label of a row is true, as JSON has it or as tables spell it."""
+    value = fields.value("label")
+    found = LABELS.get(str(value).strip().lower()) if isinstance(value, bool | int | str) else None
+    if found is None:
+        remedy = "It calls the answer desirable (true) or undesirable (false)."
+        raise fields.wrong("label", f"must be true or false; found {shown(value)}", remedy)
+    return found
+
+
 def _by_text(fields: Fields) -> PreferencePair:
     chosen, rejected = fields.text("chosen"), fields.text("rejected")
     if fields.has("prompt"):
@@ -60,14 +95,20 @@ def _by_text(fields: Fields) -> PreferencePair:
 
 def _beside_messages(fields: Fields) -> tuple[Turns, Turns]:
     """Turns that end with the better answer, and the same with the worse one in its place."""
-    chosen = _turns(fields, "messages")
-    if chosen[-1].role != "assistant":
-        raise fields.wrong(f"messages[{len(chosen) - 1}]", f"is the {chosen[-1].role}'s: the last turn is the answer")
+    chosen = _ending_with_an_answer(fields)
     if isinstance(fields.value("rejected_response"), str):
         other: Turns = (Message("assistant", fields.text("rejected_response")),)
     else:
         other = _turns(fields, "rejected_response")
     return chosen, (*chosen[:-1], *other)
+
+
+def _ending_with_an_answer(fields: Fields) -> Turns:
+    """The turns of the column `messages`, of which the last one is the assistant's."""
+    turns = _turns(fields, "messages")
+    if turns[-1].role != "assistant":
+        raise fields.wrong(f"messages[{len(turns) - 1}]", f"is the {turns[-1].role}'s: the last turn is the answer")
+    return turns
 
 
 def _prompt_turns(fields: Fields) -> Turns:
@@ -93,18 +134,24 @@ def _by_turns(fields: Fields, chosen: Turns, rejected: Turns) -> PreferencePair:
     border = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     if chosen == rejected:  # what `check` counts
         border = len(chosen) - 1
-    tools = tools_of(fields)
     pair = []
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        there = name if fields.has(name) else {"chosen": "messages", "rejected": "rejected_response"}[name]
         if not any(turn.role == "assistant" for turn in turns[border:]):
-            there = name if fields.has(name) else {"chosen": "messages", "rejected": "rejected_response"}[name]
             raise fields.wrong(there, "has no answer of the assistant where the two differ")
-        shown = tuple(
-            replace(turn, train=number >= border if turn.role == "assistant" else None)
-            for number, turn in enumerate(turns)
-        )
-        pair.append(Conversation(after_system(fields, shown) if fields.optional_text("system") else shown, tools))
-    if pair[0].messages[0].role == "assistant":
-        message = "begins with an answer, and nothing is asked before it"
-        raise fields.wrong("chosen", message, "Name what is asked in a column prompt, or as the first turn.")
+        pair.append(_compared(fields, there, turns, border))
     return PreferencePair(*pair)
+
+
+def _compared(fields: Fields, name: str, turns: Turns, border: int) -> Conversation:
+    """A conversation of the column `name`, of which the assistant's turns from number `border` on are compared."""
+    marked = tuple(
+        replace(turn, train=number >= border if turn.role == "assistant" else None) for number, turn in enumerate(turns)
+    )
+    said = after_system(fields, marked) if fields.optional_text("system") else marked
+    if said[0].role == "assistant":
+        message = "begins with an answer, and nothing is asked before it"
+        raise fields.wrong(name, message, "Name what is asked in a column prompt, or as the first turn.")
+    if not any(turn.train for turn in said):
+        raise fields.wrong(name, "has no answer of the assistant")
+    return Conversation(said, tools_of(fields))

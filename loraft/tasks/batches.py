@@ -54,8 +54,11 @@ class Batch:
         target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target; of
             pairs, places in the flattened `[rows · target time]` that are one.
         text_targets: Of texts that are compared, how many tokens of each: the better and the worse of each pair in
-            turn.
-        reference: `[pairs, 2]`, float32, the log-likelihood of either before training, where that is known.
+            turn, or of each answer that stands alone.
+        reference: `[rows, texts]`, float32, the log-likelihood of each before training, where that is known: of a pair
+            two, of an answer that stands alone one.
+        desirable: Of answers that stand alone `[rows]`, bool, whether each is one to be given.
+        mismatched: Of such, the same prompts with the answers of other rows, where their step has those.
         host: The same batch where it was laid, if that is not on the device.
     """
 
@@ -73,6 +76,8 @@ class Batch:
     target_positions: Tensor | None = None
     text_targets: tuple[int, ...] = ()
     reference: Tensor | None = None
+    desirable: Tensor | None = None
+    mismatched: Batch | None = None
     host: Batch | None = None
 
     def to(self, device: str) -> Batch:
@@ -80,7 +85,8 @@ class Batch:
         if device == "cpu":
             return self
         moved: Any = {name: to_device(v, device) for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved, host=self)
+        mismatched = None if self.mismatched is None else self.mismatched.to(device)
+        return replace(self, **moved, mismatched=mismatched, host=self)
 
 
 def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
@@ -145,6 +151,16 @@ def collate_preferences(examples: Sequence[Example], layout: BatchLayout) -> Bat
     reference = torch.tensor(known) if len(known) == len(examples) else None
     targets = tuple(text.trained for text in texts)
     return replace(collate_texts(texts, layout), text_targets=targets, reference=reference)
+
+
+def collate_unpaired(examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay answers that stand alone, and those of other rows behind the same prompts, as `collate_texts` lays texts."""
+    others = [example.mismatched for example in examples if example.mismatched is not None]
+    return replace(
+        collate_preferences(examples, layout),
+        desirable=torch.tensor([bool(example.desirable) for example in examples]),
+        mismatched=collate_preferences(others, layout) if others else None,
+    )
 
 
 def collate_labelled(examples: Sequence[Example], layout: BatchLayout) -> Batch:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,11 @@ class TaskLoss(nn.Module, ABC):
     Attributes:
         keeps_casts: Autocast keeps the copies that it makes of trained weights until the forward ends; of layers that
             are gathered one after the other that would be the whole model.
+        compares_with_kl: The rows of a step are compared with a number that all of them tell together, `kl`: a mean
+            over rows, which the loop computes by `summed_kl` before it asks for any loss.
     """
+
+    compares_with_kl: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class TaskLoss(nn.Module, ABC):
         self._class_weights = class_weights
         self._label_smoothing = label_smoothing
         self.keeps_casts = True
+        self.kl = torch.zeros(())
 
     @property
     def _smoothing(self) -> float:
@@ -99,8 +104,12 @@ class TaskLoss(nn.Module, ABC):
         return self(batch), None
 
     def before_training(self, batch: Batch) -> Tensor:
-        """`[pairs, 2]`, float32, how likely either text of a pair was before training, in nats."""
+        """`[rows, texts]`, float32, how likely each text that is compared was before training, in nats."""
         raise NotImplementedError("a loss that compares with nothing is not asked")
+
+    def summed_kl(self, batch: Batch) -> Tensor:
+        """What the rows of `batch` add to `kl`: a float32 scalar without a graph."""
+        raise NotImplementedError("a loss that compares with no such number is not asked")
 
     @staticmethod
     def figures(decisions: Tensor) -> Mapping[str, float]:

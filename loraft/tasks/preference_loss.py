@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,14 @@ FIGURES = ("chosen_reward", "rejected_reward")
 
 
 class PreferenceLoss(CausalLMLoss):
-    """The loss of pairs of answers: each pair counts the same, however long its answers are."""
+    """The loss of pairs of answers: each pair counts the same, however long its answers are.
+
+    Attributes:
+        texts_a_row: How many texts of a row are compared.
+    """
 
     collate = staticmethod(collate_preferences)
+    texts_a_row: ClassVar[int] = 2
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -36,11 +41,11 @@ class PreferenceLoss(CausalLMLoss):
         self.before: Before | None = None
 
     def weight(self, batch: Batch) -> float:
-        """What the summed loss of a batch is divided by: its pairs."""
-        return len(batch.text_targets) // 2
+        """What the summed loss of a batch is divided by: its rows."""
+        return len(batch.text_targets) // self.texts_a_row
 
     def forward(self, batch: Batch) -> Tensor:
-        """The summed loss of the pairs of `batch`: a float32 scalar."""
+        """The summed loss of the rows of `batch`: a float32 scalar."""
         return self.with_decisions(batch)[0]
 
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -48,19 +53,24 @@ class PreferenceLoss(CausalLMLoss):
         reference = self.before_training(batch) if self.asked.has_reference else None
         likely = self.likelihoods(batch)
         smoothing = self.asked.label_smoothing if self.model.training else 0.0
-        losses, rewards = pair_losses(likely, _lengths(batch, likely), reference, self.asked, smoothing)
+        losses, rewards = pair_losses(likely, self.lengths(batch, likely), reference, self.asked, smoothing)
         return losses.sum(), rewards.detach().T
 
     def likelihoods(self, batch: Batch) -> Tensor:
-        """`[pairs, 2]`, float32: the log-likelihood of the better and of the worse answer, in nats."""
-        return -self.of_rows(batch, batch.text_targets).view(-1, 2)
+        """`[rows, texts]`, float32: the log-likelihood of each answer, in nats, of a pair the better one first."""
+        return -self.of_rows(batch, batch.text_targets).view(-1, self.texts_a_row)
+
+    def lengths(self, batch: Batch, like: Tensor) -> Tensor:
+        """`[rows, texts]`, the tokens that are compared; the host waits for no copy of them."""
+        lengths = torch.tensor(batch.text_targets, dtype=like.dtype)
+        return lengths.to(like.device, non_blocking=True).view(-1, self.texts_a_row)
 
     def before_training(self, batch: Batch) -> Tensor:
         """The same of the model before training, which draws nothing: read from the batch, or computed."""
         if batch.reference is not None:
             return batch.reference
         assert self.before is not None, "the task says what the model was"
-        with torch.no_grad(), self.before(), _drawing_nothing(self.model):
+        with torch.no_grad(), self.before(), drawing_nothing(self.model):
             return self.likelihoods(batch)
 
     @staticmethod
@@ -75,7 +85,7 @@ class PreferenceLoss(CausalLMLoss):
 
 
 @contextmanager
-def _drawing_nothing(model: torch.nn.Module) -> Iterator[None]:
+def drawing_nothing(model: torch.nn.Module) -> Iterator[None]:
     """Without dropout: what is compared with is one number for each text."""
     training = model.training
     model.eval()
@@ -83,12 +93,6 @@ def _drawing_nothing(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def _lengths(batch: Batch, like: Tensor) -> Tensor:
-    """`[pairs, 2]`, the tokens that are compared; the host waits for no copy of them."""
-    lengths = torch.tensor(batch.text_targets, dtype=like.dtype)
-    return lengths.to(like.device, non_blocking=True).view(-1, 2)
 
 
 def pair_losses(

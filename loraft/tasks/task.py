@@ -264,6 +264,14 @@ class Task(ABC):
         """What the loss of an example is divided by: its trained tokens, or decisions."""
         return example.trained
 
+    def loss_of(self, config: RunConfig) -> type[TaskLoss]:
+        """The loss that a config asks for."""
+        return self.loss
+
+    def with_mismatched(self, batches: Sequence[Sequence[Example]], config: RunConfig) -> list[list[Example]]:
+        """The batches of a step, each row with the answer of another one where its loss compares with such."""
+        return [list(batch) for batch in batches]
+
     def has_reference(self, config: RunConfig) -> bool:
         """Whether the loss compares with the model as it was before training."""
         return False
@@ -276,7 +284,7 @@ class Task(ABC):
         """`[classes]`, what a row of each class counts in the loss; None where each counts the same."""
         return None
 
-    def notes_on(self, examples: Sequence[Example]) -> Iterator[str]:
+    def notes_on(self, config: RunConfig, examples: Sequence[Example]) -> Iterator[str]:
         """What there is to say of training rows that only the task knows, a sentence each."""
         return iter(())
 
@@ -308,8 +316,8 @@ class Task(ABC):
         """Keys of `data` in a first config: the dotted key, its value, and why it stands there."""
         return iter(())
 
-    def starter_loss(self, method: Method) -> Iterator[tuple[str, object, str]]:
-        """Keys of a section of its own in a first config, for a method."""
+    def starter_loss(self, method: Method, row_format: RowFormat) -> Iterator[tuple[str, object, str]]:
+        """Keys of a section of its own in a first config, for a method and a format of rows."""
         return iter(())
 
     def facts_for_card(self, config: RunConfig, count: int) -> Mapping[str, str]:

@@ -36,7 +36,9 @@ class Example:
         token_type_ids: 0 for the tokens of the first text and 1 for those of the second, where a classifier tells them
             apart; else None.
         second: Where in the tokens the worse of two texts begins that are compared; 0 where there is one text.
-        reference: The log-likelihood of either text's trained tokens before training, in nats, where it is known.
+        reference: The log-likelihood of each text's trained tokens before training, in nats, where it is known.
+        desirable: Whether an answer that stands alone is one to be given; None where nobody says.
+        mismatched: The prompt with the answer of another row, where the loss compares with such.
     """
 
     input_ids: list[int]
@@ -46,7 +48,9 @@ class Example:
     tokens: int
     token_type_ids: list[int] | None = None
     second: int = 0
-    reference: tuple[float, float] | None = None
+    reference: tuple[float, ...] | None = None
+    desirable: bool | None = None
+    mismatched: Example | None = None
 
     @property
     def target_tokens(self) -> int:
@@ -109,9 +113,28 @@ class Example:
 
 
 def with_reference(examples: Sequence[Example], known: Iterable[Iterable[float]]) -> list[Example]:
-    """Pairs with the log-likelihood that either text had before training: `known` has two numbers for each."""
-    pairs = zip(examples, known, strict=True)
-    return [replace(each, reference=(float(chosen), float(rejected))) for each, (chosen, rejected) in pairs]
+    """Rows with the log-likelihood that each of their texts had before training: `known` has a number for each text."""
+    rows = zip(examples, known, strict=True)
+    return [replace(each, reference=tuple(map(float, numbers))) for each, numbers in rows]
+
+
+def with_mismatched(examples: Sequence[Example], most: int) -> list[Example]:
+    """Texts with the answer of the row before behind their own prompt, of `most` tokens; one by itself has none.
+
+    The first row has the last one's, so that the same answers stand behind other prompts, each once.
+    """
+    if len(examples) < 2:
+        return list(examples)
+    before = zip(examples, [examples[-1], *examples[:-1]], strict=True)
+    return [replace(row, mismatched=_with_answer_of(other, row, most)) for row, other in before]
+
+
+def _with_answer_of(other: Example, row: Example, most: int) -> Example:
+    """The tokens before the first trained one of `row`, and those of `other` from there on."""
+    border, first = (next(at for at, it in enumerate(x.labels) if at and it != IGNORED) for x in (row, other))
+    ids = [*row.input_ids[:border], *other.input_ids[first:]]
+    labels = [*[IGNORED] * border, *other.labels[first:]]
+    return Example.of_text(ids[:most], labels[:most], row.where)
 
 
 def share_numbers(examples: Iterable[Example], known: dict[int, int]) -> None:
@@ -134,12 +157,14 @@ class DatasetFacts:
         system_prompt: The one that every conversation begins with; None when they differ or have none.
         conversations: There are conversations to render.
         pairs: Some rows have two texts to classify together.
+        unpaired: Answers stand alone, each with a label that calls it good or bad.
     """
 
     system_prompt: str | None = None
     conversations: bool = True
     labels: tuple[str, ...] = ()
     pairs: bool = False
+    unpaired: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -97,7 +97,8 @@ class Trainer:
         """The batches of a window on the device, and what their loss is divided by."""
         began = time.perf_counter()
         size, filled = self.settings.per_device_train_batch_size, fills(self.plan.config)
-        rows, counted = self.ranks.share(window, size, filled=filled)
+        whole = self.plan.task.with_mismatched(window.batches, self.plan.config)
+        rows, counted = self.ranks.share(replace(window, batches=whole), size, filled=filled)
         laid = [self.plan.task.collate(batch, self.plan.layout) for batch in rows]
         weight, tokens, targets = self.ranks.totals(
             sum(self.loss.weight(batch) for batch in laid[:counted]),
@@ -107,6 +108,21 @@ class Trainer:
         batches = tuple(batch.to(self.plan.placement.device) for batch in laid)
         seconds = time.perf_counter() - began
         return PreparedStep(window, rows, batches, counted, weight, int(tokens), int(targets), seconds)
+
+    def measure_kl(self, batches: Iterable[Batch], counted: int, rows: float) -> None:
+        """Tell a loss that compares with it how far the model is from its reference, by `rows` rows of all ranks.
+
+        Of `batches`, this rank's, the first `counted` count. With several ranks the host waits for the device.
+        """
+        if not self.loss.compares_with_kl:
+            return
+        with self.gathered():
+            found = [self.loss.summed_kl(batch) for batch in batches][:counted]
+        total = sum(found, torch.zeros((), device=self.plan.placement.device))
+        if self.ranks.world > 1:
+            (summed,) = self.ranks.totals(total.item())
+            total = total.new_tensor(summed)
+        self.loss.kl = total / rows
 
     def sum_gradients(self) -> None:
         """Add up the gradients of all ranks; in parts they were as they came to be."""
@@ -151,7 +167,7 @@ def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     on_device = None if weights is None else weights.to(plan.placement.device)
     autocast = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
     smoothing = plan.config.training.label_smoothing_factor
-    loss = plan.task.loss(adapted.loaded.model, plan.shape.family, autocast, on_device, smoothing)
+    loss = plan.task.loss_of(plan.config)(adapted.loaded.model, plan.shape.family, autocast, on_device, smoothing)
     if not plan.task.has_reference(plan.config):
         return plan.task.settled(loss, plan.config, nullcontext)
     return plan.task.settled(loss, plan.config, before_training(adapted, plan.config.lora))
@@ -200,6 +216,7 @@ def take_step(
     """
     began = time.perf_counter()
     run.ranks.seed(run.plan.config.seed, step)
+    run.measure_kl(prepared.batches, prepared.counted, prepared.weight)
     losses = [add_gradient(run, prepared, number) for number in range(len(prepared.batches))]
     run.sum_gradients()
     run.scaler.unscale_(run.optimizer)
@@ -273,8 +290,11 @@ def evaluate_loss(
     weight, targets = 0.0, 0
     sums: list[Tensor] = []
     cells: list[Tensor] = []
-    share = run.ranks.share_whole([examples[start : start + size] for start in range(0, len(examples), size)])
+    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+    share = run.ranks.share_whole(run.plan.task.with_mismatched(batches, run.plan.config))
     with torch.inference_mode(), run.gathered():
+        laid = (run.batch(rows) for rows in share.batches if not stop())
+        run.measure_kl(laid, share.counted, len(examples))
         for number, rows in enumerate(share.batches):
             if stop():
                 return None

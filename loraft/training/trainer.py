@@ -235,7 +235,7 @@ def remember_reference(run: Trainer) -> None:
     if plan.data.stream is None:
         again.append((plan.data.train, plan.steps > plan.batches.steps(0)))
     for rows in (rows for rows, is_so in again if rows and is_so):
-        run.observer(Note(f"what the model before training gives {counted(len(rows), 'pair')} is computed once"))
+        run.observer(Note(f"what the model before training gives {counted(len(rows), 'row')} is computed once"))
         share = run.ranks.share_whole([rows[start : start + size] for start in range(0, len(rows), size)])
         with torch.inference_mode(), run.gathered():
             found = [run.loss.before_training(run.batch(batch)).cpu() for batch in share.batches]

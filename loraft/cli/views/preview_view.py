@@ -41,6 +41,8 @@ READERS_OF = {
     "source": "the encoder reads",
     "chosen": "chosen: what is marked becomes more likely",
     "rejected": "rejected: what is marked becomes less likely",
+    "desirable": "desirable: what is marked becomes more likely",
+    "undesirable": "undesirable: what is marked becomes less likely",
 }
 """What is done with a part of a row."""
 ROLES = {
