@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from loraft.config.choices import Method, RowFormat, TaskName
-from loraft.errors import Problem
+from loraft.errors import ConfigError, Problem
 from loraft.figures import counted
 from loraft.rows.formats import Conversation, LanguagePair, PreferencePair, PromptCompletion, Record, UnpairedAnswer
 from loraft.rows.preferences import to_pair, to_unpaired
@@ -194,7 +194,16 @@ class Preference(CausalLM):
         return iter(())
 
     def starter_loss(self, method: Method, row_format: RowFormat) -> Iterator[tuple[str, object, str]]:
-        """The loss, that of the rows, one without a reference where none is kept."""
+        """The loss, that of the rows, one without a reference where none is kept.
+
+        Raises:
+            ConfigError: No loss of such rows does without one.
+        """
+        if row_format == "unpaired" and method == "full":
+            message = (
+                "is full, which keeps no base to compare with, and kto, by which single answers are learned, needs it"
+            )
+            raise ConfigError(message, parameter="method", remedy="Take lora or qlora.")
         if row_format == "unpaired":
             yield "preference.loss", "kto", "kto learns from answers that a label calls good or bad."
         elif method == "full":

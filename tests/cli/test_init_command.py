@@ -35,6 +35,7 @@ def row(row_format: RowFormat, number: int) -> dict[str, Any]:
         "prompt_completion": {"prompt": question, "completion": answer},
         "text": {"text": answer},
         "preferences": {"prompt": question, "chosen": f" {answer}", "rejected": " who knows?"},
+        "unpaired": {"prompt": question, "completion": f" {answer}", "label": number % 3 != 0},
         "translation": {"translation": {"en": question, "fr": answer}},
         "classification": {"text": question, "label": ("late", "lost", "no")[number % 3]},
     }[row_format]
@@ -52,7 +53,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-CELLS = [(task, method, form) for task, method in product(get_args(TaskName), METHODS) for form in TASKS[task].formats]
+CELLS = [
+    (task, method, form)
+    for task, method in product(get_args(TaskName), METHODS)
+    for form in TASKS[task].formats
+    if (method, form) != ("full", "unpaired")
+]
+"""What can be learned of the rows of each format; of single answers nothing without a reference."""
 
 
 @pytest.mark.slow_after(6)
@@ -406,7 +413,6 @@ def test_a_builtin_encoder_is_known_before_it_is_fetched(here: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([{"prompt": "a", "completion": "b", "label": True}], "good or bad"),
         ([{"messages": TOOL_TURNS[:1] + TOOL_TURNS[3:], "images": ["a.png"]}], "loraft trains text alone"),
     ],
 )
@@ -425,3 +431,15 @@ def test_rows_that_are_not_trained_yet_are_told(here: Path, rows: list[dict[str,
 def test_the_example_of_columns_is_of_the_task(here: Path, task: TaskName, example: str) -> None:
     write_rows(here / "x.jsonl", [{"a": "b", "c": "d"}] * 3)
     assert f"--columns {example}" in init("c.yaml", "--data", "x.jsonl", "--task", task).stderr
+
+
+def test_single_answers_are_learned_beside_a_base_alone_and_a_label_beside_other_columns_is_not_guessed_at(
+    here: Path,
+) -> None:
+    write_rows(here / "judged.jsonl", [row("unpaired", number) for number in range(3)])
+    result = init("c.yaml", "--data", "judged.jsonl", "--method", "full")
+    assert (result.exit_code, Path("c.yaml").exists()) == (2, False)
+    assert "--method" in result.stderr
+    write_rows(here / "talks.jsonl", [{**row("messages", number), "label": "refund"} for number in range(3)])
+    assert init("c.yaml", "--data", "talks.jsonl").exit_code == 0
+    assert load_config("c.yaml").task == "causal_lm"

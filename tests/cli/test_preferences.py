@@ -51,15 +51,38 @@ def test_a_real_model_learns_which_answer_is_better_and_gives_it(smollm2: Path, 
     assert "sorry" in json.loads(answered.stdout)["completion"]
 
 
+@pytest.mark.slow
+def test_a_real_model_learns_from_single_answers_which_are_good(smollm2: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+        for row in PAIRS
+        for name in ("chosen", "rejected")
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.yaml").write_text(CONFIG.format(model=smollm2) + "preference: {loss: kto}\n")
+    trained = loraft("train", "c.yaml", "training.per_device_train_batch_size=4", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-4)
+    assert steps[-1]["eval_margin"] > 0.5
+    assert steps[-1]["eval_desirable_reward"] > 0 > steps[-1]["eval_undesirable_reward"]
+    asked = ["--prompt", str(PAIRS[0]["prompt"]), "--max-new-tokens", "12", "--temperature", "0", "--json"]
+    answered = loraft("generate", "run", *asked, cwd=tmp_path)
+    assert "sorry" in json.loads(answered.stdout)["completion"], answered.stderr
+
+
 @pytest.mark.parametrize(
     ("rows", "words", "named"),
     [
         (PAIRS, ["task=causal_lm"], "task: preference"),
-        ([{"prompt": "a", "completion": "b", "label": True}], [], "data.format"),
+        ([{"prompt": "a", "completion": "b", "label": True}], ["task=causal_lm"], "preference.loss: kto"),
+        ([{"prompt": "a", "completion": "b", "label": True}], [], "preference.loss: is dpo"),
+        ([{"prompt": "a", "completion": "b", "label": "yes"}], ["preference.loss=kto"], "pairs.jsonl:1"),
+        (PAIRS, ["preference.loss=kto"], "the rows are pairs"),
         ([{"prompt": "a", "chosen": "", "rejected": "b"}], [], "pairs.jsonl:1"),
         (PAIRS, ["method=full"], "method: full does not keep"),
     ],
-    ids=["another task", "single answers", "an empty answer", "every weight"],
+    ids=["another task", "answers as examples", "answers for dpo", "a label", "pairs for kto", "empty", "every weight"],
 )
 def test_what_cannot_be_learned_is_refused(
     tmp_path: Path, rows: list[dict[str, object]], words: list[str], named: str

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from loraft.errors import DataError
-from loraft.rows.formats import Conversation, PreferencePair, PromptCompletion
-from loraft.rows.preferences import to_pair
+from loraft.rows.formats import Conversation, PreferencePair, PromptCompletion, UnpairedAnswer
+from loraft.rows.preferences import to_pair, to_unpaired
 from loraft.rows.row import Row
 from loraft.tasks import TASKS, detect_format
 
@@ -93,5 +93,56 @@ def test_the_same_answer_twice_is_compared_and_told_later() -> None:
 def test_what_does_not_fit_is_named(values: dict[str, Any], key: str) -> None:
     with pytest.raises(DataError) as caught:
         read(**values)
+    problem = caught.value.problems[0]
+    assert (problem.where, problem.key) == ("rows.jsonl:3", key)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": turns("q"), "completion": answer("a"), "label": True},
+        {"prompt": "q", "completion": answer("a"), "label": "True"},
+        {"prompt": turns("q"), "completion": "a", "label": 1},
+        {"messages": turns("q", "a"), "label": "true"},
+    ],
+    ids=["turns", "a prompt of text", "an answer of text", "messages"],
+)
+def test_every_form_of_an_answer_with_a_label_says_the_same(values: dict[str, Any]) -> None:
+    record = to_unpaired(Row(values, "rows.jsonl:3"), {})
+    assert record.desirable
+    assert shown(record.answer) == ["q", "[a]"]
+    assert detect_format(values, TASKS["preference"]) == "unpaired"
+
+
+def test_an_answer_of_text_stays_text_and_earlier_answers_do_not_count() -> None:
+    plain = to_unpaired(Row({"ask": "1 + 1 =", "completion": " 3", "kto_tag": False}, "rows.jsonl:3"), {
+        "prompt": "ask", "label": "kto_tag",
+    })  # fmt: skip
+    assert plain == UnpairedAnswer(PromptCompletion("1 + 1 =", " 3"), desirable=False)
+    values = {"messages": turns("a", "b", "c", "d"), "system": "be brief", "label": "0"}
+    assert shown(to_unpaired(Row(values, "rows.jsonl:3"), {}).answer) == ["be brief", "a", "b", "c", "[d]"]
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"prompt": "q", "completion": "a", "label": "good"}, "label"),
+        ({"prompt": "q", "completion": "a", "label": 2}, "label"),
+        ({"prompt": "q", "completion": "a", "label": None}, "label"),
+        ({"prompt": "q", "completion": "a", "label": [True]}, "label"),
+        ({"prompt": "q", "completion": "a"}, "label"),
+        ({"prompt": "q", "completion": " ", "label": True}, "completion"),
+        ({"prompt": "q", "completion": [], "label": True}, "completion"),
+        ({"prompt": "q", "completion": 7, "label": True}, "completion"),
+        ({"prompt": "q", "completion": turns("q", "a"), "label": True}, "completion[0].role"),
+        ({"prompt": "", "completion": "a", "label": True}, "prompt"),
+        ({"completion": answer("a"), "label": True}, "completion"),
+        ({"messages": turns("q", "a", "b"), "label": True}, "messages[2]"),
+        ({"messages": answer("a"), "label": True}, "messages"),
+    ],
+)
+def test_what_is_no_answer_with_a_label_is_named(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(DataError) as caught:
+        to_unpaired(Row(values, "rows.jsonl:3"), {})
     problem = caught.value.problems[0]
     assert (problem.where, problem.key) == ("rows.jsonl:3", key)

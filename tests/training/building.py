@@ -69,6 +69,15 @@ def preferred(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+def judged(count: int = 12) -> list[dict[str, Any]]:
+    """The answers of `preferred` by themselves, each with a label that calls it good or bad."""
+    return [
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+        for number, row in enumerate(preferred(count))
+        for name in (("chosen",), ("rejected",), ("chosen", "rejected"))[number % 3]
+    ]
+
+
 ROWS_OF = {"causal_lm": rows, "preference": preferred, "seq2seq_lm": pairs, "seq_cls": labelled}
 """Rows for each task."""
 MODEL_OF = {"causal_lm": "llama", "preference": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
