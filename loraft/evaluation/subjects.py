@@ -15,7 +15,7 @@ import torch
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import adapter_named
 from loraft.config.preference_section import PreferenceSection
-from loraft.errors import AdapterError
+from loraft.errors import AdapterError, DataError
 from loraft.evaluation.eval_dataset import EvalSource, EvaluatedRows, rows_of, unasked_as_trained
 from loraft.evaluation.evaluator import EvalModel, RowScore
 from loraft.evaluation.open_model import MEASURED, RequestedModel, classifying, generating, tell, to_be_told, writing
@@ -54,6 +54,7 @@ def _comparing(
 ) -> tuple[EvaluatedRows, list[EvalModel]]:
     """The pairs as tokens; what weighs their answers, and its base where that is wanted."""
     asked = source.config.preference
+    _refuse_single_answers(source, asked)
     began = _began_with(source, model.found) if asked.has_reference else None
     beside = model.found if began is None else replace(model.found, adapters=(*model.found.adapters, began))
     session = open_session(model.choice, beside)
@@ -67,6 +68,21 @@ def _comparing(
     names = (voice.name, BASE) if source.purpose.baseline else (voice.name,)
     settings = voice.settings(options)
     return rows, [weighing(session, name, before, asked, settings, batch_size) for name in names]
+
+
+def _refuse_single_answers(source: EvalSource, asked: PreferenceSection) -> None:
+    """Refuse answers that stand alone, and pairs by a loss of such: what they are compared with is of many rows.
+
+    Raises:
+        DataError: There are some.
+    """
+    read = (*source.read.train, *source.read.held_out)
+    alone = any(each.counts.format == "unpaired" for each in read)
+    if alone or asked.loss == "kto":
+        what = "single answers with a label" if alone else "pairs, and the model was trained by kto"
+        message = f"the rows are {what}: what is evaluated is compared by pairs, with a loss of pairs"
+        remedy = "Name rows of prompt and completion alone. A run has measured its own rows: see its metrics.jsonl."
+        raise DataError(message, where=source.called, remedy=remedy)
 
 
 def weighing(

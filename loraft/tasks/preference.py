@@ -44,7 +44,7 @@ class Preference(CausalLM):
     name = "preference"
     summary = "A decoder learns which of two answers is better."
     formats = ("preferences", "unpaired")
-    unit = "pair"
+    unit = "row"
     metrics = TaskMetrics(always={**LOSS, **PAIR_METRICS, **ANSWER_METRICS}, offered={}, default=())
     balances_routers = False
     joins_prompts = False
@@ -174,7 +174,7 @@ class Preference(CausalLM):
         return "causal_lm"
 
     def weight_of(self, example: Example) -> int:
-        """Each pair counts the same, however long its answers are."""
+        """Each row counts the same, however long its answers are."""
         return 1
 
     def settled(self, loss: TaskLoss, config: RunConfig, before: Before) -> TaskLoss:

@@ -102,7 +102,7 @@ class Example:
         if self.target_tokens:
             return Example.of_pair(ids, labels, self.where)
         if len(self.labels) > 1:
-            return Example.of_text(ids, labels, self.where)
+            return replace(Example.of_text(ids, labels, self.where), desirable=self.desirable)
         types = None if self.token_type_ids is None else self.token_type_ids[:most]
         return replace(self, input_ids=ids, tokens=len(ids), token_type_ids=types)
 

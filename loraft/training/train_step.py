@@ -110,18 +110,14 @@ class Trainer:
         return PreparedStep(window, rows, batches, counted, weight, int(tokens), int(targets), seconds)
 
     def measure_kl(self, batches: Iterable[Batch], counted: int, rows: float) -> None:
-        """Tell a loss that compares with it how far the model is from its reference, by `rows` rows of all ranks.
-
-        Of `batches`, this rank's, the first `counted` count. With several ranks the host waits for the device.
-        """
+        """Tell a loss that compares with it the KL, by the first `counted` batches of each rank: `rows` rows in all."""
         if not self.loss.compares_with_kl:
             return
         with self.gathered():
             found = [self.loss.summed_kl(batch) for batch in batches][:counted]
         total = sum(found, torch.zeros((), device=self.plan.placement.device))
         if self.ranks.world > 1:
-            (summed,) = self.ranks.totals(total.item())
-            total = total.new_tensor(summed)
+            total = total.new_tensor(self.ranks.totals(total.item())[0])
         self.loss.kl = total / rows
 
     def sum_gradients(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from loraft.api import train
+from loraft.api import evaluate, train
 from loraft.config.schema import RunConfig
 from loraft.errors import InvalidInputError
 from loraft.training.loop import fit
@@ -181,3 +181,11 @@ def test_a_file_of_pairs_beside_one_of_answers_is_refused_row_by_row(tmp_path: P
         with pytest.raises(InvalidInputError) as caught:
             tiny_fit(config_of(tmp_path, judged(2), data__train=train_on, data__eval=eval_on))
         assert [each.where for each in caught.value.problems] == [f"{pairs}:1", f"{pairs}:2"]
+
+
+@pytest.mark.slow
+def test_what_evaluates_pairs_takes_no_single_answers_nor_pairs_by_their_loss(tmp_path: Path) -> None:
+    run = train(config_of(tmp_path, data__eval=0.25, training__max_steps=1)).run_folder
+    for data in (None, str(write_rows(tmp_path / "pairs.jsonl", preferred(2)))):
+        with pytest.raises(InvalidInputError, match=r"single answers|trained by kto"):
+            evaluate(str(run), data=data)
