@@ -33,6 +33,7 @@ from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.io.atomic import atomic_dir, write_json
 from loraft.io.checksums import write_record
+from loraft.io.secrets import redacted
 from loraft.models.auto_model import from_pretrained
 from loraft.models.hf_config import drop_code, own_code
 from loraft.models.load_model import LoadedModel
@@ -245,7 +246,8 @@ def _write_company(
         defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
         defaults |= task.first_tokens(loaded.model, renderer)
         write_json(folder / "generation_config.json", defaults)
-    (folder / "README.md").write_text(model_card(config, facts, __version__, renderer.labels), encoding="utf-8")
+    card = redacted(model_card(config, facts, __version__, renderer.labels))
+    (folder / "README.md").write_text(card, encoding="utf-8")
     drop_code(folder)
     write_record(folder, _record(adapted, config, renderer))
 

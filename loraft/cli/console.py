@@ -22,6 +22,7 @@ from rich.text import Text
 
 from loraft.cli.wording import in_options
 from loraft.errors import Problem, RunError
+from loraft.io.secrets import redacted
 
 
 def forget(stream: IO[str]) -> None:
@@ -121,13 +122,13 @@ def waiting(what: str) -> Iterator[None]:
 
 def print_message(message: str) -> None:
     """A sentence to the user, on standard error."""
-    say(printable(message))
+    say(printable(redacted(message)))
 
 
 def print_note(*notes: str) -> None:
     """What was decided or found, a sentence each, on standard error."""
     for note in notes:
-        say(("note: ", "cyan"), printable(in_options(note)), prose=True)
+        say(("note: ", "cyan"), printable(redacted(in_options(note))), prose=True)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:

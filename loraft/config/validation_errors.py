@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -16,6 +16,7 @@ from loraft.config.schema_info import KEYS, Expected, expected, keys_of, places_
 from loraft.config.sections import NO_NULL
 from loraft.config.yaml_nodes import MOST_PROBLEMS, Found, KeyPath, Node, Value, dotted, in_words, problem_at, scalar
 from loraft.errors import ConfigError, Problem
+from loraft.io.secrets import secret_in
 
 STAND_INS: dict[str, dict[str, Value]] = {"model": {"name_or_path": "?"}, "data": {"train": "?"}}
 """What must be there, for a second look at a config that lacks it."""
@@ -29,6 +30,8 @@ def validated(top: Node, found: Sequence[Found] = ()) -> RunConfig:
     Raises:
         ConfigError: With everything that is wrong, in the order of the file, overrides last.
     """
+    if secrets := list(_secrets(top, ())):
+        refuse([*found, *secrets])  # what else is wrong might be told with the value
     try:
         config = RunConfig.model_validate(top.value)
     except ValidationError as error:
@@ -38,6 +41,24 @@ def validated(top: Node, found: Sequence[Found] = ()) -> RunConfig:
     if found:
         refuse(found)
     return config
+
+
+def _secrets(node: Node, path: KeyPath) -> Iterator[Found]:
+    """A problem for each text that holds a secret: a config is written into the folder of its run, and handed on."""
+    texts = [node.content] if isinstance(node.content, str) else []
+    inner: Iterable[tuple[str | int, Node]] = ()
+    if isinstance(node.content, dict):
+        inner = node.content.items()
+        texts = [key for key in node.content if secret_in(key)]
+        inner = [(key, each) for key, each in inner if key not in texts]
+    elif isinstance(node.content, list):
+        inner = enumerate(node.content)
+    for kind in filter(None, map(secret_in, texts)):
+        message = f"holds {kind}, and a config is written into the folder of its run"
+        remedy = "Take it out: tokens are taken from the environment (HF_TOKEN, WANDB_API_KEY) or from `hf auth login`."
+        yield problem_at(node.place, message, dotted(path) or None, remedy)
+    for part, each in inner:
+        yield from _secrets(each, (*path, part))
 
 
 def refuse(found: Iterable[Found]) -> NoReturn:

@@ -183,7 +183,8 @@ class TokenCache:
         described = {"places": [example.where for example in examples], "facts": facts}
         root = self._folder.parent
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the cache: rows are its user's alone
+            root.mkdir(exist_ok=True)
             with FileLock(root / ".lock"):
                 for stale in root.glob(".*.partial-*"):
                     shutil.rmtree(stale, ignore_errors=True)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from loraft.errors import InvalidInputError, ModelError
 from loraft.io.atomic import atomic_dir, write_json, write_whole
-from loraft.io.paths import cache_folder
+from loraft.io.paths import cache_folder, made_cache_folder
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
 
 NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -173,6 +173,7 @@ def _agrees(path: Path, sha256: str) -> bool:
     if sha256_of(path) != sha256:
         return False
     with suppress(OSError):  # where nothing can be remembered it is hashed again
+        made_cache_folder()
         note.parent.mkdir(parents=True, exist_ok=True)
         write_whole(note, json.dumps(known))
     return True
@@ -192,6 +193,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         return folder
     try:
         with disk_errors(folder.parent, remedy=ANOTHER_CACHE):
+            made_cache_folder()
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.parent / f"{folder.name}.lock"):
                 if damage := _fault_of(folder) if folder.is_dir() else None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from loraft.io.atomic import atomic_dir
-from loraft.io.paths import cache_folder
+from loraft.io.paths import cache_folder, made_cache_folder
 
 MOST_DAYS = 30
 """Entries are removed when they were not used for so many days."""
@@ -32,7 +32,7 @@ def kept_file(key: str, name: str, write: Callable[[Path], None], *, anew: bool 
     """
     folder = cache_folder() / KEPT / key
     if anew or not (folder / name).is_file():
-        lock = cache_folder() / LOCKS / f"{key}.lock"
+        lock = made_cache_folder() / LOCKS / f"{key}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):  # another process may be fetching the same
             if anew or not (folder / name).is_file():

@@ -22,6 +22,17 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else user_cache_path("loraft")
 
 
+def made_cache_folder() -> Path:
+    """The folder of the cache; where it is not there it is made for its user alone, for rows are kept in it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    folder = cache_folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 def check_output_file(
     path: Path, *, reads: Iterable[Path] = (), parameter: str | None = None, error: type[InvalidInputError] = DataError
 ) -> None:

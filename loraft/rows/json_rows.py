@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from loraft.errors import DataError
-from loraft.rows.opening import RowFile, compression_of, opened
+from loraft.rows.opening import RowFile, compression_of, lines_of, opened
 from loraft.rows.row import RawRow, UnreadableError, look, reason, remedy_of, text_of
 
 DEEPEST = 100
@@ -81,7 +81,7 @@ def jsonl_rows(file: RowFile) -> Iterator[RawRow]:
     """
     is_first = True
     with opened(file) as stream:
-        for number, raw in enumerate(stream, start=1):
+        for number, raw in lines_of(stream, file):
             if not raw.strip():
                 continue
             if is_first:

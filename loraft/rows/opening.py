@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
@@ -55,6 +56,10 @@ def _zstd(path: Path) -> io.RawIOBase:
 OPENERS: Mapping[Compression, Callable[[Path], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "zstd": _zstd}
 """What opens a compressed file; each tells where one ends too early."""
 DAMAGED = (EOFError, zlib.error)
+MOST_ROW_BYTES = 64 << 20
+"""The longest row that is read, in bytes or characters: what is longer is no row, and would be held several times."""
+MOST_GROWTH, ANY_BYTES = 200, 100_000_000
+"""How many times its size a compressed file may become, where it becomes more than so many bytes."""
 
 
 def compression_of(path: PurePath) -> str | None:
@@ -76,8 +81,61 @@ def opened(file: RowFile) -> Iterator[io.BufferedReader]:
         with file.path.open("rb") as plain:
             yield plain
         return
-    with OPENERS[COMPRESSIONS[compression].compression](file.path) as unpacked, io.BufferedReader(unpacked) as stream:
+    opener = OPENERS[COMPRESSIONS[compression].compression]
+    with opener(file.path) as unpacked, io.BufferedReader(cast("Any", _Unpacked(unpacked, file))) as stream:
         yield stream
+
+
+class _Unpacked(io.RawIOBase):
+    """What a compressed file holds, as it is read: refused where it becomes far more than rows ever do."""
+
+    def __init__(self, unpacked: io.RawIOBase, file: RowFile) -> None:
+        self._unpacked, self._file = unpacked, file
+        self._left = most_unpacked(file.path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        taken = self._unpacked.readinto(buffer) or 0
+        self._left -= taken
+        if self._left < 0:
+            raise grown_too_much(self._file)
+        return taken
+
+
+def most_unpacked(path: Path) -> int:
+    """The most bytes that a compressed file may become."""
+    return max(ANY_BYTES, MOST_GROWTH * path.stat().st_size)
+
+
+def grown_too_much(file: RowFile) -> DataError:
+    """What to say of a file that becomes more than that."""
+    message = f"becomes more than {most_unpacked(file.path):,} bytes of {file.path.stat().st_size:,}, as rows never do"
+    remedy = "Decompress it yourself, if it is meant, and name what comes out."
+    return DataError(message, where=file.name, key="data", remedy=remedy)
+
+
+def lines_of(stream: io.BufferedReader, file: RowFile) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, from 1.
+
+    Raises:
+        DataError: A line is longer than a row may be.
+    """
+    for number, raw in enumerate(iter(partial(stream.readline, MOST_ROW_BYTES + 1), b""), start=1):
+        check_size(len(raw), file, number)
+        yield number, raw
+
+
+def check_size(size: int, file: RowFile, line: int) -> None:
+    """Refuse a row that is too long: of so many bytes or characters, or more.
+
+    Raises:
+        DataError: It is.
+    """
+    if size > MOST_ROW_BYTES:
+        message = f"is longer than {MOST_ROW_BYTES:,} bytes, and no row"
+        raise DataError(message, where=f"{file.name}:{line}", key="data", remedy="Write shorter rows, one a line.")
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from io import BufferedReader
 
 from loraft.config.choices import TextBy
-from loraft.rows.opening import RowFile, opened
+from loraft.rows.opening import MOST_ROW_BYTES, RowFile, check_size, lines_of, opened
 from loraft.rows.row import RawRow, look, text_of
 
 
@@ -14,29 +15,32 @@ def text_rows(file: RowFile) -> Iterator[RawRow]:
     """The rows of a plain text; each stands at the line that it begins in."""
     with opened(file) as stream:
         if file.text_by == "file":
-            yield partial(look, f"{file.name}:1", _text, stream.read(), True)
+            whole = stream.read(MOST_ROW_BYTES + 1)
+            check_size(len(whole), file, 1)
+            yield partial(look, f"{file.name}:1", _text, whole, True)
         elif file.text_by == "line":
-            for number, raw in enumerate(stream, start=1):
+            for number, raw in lines_of(stream, file):
                 if raw.strip():
                     yield partial(look, f"{file.name}:{number}", _text, raw, number == 1)
         else:
-            for number, raw in _paragraphs(stream):
+            for number, raw in _paragraphs(stream, file):
                 yield partial(look, f"{file.name}:{number}", _text, raw, number == 1)
 
 
 def parted_by(file: RowFile) -> TextBy:
     """What of a single text is a row: its paragraphs where a blank line stands between them, else its lines."""
     with opened(file) as stream:
-        paragraphs = _paragraphs(stream)
+        paragraphs = _paragraphs(stream, file)
         return "line" if next(paragraphs, None) is None or next(paragraphs, None) is None else "paragraph"
 
 
-def _paragraphs(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+def _paragraphs(stream: BufferedReader, file: RowFile) -> Iterator[tuple[int, bytes]]:
     """The texts between blank lines, each with the number of its first line."""
-    begun, held = 0, list[bytes]()
-    for number, raw in enumerate(lines, start=1):
+    begun, size, held = 0, 0, list[bytes]()
+    for number, raw in lines_of(stream, file):
         if raw.strip():
-            begun = begun if held else number
+            begun, size = (begun, size + len(raw)) if held else (number, len(raw))
+            check_size(size, file, begun)
             held.append(raw)
         elif held:
             yield begun, b"".join(held)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,18 @@ from functools import partial
 from io import TextIOWrapper
 from itertools import islice
 from typing import Any
+from zipfile import ZipFile
 
 from loraft.errors import DataError, LoraftError, Problem, lacking
-from loraft.rows.opening import RowFile, opened, seekable
+from loraft.rows.opening import (
+    MOST_ROW_BYTES,
+    RowFile,
+    check_size,
+    grown_too_much,
+    most_unpacked,
+    opened,
+    seekable,
+)
 from loraft.rows.row import RawRow, UnreadableError, look, remedy_of
 
 ROWS_OF_PARQUET = 1000
@@ -33,10 +41,10 @@ def csv_rows(file: RowFile, separator: str | None = None) -> Iterator[RawRow]:
     Raises:
         DataError: At the first row: its header cannot be used, or what parts the cells cannot be told.
     """
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(MOST_ROW_BYTES)
     separator = separator or _separator(file)
     with _characters(file) as text:
-        reader = csv.reader(text, strict=True, delimiter=separator)
+        reader = csv.reader(_lines(text, file), strict=True, delimiter=separator)
         header: list[str] | None = None
         line = 1
         try:
@@ -59,10 +67,16 @@ def _characters(file: RowFile) -> Iterator[TextIOWrapper]:
         yield text
 
 
+def _lines(text: TextIOWrapper, file: RowFile) -> Iterator[str]:
+    for number, line in enumerate(iter(partial(text.readline, MOST_ROW_BYTES + 1), ""), start=1):
+        check_size(len(line), file, number)
+        yield line
+
+
 def _separator(file: RowFile) -> str:
     """What parts the cells: what the header has between its names, or of several that which the rows have too."""
     with _characters(file) as text:
-        lines = [line for line in islice(text, TRIED) if line.strip()]
+        lines = [line for line in islice(_lines(text, file), TRIED) if line.strip()]
     plain = re.sub(r'"[^"]*"', "", lines[0]) if lines else ""
     there = [mark for mark in SEPARATORS if mark in plain]
     if len(there) < 2:
@@ -161,6 +175,9 @@ def xlsx_rows(file: RowFile) -> Iterator[RawRow]:
     if problem := lacking("openpyxl", "an .xlsx file", where=file.name, key="data"):
         raise DataError.several([problem])
     with seekable(file) as stream, _told_where_no_workbook(file):
+        with ZipFile(stream) as parts:
+            if sum(part.file_size for part in parts.infolist()) > most_unpacked(file.path):
+                raise grown_too_much(file)
         header: list[str] | None = None
         for number, row in enumerate(_sheet(_workbook(stream), file).iter_rows(), start=1):
             where = f"{file.name}: row {number}"

@@ -22,6 +22,7 @@ from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
+from loraft.io.secrets import redacted
 from loraft.optimization.optimizer import KINDS
 from loraft.planning.known_run import KnownRun
 from loraft.rows.places import files_here
@@ -160,11 +161,11 @@ class RunFolder:
         return notes
 
     def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
-        """Write what the run is, each file whole or not at all."""
+        """Write what the run is, each file whole or not at all, and without tokens that a command line may hold."""
         if not self.writes:
             return
-        write_whole(self.config, dump_config(config))
-        write_whole(self.manifest, json.dumps(manifest, indent=1) + "\n")
+        write_whole(self.config, redacted(dump_config(config)))
+        write_whole(self.manifest, redacted(json.dumps(manifest, indent=1)) + "\n")
 
     def empty(self) -> None:
         """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""

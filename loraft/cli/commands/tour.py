@@ -19,7 +19,7 @@ from loraft.cli.console import print_message, print_result, waiting
 from loraft.cli.options import argument, flag, refuse
 from loraft.cli.views.tour_view import command_view, fact_view, heading, idea_view, output_view, parts_view
 from loraft.errors import RunError
-from loraft.io.paths import cache_folder
+from loraft.io.paths import cache_folder, made_cache_folder
 from loraft.tour import PARTS
 from loraft.tour.screens import Part, Screen, Shown
 
@@ -51,6 +51,7 @@ def tour(given: TourOptions) -> None:
     with waiting("writing the files of the tour"):
         from loraft.tour.example_files import write_examples
 
+        made_cache_folder()
         write_examples(folder)
     runs = CommandRuns(folder)
     pauses = not given.no_pause and sys.stdin.isatty() and sys.stdout.isatty()
