@@ -115,7 +115,9 @@ def adapter_in(folder: Path) -> ResolvedTarget:
     try:
         stored: Any = record.get("quantization")
         # Before experts could be in 4 bits they never were.
-        quantization = QuantizationSection.model_validate({"experts": False, **stored}) if stored else None
+        if isinstance(stored, Mapping):
+            stored = {"experts": False, **stored}
+        quantization = QuantizationSection.model_validate(stored) if stored else None
     except ValidationError as error:
         detail = error.errors()[0]["msg"]
         raise AdapterError(detail, where=str(folder / RECORD), key="quantization") from error

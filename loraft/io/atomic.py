@@ -46,6 +46,7 @@ def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        beside.unlink(missing_ok=True)  # a link of that name would be followed
         beside.write_bytes(text.encode("utf-8", errors))
         flush(beside)
         beside.replace(path)

@@ -107,7 +107,11 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
         ResourceError: The disk is too small for the weights.
         DiskFullError: The disk filled up all the same.
     """
-    out = out.expanduser().resolve()
+    out = out.expanduser()
+    if out.is_symlink() and not out.exists():
+        message = f"is a link to {out.readlink()}, where nothing is"
+        raise RunFolderError(message, where=str(out), remedy=ANOTHER_FOLDER)
+    out = out.resolve()
     read = [("base", merge.target.model.folder), *(("adapter", each.folder) for each in merge.target.adapters)]
     for what, folder in read:
         if out.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out):

@@ -55,6 +55,8 @@ def csv_rows(file: RowFile, separator: str | None = None) -> Iterator[RawRow]:
                     yield partial(look, f"{file.name}:{line}", _cells, header, cells)
                 line = reader.line_num + 1
         except csv.Error as error:
+            if "field larger" in str(error):
+                check_size(MOST_ROW_BYTES + 1, file, line)
             yield partial(Problem, f"is not CSV: {error}; nothing after it was read", f"{file.name}:{line}")
 
 

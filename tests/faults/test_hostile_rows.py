@@ -92,7 +92,7 @@ def test_c46_a_mutated_row_is_read_or_refused_by_its_line(
                 told = [problem.where or "" for problem in error.problems]
             else:
                 told = []
-            assert (counts.bad == 0 and not told) or any(str(path) in where for where in told), (number, line)
+            assert (counts.bad == 0 and not told) or f"{path}:2" in told, (number, line, told)
     assert refusals > 50
 
 
@@ -124,10 +124,10 @@ def said_of(path: Path) -> str:
 
 
 def zstd(content: bytes) -> bytes:
-    sink = io.BytesIO()
+    sink = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(content)
-    return sink.getvalue()
+    return bytes(sink.getvalue())
 
 
 def rows_that_repeat(size: int) -> bytes:
@@ -152,10 +152,10 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "one line in bzip2": ("rows.jsonl.bz2", lambda: bz2.compress(b"a" * 70_000_000, 1)),
     "one line in zstandard": ("rows.jsonl.zst", lambda: zstd(b"a" * 80_000_000)),
     "a list in zstandard": ("rows.json.zst", lambda: zstd(b"[" + b" " * 120_000_000 + b"]")),
-    "a cell": ("rows.csv", lambda: b'text\n"' + b"a\n" * 35_000_000 + b'"\n'),
+    "a cell": ("rows.csv", lambda: b'text\n"' + (b"a" * 999 + b"\n") * 70_000 + b'"\n'),
     "a line of cells": ("rows.csv", lambda: b"text\n" + b"a" * 70_000_000 + b"\n"),
     "a text": ("rows.txt", lambda: b"a" * 70_000_000),
-    "a paragraph": ("rows.md", lambda: b"a\n\nb\n" + b"a\n" * 35_000_000),
+    "a paragraph": ("rows.md", lambda: b"a\n\nb\n" + (b"a" * 999 + b"\n") * 70_000),
     "a table in gzip": ("rows.parquet.gz", lambda: gzip.compress(bytes(150_000_000), 1)),
     "a workbook": ("rows.xlsx", grown_workbook),
 }
@@ -168,7 +168,7 @@ def test_c46_what_grows_is_refused(bomb: str, trial: Trial, tmp_path: Path) -> N
     (tmp_path / name).write_bytes(made())
     began = time.process_time()
     with trial(GROWS):
-        with pytest.raises(DataError, match=r"as rows never do|is longer than|field larger than") as caught:
+        with pytest.raises(DataError, match=r"as rows never do|is longer than") as caught:
             read_rows(DataSource(path=str(tmp_path / name)))
         assert name in str(caught.value.problems[0].where)
         assert time.process_time() - began < 30

@@ -13,6 +13,7 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import AdapterError, ModelError
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
+from loraft.io.kept_files import kept_file
 from loraft.io.paths import adapter_from_hub
 from tests.inference.voices import adapter_in, base_in, logits
 
@@ -87,3 +88,15 @@ def test_progress_bars_of_the_hub_are_left_as_they_were(hub: Path) -> None:
     before = are_progress_bars_disabled()
     adapter_from_hub("org/absent")
     assert are_progress_bars_disabled() == before
+
+
+def test_the_cache_is_made_for_its_user_alone_and_one_that_is_there_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAFT_CACHE", str(tmp_path / "home" / "cache"))
+    kept_file("a" * 8, "rows.jsonl", lambda place: place.touch())
+    assert (tmp_path / "home/cache").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "shared").mkdir(mode=0o755)
+    monkeypatch.setenv("LORAFT_CACHE", str(tmp_path / "shared"))
+    kept_file("a" * 8, "rows.jsonl", lambda place: place.touch())
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755

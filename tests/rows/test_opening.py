@@ -8,6 +8,7 @@ import pytest
 
 from loraft.config.sections import DataSource
 from loraft.errors import DataError
+from loraft.rows import opening, plain_texts, tables
 from loraft.rows.raw_rows import content_of, count_rows, raw_rows, read_rows
 from loraft.rows.row import Row
 from tests.rows.files import PACKED, PAIRS, TYPES, written
@@ -49,4 +50,28 @@ def test_a_file_that_is_damaged_or_cut_short_is_refused_whole(tmp_path: Path, pa
 def test_nothing_compressed_is_nothing(tmp_path: Path, packed: str) -> None:
     path = written(tmp_path, ".jsonl", [], packed=packed)
     with pytest.raises(DataError, match="is empty"):
+        read_rows(DataSource(path=str(path)))
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".txt", ".md"])
+def test_a_row_without_an_end_is_refused_by_its_line(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (opening, tables, plain_texts):
+        monkeypatch.setattr(module, "MOST_ROW_BYTES", 1000)
+    (tmp_path / f"rows{kind}").write_text('{"text": "b"}\n' + "a" * 2000 + "\n")
+    with pytest.raises(DataError, match="is longer than 1,000 bytes") as caught:
+        read_rows(DataSource(path=str(tmp_path / f"rows{kind}")))
+    assert str(caught.value.problems[0].where).startswith(f"{tmp_path}/rows{kind}:")
+
+
+@pytest.mark.parametrize("packed", PACKED[1:])
+def test_what_becomes_far_more_than_it_is_is_refused(
+    tmp_path: Path, packed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, ".jsonl", [{"prompt": "x", "completion": "y" * 1000}] * 3000, packed=packed)
+    assert len(read_rows(DataSource(path=str(path))).rows) == 3000
+    monkeypatch.setattr(opening, "ANY_BYTES", 1000)
+    monkeypatch.setattr(opening, "MOST_GROWTH", 20)
+    with pytest.raises(DataError, match="as rows never do"):
         read_rows(DataSource(path=str(path)))
