@@ -18,7 +18,7 @@ from loraft.version import __version__
 ROOT = Path(__file__).parent.parent
 PLACES = {"README.md": "index.md", "configs": "configs/index.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
 """Where what lies outside of docs/ is found in the site."""
-PLACES |= {name: name for name in ("CHANGELOG.md", "constraints.txt")}
+PLACES |= {name: name for name in ("CHANGELOG.md", "SECURITY.md", "constraints.txt")}
 PLACES |= {f"configs/{path.name}": f"configs/{path.stem}.md" for path in sorted((ROOT / "configs").glob("*.yaml"))}
 
 

@@ -16,7 +16,7 @@ from loraft.models.registry import CLASSIFIERS, DECODERS, TWO_STACKS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MOST_BYTES = 9 * 1024
 """A newcomer reads the README to its end; what is longer belongs into docs/."""
 GROUP: Any = get_command(app)

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import random
+import resource
 import time
 import zipfile
 from collections.abc import Callable
@@ -166,12 +167,13 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 def test_c46_what_grows_is_refused(bomb: str, trial: Trial, tmp_path: Path) -> None:
     name, made = BOMBS[bomb]
     (tmp_path / name).write_bytes(made())
-    began = time.process_time()
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with trial(GROWS):
         with pytest.raises(DataError, match=r"as rows never do|is longer than") as caught:
             read_rows(DataSource(path=str(tmp_path / name)))
         assert name in str(caught.value.problems[0].where)
         assert time.process_time() - began < 30
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 1e9
 
 
 @pytest.mark.slow
