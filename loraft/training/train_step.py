@@ -288,9 +288,9 @@ def evaluate_loss(
     cells: list[Tensor] = []
     batches = [examples[start : start + size] for start in range(0, len(examples), size)]
     share = run.ranks.share_whole(run.plan.task.with_mismatched(batches, run.plan.config))
+    laid = (run.batch(rows) for rows in share.batches if not stop())
+    run.measure_kl(laid, share.counted, len(examples))
     with torch.inference_mode(), run.gathered():
-        laid = (run.batch(rows) for rows in share.batches if not stop())
-        run.measure_kl(laid, share.counted, len(examples))
         for number, rows in enumerate(share.batches):
             if stop():
                 return None

@@ -19,7 +19,7 @@ from loraft.training.run_dir import RunFolder
 from loraft.training.train_step import Throughput, Trainer, evaluate_loss, take_step
 from loraft.training.trainer import build_model
 from tests.distributed.forked import forked
-from tests.training.building import Recorder, tiny_config
+from tests.training.building import Recorder, judged, tiny_config, write_rows
 
 SPLITS: dict[str, dict[str, Any]] = {
     "packed": {},
@@ -81,6 +81,37 @@ def test_c39_gradient_and_evaluation_are_those_of_one_process(
         for each in forked(world, lambda ranks: measured(tmp_path, ranks, 4, overrides)):
             assert not isinstance(each, str), each
             assert_same(each, alone)
+
+
+def compared(folder: Path, ranks: Ranks, overrides: dict[str, Any]) -> tuple[float, float, float]:
+    """What a step of kto is compared with once all weights have moved, and the losses of step and evaluation."""
+    plan = plan_run(tiny_config(folder, **overrides), ranks=ranks, batches_a_step=4)
+    run = Trainer(plan, RunFolder(folder, writes=False), build_model(plan, ranks), str, lambda _: None, [], ranks)
+    for weight in run.adapted.trainable.values():
+        weight.data.add_(0.05)
+    clock = Throughput(0)
+    take_step(run, 1, run.prepare(next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))), clock)
+    kl, found = run.loss.kl.item(), evaluate_loss(run, plan.data.train, 3)
+    assert found is not None, "nothing stopped it"
+    return kl, clock.loss, found.loss
+
+
+@pytest.mark.slow
+def test_answers_that_stand_alone_are_compared_with_the_same_number_on_every_rank(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "judged.jsonl", judged())
+    overrides = {
+        "task": "preference", "preference__loss": "kto", "data__train": str(rows), "training__optim": "adamw",
+        "training__per_device_train_batch_size": 2,
+    }  # fmt: skip
+    tiny_config(tmp_path, **overrides)
+    (alone,) = forked(1, lambda ranks: compared(tmp_path, ranks, overrides))
+    assert not isinstance(alone, str), alone
+    assert alone[0] != pytest.approx(0, abs=0.1)
+    for strategy in ("ddp", "fsdp2"):
+        parts = {**overrides, "distributed__strategy": strategy}
+        for each in forked(2, lambda ranks, parts=parts: compared(tmp_path, ranks, parts)):  # type: ignore[misc]
+            assert not isinstance(each, str), each
+            assert each == pytest.approx(alone, rel=1e-5)
 
 
 class Exchanged(TorchDispatchMode):
