@@ -62,6 +62,7 @@ def test_a_real_model_learns_from_single_answers_which_are_good(smollm2: Path, t
     (tmp_path / "c.yaml").write_text(CONFIG.format(model=smollm2) + "preference: {loss: kto}\n")
     words = (
         "training.per_device_train_batch_size=4",
+        "lora.layers=last:6",
         "training.max_steps=3",
         "training.eval_steps=3",
         "data.eval=0.25",

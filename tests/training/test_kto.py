@@ -89,7 +89,13 @@ def test_an_evaluation_gives_the_same_in_any_batches_and_with_a_reference_that_i
 @pytest.mark.parametrize("streaming", [False, True], ids=["known rows", "a stream"])
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path, streaming: bool) -> None:
     held_out = str(write_rows(tmp_path / "held.jsonl", judged(4)))
-    options = {"training__save_steps": 2, "data__eval": held_out, "data__streaming": streaming, "lora__dropout": 0.1}
+    options = {
+        "training__save_steps": 2,
+        "data__eval": held_out,
+        "data__streaming": streaming,
+        "training__max_steps": 4,
+        "lora__dropout": 0.1,
+    }
     whole = train(config_of(tmp_path, **options))
     config = config_of(tmp_path, **options, training__output_dir=str(tmp_path / "parts"))
     parts = train(config)
