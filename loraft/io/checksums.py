@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 
 from filelock import FileLock
@@ -200,6 +201,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
                     REMADE.append(f"the cached model {folder.name} was damaged ({damage}), and was made anew")
                     shutil.rmtree(folder)
                 if not folder.is_dir():
+                    for left in folder.parent.glob(f".{escape(_manifest_of(folder).name)}.*"):  # by a kill
+                        left.unlink(missing_ok=True)
                     with atomic_dir(folder, remedy=ANOTHER_CACHE) as built:
                         build(built)
                         # Before the folder gets its name: one that is there has its manifest.
