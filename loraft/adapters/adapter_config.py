@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Literal, TypeVar
 
 from peft import LoraConfig
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from loraft.errors import AdapterError, Problem
 from loraft.models.modules import nearest
@@ -54,8 +54,8 @@ class _Declared(BaseModel):
     revision: str | None = None
     init_lora_weights: bool | str | None = True
     r: PositiveInt = 8
-    lora_alpha: int | float = 8
-    lora_dropout: float = 0.0
+    lora_alpha: int | FiniteFloat = 8
+    lora_dropout: FiniteFloat = 0.0
     target_modules: str | list[str] | None = None
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
@@ -64,7 +64,7 @@ class _Declared(BaseModel):
     use_rslora: bool = False
     use_dora: bool = False
     rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
-    alpha_pattern: dict[str, int | float] = Field(default_factory=dict)
+    alpha_pattern: dict[str, int | FiniteFloat] = Field(default_factory=dict)
     fan_in_fan_out: bool = False
     bias: Literal["none", "all", "lora_only"] = "none"
     lora_bias: bool = False

@@ -126,8 +126,9 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
     _let_act(model, (first,))
     model.requires_grad_(False)
     model.eval()
-    methods = {files.record.get("method") for files in read.values() if files.record}
-    return AdaptedModel(loaded, model, None, {}, "qlora" if methods == {"qlora"} else "lora", notes, tuple(read))
+    methods = [files.record.get("method") for files in read.values() if files.record]
+    in_4_bits = bool(methods) and all(method == "qlora" for method in methods)
+    return AdaptedModel(loaded, model, None, {}, "qlora" if in_4_bits else "lora", notes, tuple(read))
 
 
 def _let_act(model: PeftModel, names: Collection[str]) -> None:

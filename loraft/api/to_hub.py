@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from loraft.adapters.adapter_config import ADAPTER_CONFIG
 from loraft.adapters.resolve_target import resolve_target
@@ -18,12 +18,11 @@ from loraft.evaluation.open_model import tell
 from loraft.events import Observer, Progress, ignored
 from loraft.io.hub_access import WITHOUT_TOKEN, hub_problems
 from loraft.io.secrets import secret_in
+from loraft.models.sources import NETWORK_ERROR
 from loraft.training.trainer import TrainResult
 
 LOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "README.md", "merges.txt", "vocab.txt")
 """What transformers, peft and loraft read, and the card."""
-NETWORK_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
-"""What the Hub's library raises where it is not answered, whichever library it asks by."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -35,6 +36,8 @@ from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import read_headers
 
+NETWORK_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+"""What the Hub's library raises where it is not answered, whichever library it asks by."""
 CONVERSION = "converted-1"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
 
@@ -243,5 +246,5 @@ def files_at_hub(name: str, revision: str | None) -> list[str]:
     """The files of a repository; none where the Hub does not tell."""
     try:
         return HfApi().list_repo_files(name, revision=revision)
-    except (OSError, HFValidationError):
+    except (NETWORK_ERROR, OSError, HFValidationError):
         return []

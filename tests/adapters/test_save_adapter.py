@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loraft.adapters.inject import AdaptedModel, attach
+from loraft.adapters.metadata import adapter_in
 from loraft.adapters.resolve_target import resolve_target
 from loraft.adapters.save_adapter import generation_defaults, load_adapters, restore, save_adapter, save_full
 from loraft.config.schema import GenerationSection, RunConfig
@@ -269,6 +270,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "rank": (edit_json("adapter_config.json", r=8), "it was trained with 4, and now says 8"),
     "alpha": (edit_json("adapter_config.json", lora_alpha=64), "it was trained with 8, and now says 64"),
+    "endless alpha": (edit_json("adapter_config.json", lora_alpha=float("inf")), "lora_alpha.* inf is not taken here"),
     "rslora": (edit_json("adapter_config.json", use_rslora=True), "now says True"),
     "targets": (edit_json("adapter_config.json", target_modules=["q_proj"]), "no place for the tensor"),
     "no targets": (edit_json("adapter_config.json", target_modules=["zzz"]), "does not fit the base"),
@@ -307,6 +309,17 @@ def test_c23_what_is_wrong_with_an_adapter_is_said(
         load_adapters(loaded, {"default": folder})
     assert torch.equal(logits(loaded.model), before), "the base is left as it was"
     assert not any("lora" in name for name, _ in loaded.model.named_parameters())
+
+
+def test_a_record_that_says_odd_things_of_the_method_is_no_traceback(
+    tmp_path: Path, whole: tuple[LoadedModel, Path]
+) -> None:
+    folder = shutil.copytree(whole[1], tmp_path / "adapter")
+    edit_json("loraft.json", method=[[]])(folder)
+    assert load_adapters(tiny_loaded(whole[1].parent / "base"), {"default": folder}).method == "lora"
+    edit_json("loraft.json", quantization="nf4")(folder)
+    with pytest.raises(AdapterError):
+        adapter_in(folder)
 
 
 def test_c23_a_rank_that_the_tensors_do_not_have(tmp_path: Path) -> None:

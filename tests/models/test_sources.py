@@ -130,6 +130,15 @@ def test_c41_a_hub_model_with_pickles_only_is_refused_by_name(monkeypatch: pytes
         resolve("org/name")
 
 
+def test_a_hub_that_does_not_answer_lists_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise sources.NETWORK_ERROR("Name or service not known")
+
+    monkeypatch.setattr(sources.HfApi, "list_repo_files", silent)
+    assert sources.files_at_hub("org/name", None) == []
+    assert sources.files_at_hub("a/b/c", None) == []
+
+
 def test_a_tokenizer_needs_no_config(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     assert resolve_tokenizer(str(tmp_path)) == tmp_path
