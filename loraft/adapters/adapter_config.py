@@ -100,7 +100,10 @@ def parse_adapter_config(declared: Json, where: str) -> LoraConfig:
     for key in declared.keys() - _Declared.model_fields.keys() - WITHOUT_EFFECT:
         if declared[key] and declared[key] != defaults.get(key):
             raise AdapterError("loraft does not load adapters that use this", where=where, key=key)
-    return LoraConfig(**{**honoured.model_dump(), "init_lora_weights": True})
+    try:
+        return LoraConfig(**{**honoured.model_dump(), "init_lora_weights": True})
+    except (TypeError, ValueError) as error:  # keys that do not go together
+        raise AdapterError(f"peft does not take it: {error}", where=where) from error
 
 
 def _refuse_expressions(honoured: _Declared, where: str) -> None:

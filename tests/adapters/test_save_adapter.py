@@ -271,6 +271,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "rank": (edit_json("adapter_config.json", r=8), "it was trained with 4, and now says 8"),
     "alpha": (edit_json("adapter_config.json", lora_alpha=64), "it was trained with 8, and now says 64"),
     "endless alpha": (edit_json("adapter_config.json", lora_alpha=float("inf")), "lora_alpha.* inf is not taken here"),
+    "a contradiction": (edit_json("adapter_config.json", layers_pattern="layers"), "peft does not take it"),
     "rslora": (edit_json("adapter_config.json", use_rslora=True), "now says True"),
     "targets": (edit_json("adapter_config.json", target_modules=["q_proj"]), "no place for the tensor"),
     "no targets": (edit_json("adapter_config.json", target_modules=["zzz"]), "does not fit the base"),
