@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from loraft.config.preference_section import PreferenceSection
+from loraft.kernels.transfer import to_device
 from loraft.tasks.batches import Batch, collate_preferences
 from loraft.tasks.loss import CausalLMLoss
 from loraft.tasks.task import Before
@@ -63,7 +64,7 @@ class PreferenceLoss(CausalLMLoss):
     def lengths(self, batch: Batch, like: Tensor) -> Tensor:
         """`[rows, texts]`, the tokens that are compared; the host waits for no copy of them."""
         lengths = torch.tensor(batch.text_targets, dtype=like.dtype)
-        return lengths.to(like.device, non_blocking=True).view(-1, self.texts_a_row)
+        return to_device(lengths, like.device).view(-1, self.texts_a_row)
 
     def before_training(self, batch: Batch) -> Tensor:
         """The same of the model before training, which draws nothing: read from the batch, or computed."""

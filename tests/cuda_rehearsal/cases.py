@@ -49,7 +49,12 @@ OF_PREFERENCE: Mapping[str, Options] = {
     "pairs": IN_16_BITS,
     "q-pairs": {"method": "qlora", **IN_16_BITS},
     "full-pairs": {"method": "full", "preference__loss": "simpo", **IN_16_BITS},
-    "padded-pairs": {"data__packing": "off", "preference__loss": "ipo", "training__max_steps": 6, **IN_16_BITS},
+    "padded-pairs": {
+        "data__packing": "off",
+        "preference__loss": "ipo",
+        "training__per_device_train_batch_size": 10,
+        **IN_16_BITS,
+    },
 }
 """Preferences: with the base as the reference, computed anew in each step or once, and without a reference."""
 OF_SEQ_CLS: Mapping[str, Options] = {"weights": {"training__class_weights": "balanced", **IN_16_BITS}}
