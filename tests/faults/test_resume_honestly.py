@@ -90,6 +90,7 @@ OF_OTHERS = {
     "preferences": {
         "preference.loss": "ipo", "preference.beta": "0.2", "preference.gamma": "0.4",
         "preference.label_smoothing": "0.1", "preference.sft_weight": "0.5",
+        "preference.desirable_weight": "2", "preference.undesirable_weight": "2",
     },
 }  # fmt: skip
 CHANGED: Mapping[str, tuple[str, str]] = {key: ("lora", value) for key, value in LORA.items()} | {
