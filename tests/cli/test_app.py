@@ -20,9 +20,9 @@ from tests.words import Wording
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "init", "import", "check", "preview", "train", "evaluate", "report", "tune", "compare", "baseline", "merge",
-    "export", "generate", "chat", "serve", "predict", "push", "inspect-layers", "tour", "schema", "doctor",
+    "export", "generate", "chat", "serve", "predict", "convert", "push", "inspect-layers", "tour", "schema", "doctor",
 ]  # fmt: skip
-SHORTER = ("baseline", "evaluate", "generate", "inspect-layers", "merge", "predict", "report", "serve")
+SHORTER = ("baseline", "convert", "evaluate", "generate", "inspect-layers", "merge", "predict", "report", "serve")
 """The commands of which the list says less than they say of themselves."""
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "numpy"]
 

@@ -25,6 +25,7 @@ from loraft.cli.text_tables import (
 )
 from loraft.evaluation.metrics import METRICS
 from loraft.tasks import METRIC_FACTS
+from loraft.tasks.kto_loss import KTOLoss
 from loraft.tasks.preference_loss import PreferenceLoss
 from loraft.tasks.seq_cls import LABEL_METRICS
 from loraft.tasks.task import TEXT_LOSS, MetricFacts
@@ -118,7 +119,8 @@ def test_a_new_metric_is_written_as_it_says(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_computed_is_what_is_known() -> None:
     """Every figure of a task is computed, and every one that is computed is a task's."""
     of_pairs = PreferenceLoss.figures(torch.zeros(2, 1))
-    assert {*METRICS, *LABEL_METRICS, *TEXT_LOSS, *of_pairs} == set(METRIC_FACTS)
+    of_labels = KTOLoss.figures(torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    assert {*METRICS, *LABEL_METRICS, *TEXT_LOSS, *of_pairs, *of_labels} == set(METRIC_FACTS)
 
 
 @pytest.mark.parametrize(
