@@ -141,10 +141,11 @@ def _task_of_rows(own: Task, run: PastRun | None, data: DataSource, columns: Col
     known = {column for each in own.formats for column in columns_of(each)}
     named = data.columns or (expand_sources(run.config.data)[0][0].columns if run is not None else {})
     renamed = {ours: theirs for ours, theirs in named.items() if ours in known}
-    if data.format != "auto" or data.columns.keys() - known:
+    if data.format != "auto":
         is_own = data.format in own.formats
-    else:
-        is_own = any(has_columns(columns, each, names) for each in own.formats for names in (renamed, {}))
+    else:  # the names that are given must all be of one format
+        fitting = [each for each in own.formats if data.columns.keys() <= {*columns_of(each)}]
+        is_own = any(has_columns(columns, each, names) for each in fitting for names in (renamed, {}))
     return own if is_own else TASKS[own.evaluated_as]
 
 
