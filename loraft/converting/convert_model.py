@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from loraft.converting.limited_process import rewritten
 from loraft.converting.pickled_weights import COMPANY, MODEL_INDEX, PickledWeights, find_weights
 from loraft.errors import ModelError, RunFolderError, VerificationError
 from loraft.events import Observer, Progress, ignored
-from loraft.io.atomic import atomic_dir
+from loraft.io.atomic import atomic_dir, output_errors
 from loraft.io.checksums import write_record
 from loraft.io.resources import require_free_bytes
 from loraft.models.auto_model import meta_model
@@ -82,7 +81,7 @@ def convert(
     require_free_bytes(
         there, weights.num_bytes + SMALL_FILES_BYTES, "the converted model", remedy="Name an `out` on another disk."
     )
-    with _written_whole(out) as staging:
+    with output_errors(out), atomic_dir(out) as staging:
         sums, tied = _write(weights, staging, observer)
         tensors = _verified(staging, weights, sums, tied)
         left = _copy_company(weights, staging)
@@ -98,17 +97,6 @@ def convert(
 def _refuse_taken(out: Path) -> None:
     if os.path.lexists(out):
         raise RunFolderError("is there already, and nothing is written over", where=str(out), remedy=ANOTHER)
-
-
-@contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """Give a folder that becomes `out` where all went well."""
-    try:
-        with atomic_dir(out) as staging:
-            yield staging
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else str(out)
-        raise RunFolderError(f"cannot be written or read: {error.strerror or error}", where=where) from error
 
 
 def _ties(weights: PickledWeights) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from loraft.adapters.effect import Run
 from loraft.errors import RunFolderError
 from loraft.exporting.gguf_settings import Value
 from loraft.exporting.gguf_tensors import GgufTensor, ggml_type
-from loraft.io.atomic import atomic_file
+from loraft.io.atomic import atomic_file, output_errors
 from loraft.io.resources import require_free_bytes
 from loraft.merging.merged_tensors import working_ahead
 
@@ -102,12 +102,8 @@ def new_file(out: Path, num_bytes: int, what: str, *, base: str, overwrite: bool
     there = next(parent for parent in out.absolute().parents if parent.exists())
     remedy = "Free some space, name an `out` on another disk, or a smaller `outtype`."
     require_free_bytes(there, num_bytes + HEADER_BYTES, what, remedy=remedy)
-    try:
-        with atomic_file(out, remedy=remedy) as beside:
-            yield beside
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else str(out)
-        raise RunFolderError(f"cannot be written or read: {error.strerror or error}", where=where) from error
+    with output_errors(out), atomic_file(out, remedy=remedy) as beside:
+        yield beside
 
 
 def refuse_taken_file(out: Path, *, base: str, overwrite: bool) -> None:

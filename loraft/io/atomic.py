@@ -116,6 +116,20 @@ def atomic_dir(folder: Path, *, remedy: str = "Free some space.") -> Iterator[Pa
 
 
 @contextmanager
+def output_errors(out: Path) -> Iterator[None]:
+    """Tell a file that cannot be written or read, while `out` is made of others, by its name.
+
+    Raises:
+        RunFolderError: The system refused one.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else str(out)
+        raise RunFolderError(f"cannot be written or read: {error.strerror or error}", where=where) from error
+
+
+@contextmanager
 def _held(own: Path, wanted: Path) -> Iterator[None]:
     """Keep others from writing `wanted` while `own` is what it will be, and remove what killed processes left of it.
 

@@ -15,7 +15,7 @@ from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import RunFolderError
-from loraft.io.atomic import atomic_dir, read_json, write_json
+from loraft.io.atomic import atomic_dir, output_errors, read_json, write_json
 from loraft.io.checksums import RECORD
 from loraft.io.resources import require_free_bytes
 from loraft.merging.merged_tensors import MergedTensors, plan_files, working_ahead
@@ -121,12 +121,8 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
     needed = SMALL_FILES_BYTES + sum(slot.num_bytes for slots in plan_files(merge).values() for slot in slots)
     there = next(parent for parent in out.parents if parent.exists())
     require_free_bytes(there, needed, "the merged model", remedy="Free some space, or name an `out` on another disk.")
-    try:
-        with atomic_dir(out) as staging:
-            yield staging
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else str(out)
-        raise RunFolderError(f"cannot be written or read: {error.strerror or error}", where=where) from error
+    with output_errors(out), atomic_dir(out) as staging:
+        yield staging
 
 
 def _refuse_taken(out: Path, *, overwrite: bool) -> None:

@@ -25,6 +25,9 @@ from tests.faults.conftest import Trial
 from tests.faults.fault_points import before_each_change, signalled_at
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.skipif(
+    "LORAFT_TORTURE" not in os.environ, reason="measures a peer, and cannot fail: scripts/torture has it"
+)
 NAME = f"transformers.Trainer {transformers.__version__}"
 NOTHING: Callable[[], object] = lambda: None  # noqa: E731
 
