@@ -92,7 +92,8 @@ def fit(run: Trainer, state: RunState) -> None:
 def _train(run: Trainer, state: RunState, wishes: Wishes) -> None:
     clock = Throughput(state.step)
     if state.owes_evaluation:
-        if _evaluate(run, state, wishes):
+        _evaluate(run, state, wishes)
+        if not state.owes_evaluation:  # the checkpoint of this step still says so
             _save(run, state, wishes)
         _grant_a_stop(run, state, wishes.share())
     while not state.finished:

@@ -193,7 +193,12 @@ def inside_a_save(place: Place, number: int) -> int:
 
 def in_an_evaluation(place: Place, number: int) -> int:
     """Signal it before one of the rows of the first evaluations that it makes."""
-    left, evaluate = 1 + int(place.draw.random() * 8), loop.evaluate_loss
+    return before_evaluated_row(place, number, 1 + int(place.draw.random() * 8))
+
+
+def before_evaluated_row(place: Place, number: int, left: int) -> int:
+    """Signal it before the row of that count, from 1, of all the evaluations that it makes."""
+    evaluate = loop.evaluate_loss
 
     def counted(*given: Any, stop: Callable[[], bool]) -> Any:
         def count() -> bool:

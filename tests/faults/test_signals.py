@@ -16,6 +16,7 @@ from tests.faults.cells import (
     Aim,
     Cell,
     Place,
+    before_evaluated_row,
     in_an_evaluation,
     inside_a_save,
     twice_in_a_step,
@@ -49,6 +50,16 @@ def test_c32_a_run_that_is_stopped_again_and_again_ends_as_one_that_never_was(
             assert last.count("\n") <= 3
             assert "loraft train run/config.yaml --resume" in last
             assert (place.run / f"checkpoints/step-{int(last.split()[0]):06d}").is_dir()
+        place.ends_as_the_whole()
+
+
+@pytest.mark.slow
+def test_c32_a_run_that_is_stopped_in_its_last_evaluation_makes_up_for_it(tmp_path: Path, trial: Trial) -> None:
+    """That evaluation is not the best one, after which a checkpoint would be saved anyway."""
+    place = Place(tmp_path, next(cell for cell in CELLS if cell.name == "seq_cls-full-1"))
+    with trial("SIGTERM: saved within a step, 143, three lines; resumed bit-identical"):
+        assert before_evaluated_row(place, signal.SIGTERM, 10) == 143
+        assert "stopped at step 7 of 7" in place.said()
         place.ends_as_the_whole()
 
 
