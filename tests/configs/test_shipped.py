@@ -71,10 +71,9 @@ def rows_for(config: RunConfig, source: DataSource, count: int = 24) -> list[dic
         text, label = names.get("text", "text"), names.get("label", "label")
         return [{text: f"the order {n}", label: labels[n % len(labels)]} for n in range(count)]
     if config.task == "preference":
-        prompts = [f"the order {n}" for n in range(count)]
-        if config.preference.loss == "kto":
-            return [{"prompt": of, "completion": " is late", "label": n % 2 == 0} for n, of in enumerate(prompts)]
-        return [{"prompt": of, "chosen": " is late", "rejected": " no"} for of in prompts]
+        kto = config.preference.loss == "kto"
+        row = {"completion": " is late"} if kto else {"chosen": " is late", "rejected": " no"}
+        return [{"prompt": f"the order {n}", **row, **({"label": n % 2 == 0} if kto else {})} for n in range(count)]
     if source.format == "prompt_completion":
         return [{names["prompt"]: f"the order {n}", names["completion"]: "is late"} for n in range(count)]
     if source.format == "alpaca":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraft.config.schema import RunConfig
+from tests.distributed.part_memory import of_ranks
 from tests.tiny import save_tiny
 from tests.training.building import rows, tiny_config, write_rows
 
@@ -18,19 +16,6 @@ A_LAYER = 17 * 2**20
 """What one of the made layers takes in float32."""
 BESIDES = 64 * 2**20
 """What a process takes besides for the tokenizer and the rows."""
-
-
-def of_ranks(runs: dict[str, list[RunConfig]], folder: Path) -> list[tuple[str, list[int]]]:
-    """What each rank measured of each kind, in the order of `loaded_bytes`, in a process of its own."""
-    (folder / "runs.json").write_text(
-        json.dumps({kind: [config.model_dump(mode="json") for config in configs] for kind, configs in runs.items()})
-    )
-    command = [sys.executable, "-m", "tests.distributed.part_loading", str(folder / "runs.json")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert ended.returncode == 0, ended.stderr
-    measured = [item for line in ended.stdout.splitlines() for item in json.loads(line).items()]
-    assert [kind for kind, _ in measured] == list(runs)
-    return [(kind, found) for kind, of_kind in measured for found in of_kind]
 
 
 def in_parts(tmp_path: Path, model: Path, method: str) -> RunConfig:
@@ -49,7 +34,7 @@ def test_loading_holds_a_part_and_what_is_gathered_twice(tmp_path: Path, smollm2
     """SmolLM2's embeddings, 57 MB in 16 bits, are eight of its layers: they are what is gathered at once."""
     small = save_tiny(tmp_path / "small")
     runs = {method: [in_parts(tmp_path, model, method) for model in (small, smollm2)] for method in ("lora", "qlora")}
-    for method, found in of_ranks(runs, tmp_path):
+    for method, found in of_ranks("loading", runs, tmp_path):
         assert not isinstance(found, str), found
         loading, most, own, gathered = found
         assert loading <= 1.2 * (own + gathered), f"the whole model is more: {method}"
@@ -78,7 +63,7 @@ def test_whatever_is_trained_no_rank_loads_the_model(tmp_path: Path) -> None:
         family = str(options["model_type"])
         runs[kind] = [tiny_config(each, **options) for each in (folder / "small", folder)]
         save_tiny(folder / "model", family, **WIDE[family])
-    for kind, found in of_ranks(runs, tmp_path):
+    for kind, found in of_ranks("loading", runs, tmp_path):
         assert not isinstance(found, str), found
         loading, most, own, _ = found
         assert loading <= 1.2 * own + 2 * A_LAYER, kind

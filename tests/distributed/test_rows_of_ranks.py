@@ -24,7 +24,7 @@ from loraft.distributed.ranks import Ranks
 from loraft.errors import DataError
 from tests.cli.running import loraft
 from tests.distributed.forked import forked
-from tests.distributed.part_loading import held_now
+from tests.distributed.part_memory import held_now
 from tests.distributed.starting import TWO, done, torchrun
 from tests.tiny import tiny_tokenizer
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +15,10 @@ from safetensors.torch import load_file
 from loraft.adapters.resolve_target import resolve_target
 from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError
-from loraft.io.held_memory import give_back_at_once, release_freed
-from loraft.planning.run_plan import plan_run
 from loraft.training.checkpoint import RunState
-from loraft.training.run_dir import RunFolder
-from loraft.training.save_run import restore_weights, save, save_result, weights_in
-from loraft.training.train_step import Throughput, Trainer, take_step
-from loraft.training.trainer import build_model
+from loraft.training.save_run import restore_weights, save, weights_in
 from tests.distributed.forked import forked
-from tests.distributed.part_loading import held_now
+from tests.distributed.part_memory import in_one_step, of_ranks
 from tests.distributed.starting import MEASURED, TWO, at_call, done
 from tests.distributed.test_resume_over_ranks import logged, trained
 from tests.tiny import save_tiny
@@ -99,36 +89,6 @@ def test_of_copies_on_two_machines_one_is_saved(tmp_path: Path) -> None:
     assert forked(4, act, machines=2) == [True] * 4
 
 
-def in_one_step(config: Any, ranks: Ranks) -> Trainer:
-    """A run whose optimizer has a state."""
-    plan = plan_run(config, ranks=ranks)
-    folder = RunFolder(Path(str(config.training.output_dir)), writes=ranks.main)
-    folder.path.mkdir(exist_ok=True)
-    run = Trainer(plan, folder, build_model(plan, ranks), str, lambda _: None, [], ranks)
-    take_step(run, 1, run.prepare(next(plan.batches.windows(plan.data.train, 0, 0, (0, 0)))), Throughput(0))
-    return run
-
-
-@contextmanager
-def most_held() -> Iterator[list[int]]:
-    """The most bytes that are held meanwhile beyond those of the beginning."""
-    gc.collect()
-    give_back_at_once(2**16)
-    release_freed("cpu")
-    before, most, ended = held_now(), [0], threading.Event()
-
-    def watch() -> None:
-        while not ended.is_set():
-            most[0] = max(most[0], held_now() - before)
-            time.sleep(0.001)
-
-    watching = threading.Thread(target=watch)
-    watching.start()
-    yield most
-    ended.set()
-    watching.join()
-
-
 @pytest.mark.slow
 def test_saving_holds_little_beside_a_ranks_share(tmp_path: Path) -> None:
     """Whole, weights and Adam's state are 160 MB, which rank 0 would gather; the largest tensor is 2."""
@@ -136,20 +96,9 @@ def test_saving_holds_little_beside_a_ranks_share(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **FULL, training__max_steps=1)
     save_tiny(tmp_path / "model", **sizes)
 
-    def act(ranks: Ranks) -> tuple[int, int, int, int]:
-        run = in_one_step(config, ranks)
-        whole = sum(4 * weight.numel() for weight in run.adapted.trainable.values())
-        largest = max(4 * weight.numel() for weight in run.adapted.trainable.values())
-        save(run, RunState(step=1))  # what saving imports is there
-        with most_held() as saving:
-            save(run, RunState(step=2))
-        with most_held() as ending:
-            save_result(run, RunState(step=2, last_loss=1.0))
-        return whole, largest, saving[0], ending[0]
-
-    for found in forked(2, act):
+    for _, found in of_ranks("saving", {"full": [config]}, tmp_path):
         assert not isinstance(found, str), found
-        whole, largest, saving, ending = found
+        saving, ending, whole, largest = found
         assert whole > 40 * 2**20
         assert saving < largest + 8 * 2**20
         assert ending < 4 * largest + 8 * 2**20 < whole
