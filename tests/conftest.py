@@ -140,6 +140,16 @@ def _files_need_not_outlive_the_power() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_waits_for_a_server() -> Iterator[None]:
+    """What fails for the moment is asked for again at once."""
+    from loraft.io import patience
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patience, "SECONDS", (0.0, 0.0, 0.0))
+        yield
+
+
 @pytest.fixture
 def wording(request: pytest.FixtureRequest, tmp_path: Path) -> Wording:
     """Compares what was said with what `words.json` has of this test."""

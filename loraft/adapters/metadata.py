@@ -14,7 +14,7 @@ from loraft.config.choices import SpecialTokensInText, TaskName
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
-from loraft.io.checksums import RECORD, is_weights, refuse_altered
+from loraft.io.checksums import MERGE_REPORT, RECORD, is_weights, refuse_altered
 from loraft.models.remote_code import is_trusted
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
@@ -142,9 +142,12 @@ def model_in(folder: Path) -> ResolvedTarget:
     Raises:
         AdapterError: What is written there cannot be read.
     """
-    record = _record(folder)
+    record, notes = _record(folder), tuple[str, ...]()
+    in_a_run = folder.name == "model" and (folder.parent / "config.yaml").is_file()
+    if not record and (in_a_run or (folder / MERGE_REPORT).is_file()):
+        notes = (f"{folder / RECORD} is missing: how it was trained is not known, nor whether its files are whole",)
     dtype = _text(_trained_on(record), "dtype") if record.get("method") == "full" else None
-    return ResolvedTarget(str(folder), own=_metadata({}, record), dtype=dtype)
+    return ResolvedTarget(str(folder), own=_metadata({}, record), dtype=dtype, notes=notes)
 
 
 def _record(folder: Path) -> dict[str, object]:

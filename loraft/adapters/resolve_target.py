@@ -15,6 +15,7 @@ from loraft.adapters.lora_factors import check_adapter_name
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, adapter_in, model_in
 from loraft.config.choices import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
+from loraft.io.checksums import RECORD, is_weights, refuse_altered
 from loraft.io.paths import adapter_from_hub
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
@@ -258,6 +259,9 @@ def _from_folder(folder: Path) -> ResolvedTarget:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return model_in(candidate)
+    for candidate in (folder, folder / "adapter", folder / "model"):
+        if (candidate / RECORD).is_file():  # it was one of them, and has lost what tells
+            refuse_altered(candidate, lambda name: not is_weights(name), AdapterError)
     if (folder / "parts").is_dir():
         message = "the checkpoint holds a model in the parts of the ranks that trained it"
         go_on = _going_on(folder.absolute().parents[1])

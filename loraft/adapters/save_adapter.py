@@ -60,7 +60,7 @@ def save_adapter(
     assert isinstance(model, PeftModel), "save_full writes a model that was trained whole"
     tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(model, ADAPTER_NAME).items()}
     _refuse_non_finite(tensors, folder)
-    with atomic_dir(folder) as staging:
+    with atomic_dir(folder, needed=sum(tensor.nbytes for tensor in tensors.values())) as staging:
         save_file(tensors, staging / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_json(staging / ADAPTER_CONFIG, _adapter_config(model))
         _write_company(adapted, staging, config, renderer, facts)
@@ -87,7 +87,7 @@ def save_full(
     assert isinstance(model, PreTrainedModel), "save_adapter writes an adapter"
     if write_weights is None:
         _refuse_non_finite({name: weight.data for name, weight in adapted.trainable.items()}, folder)
-    with atomic_dir(folder) as staging:
+    with atomic_dir(folder, needed=sum(weight.nbytes for weight in model.parameters())) as staging:
         if write_weights is None:
             model.save_pretrained(staging)
         else:

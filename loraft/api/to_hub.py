@@ -16,9 +16,10 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import AdapterError, ConfigError, LoraftError, ModelError, Problem, RunError
 from loraft.evaluation.open_model import tell
 from loraft.events import Observer, Progress, ignored
+from loraft.io.checksums import altered_settings, refuse_altered
 from loraft.io.hub_access import WITHOUT_TOKEN, hub_problems
+from loraft.io.hub_files import NETWORK_ERROR
 from loraft.io.secrets import secret_in
-from loraft.models.sources import NETWORK_ERROR
 from loraft.training.trainer import TrainResult
 
 LOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "README.md", "merges.txt", "vocab.txt")
@@ -69,14 +70,16 @@ def push(
         observer: Is told how far it is.
 
     Raises:
-        InvalidInputError: Before anything is sent: nothing to push, a file with a secret, nobody is logged in.
+        InvalidInputError: Before anything is sent: nothing to push, a file that is damaged or holds a secret, nobody is
+            logged in.
         RunError: The Hub refuses, or cannot be reached; nothing of a commit is there then.
     """
     if problems := hub_problems(repo, Problem("", parameter="repo"), asks=not dry_run):
         raise ConfigError.several(problems)
     folder = pushed_folder(target)
+    refuse_altered(folder, lambda _: True, AdapterError)
     files = sorted(each for each in folder.iterdir() if each.is_file() and is_loaded(each.name))
-    notes = _notes(folder, _without_secrets(files))
+    notes = (*altered_settings(folder), *_notes(folder, _without_secrets(files)))
     left = tuple(sorted({each.name for each in folder.iterdir()} - {each.name for each in files}))
     told = Pushed(repo, folder, {each.name: each.stat().st_size for each in files}, left, None, notes)
     if dry_run:

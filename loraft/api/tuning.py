@@ -26,6 +26,7 @@ from loraft.errors import ConfigError, Interrupted, NonFiniteError, OutOfMemoryE
 from loraft.events import Event, Note, Observer, Progress, ignored
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
+from loraft.io.sealed import read_sealed, sealed
 from loraft.models.remote_code import as_trusted, is_trusted
 from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.training.run_dir import RunFolder
@@ -195,15 +196,16 @@ def _opened(folder: Path, digest: str, *, overwrite: bool) -> _State:
     if not folder.exists() or all(each.name == PROBE for each in folder.iterdir()):
         return _State(digest)
     if not file.is_file():
-        raise RunFolderError("holds something else than a tuning", where=str(folder), remedy="name another folder")
+        message = f"holds something else than a tuning: there is no {STATE}"
+        raise RunFolderError(message, where=str(folder), remedy="name another folder")
     if overwrite:
         shutil.rmtree(folder)
         return _State(digest)
     try:
-        held = json.loads(file.read_text("utf-8"))
+        held = read_sealed(file) or {}
         state = _State(held["digest"], held["steps"], [Trial(**each) for each in held["trials"]])
-    except (ValueError, KeyError, TypeError) as error:
-        message = f"cannot be read: {type(error).__name__}"
+    except (KeyError, TypeError):
+        message = "is damaged: which trials were made is not known"
         raise RunFolderError(message, where=str(file), remedy="replace the tuning by `overwrite`") from None
     if state.digest != digest:
         message = "holds a tuning of another config or another budget"
@@ -223,7 +225,7 @@ class _Trials:
     def save(self) -> None:
         """Keep what there is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / STATE, json.dumps(asdict(self.state), indent=1) + "\n")
+        write_whole(self.folder / STATE, json.dumps(sealed(asdict(self.state)), indent=1) + "\n")
 
     def probe(self) -> tuple[float, float]:
         """The seconds that loading and evaluating take, and a step, by a short run of the config as it is."""

@@ -116,8 +116,11 @@ class ConfigOptions:
         from loraft.cli.console import print_note
         from loraft.config.config_file import load_config
         from loraft.config.schema_info import unused_keys
+        from loraft.io.sealed import is_text_as_sealed
 
         config = load_config(Path(self.config), self.overrides or [])
+        if not is_text_as_sealed(Path(self.config)):
+            print_note(f"{self.config} was edited or damaged since a run wrote it: what it says now is used")
         unused = [(key, by) for key, by in unused_keys(config) if not (by_every_method and by.startswith("method:"))]
         print_note(*(f"{key} is not used by {by}" for key, by in unused))
         return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import expand_sources, with_defaults
 from loraft.dataset.token_cache import contents_of
 from loraft.errors import AdapterError, DataError
+from loraft.io.sealed import is_text_as_sealed, read_sealed
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,13 @@ class PastRun:
 
     def about_held_out(self) -> Iterator[str]:
         """What there is to say about the rows that it held out, if they can still be told from what it learned."""
+        if not is_text_as_sealed(config := self.folder / "config.yaml"):
+            message = "was edited or damaged since the run wrote it: which rows were held out can no longer be told"
+            remedy = "Put it back as it was, or name a file of rows that were not learned: `data=FILE`."
+            raise DataError(message, where=str(config), remedy=remedy)
+        if read_sealed(self.folder / "manifest.json") is None:
+            manifest = self.folder / "manifest.json"
+            yield f"{manifest} is missing or damaged: whether its rows have changed since the run began is not known"
         learned, held_out = expand_sources(self.config.data)
         is_share = isinstance(self.config.data.eval, float)
         sources, before = (learned, self._recorded("train")) if is_share else (held_out, self._recorded("eval"))
@@ -73,10 +80,7 @@ class PastRun:
         return found if isinstance(found, list) else []
 
     def _written(self) -> Mapping[str, Any]:
-        try:
-            data = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["data"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+        data = (read_sealed(self.folder / "manifest.json") or {}).get("data")
         return data if isinstance(data, dict) else {}
 
 

@@ -102,7 +102,7 @@ def new_file(out: Path, num_bytes: int, what: str, *, base: str, overwrite: bool
     there = next(parent for parent in out.absolute().parents if parent.exists())
     remedy = "Free some space, name an `out` on another disk, or a smaller `outtype`."
     require_free_bytes(there, num_bytes + HEADER_BYTES, what, remedy=remedy)
-    with output_errors(out), atomic_file(out, remedy=remedy) as beside:
+    with output_errors(out), atomic_file(out, remedy=remedy, needed=num_bytes + HEADER_BYTES) as beside:
         yield beside
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from loraft.errors import AdapterError, RunFolderError
 from loraft.io.resources import disk_errors
 
+FREE_SPACE = "Free some space."
+
 
 def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file.
@@ -36,39 +38,41 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
+def write_whole(path: Path, text: str, *, errors: str = "strict", remedy: str = FREE_SPACE) -> None:
     """Write a file as UTF-8; it is on disk when this returns, and after an error or a kill `path` is as it was.
 
     A kill leaves `.NAME.PID` beside it. `errors` says what becomes of what is no text, as `str.encode` has it.
 
     Raises:
         OSError: It cannot be written.
+        DiskFullError: The disk is full, with `remedy`.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.unlink(missing_ok=True)  # a link of that name would be followed
-        beside.write_bytes(text.encode("utf-8", errors))
-        flush(beside)
-        beside.replace(path)
-    except BaseException:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
-            beside.unlink(missing_ok=True)
-        raise
+    beside, content = path.with_name(f".{path.name}.{os.getpid()}"), text.encode("utf-8", errors)
+    with disk_errors(path, remedy=remedy, needed=len(content)):
+        try:
+            beside.unlink(missing_ok=True)  # a link of that name would be followed
+            beside.write_bytes(content)
+            flush(beside)
+            beside.replace(path)
+        except BaseException:
+            with suppress(OSError):  # where nothing can be written, nothing can be removed
+                beside.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
-def atomic_file(path: Path, *, remedy: str = "Free some space.") -> Iterator[Path]:
+def atomic_file(path: Path, *, remedy: str = FREE_SPACE, needed: int | None = None) -> Iterator[Path]:
     """Give the place of a file to write; on leaving without an error it becomes `path`, replacing what was there.
 
     It is synchronised before the rename. After an error `path` is as it was; a kill leaves `.NAME.partial-PID` beside
     it, which the next writing of `path` removes.
 
     Raises:
-        DiskFullError: If the disk fills up while the file is written, with `remedy`.
+        DiskFullError: If the disk fills up while the file is written, with `remedy` and the bytes `needed`.
         RunFolderError: Another process is writing it.
     """
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with disk_errors(path, remedy=remedy):
+    with disk_errors(path, remedy=remedy, needed=needed):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             beside.touch()
@@ -84,7 +88,7 @@ def atomic_file(path: Path, *, remedy: str = "Free some space.") -> Iterator[Pat
 
 
 @contextmanager
-def atomic_dir(folder: Path, *, remedy: str = "Free some space.") -> Iterator[Path]:
+def atomic_dir(folder: Path, *, remedy: str = FREE_SPACE, needed: int | None = None) -> Iterator[Path]:
     """Give an empty folder to write into; on leaving without an error it becomes `folder`, replacing what was there.
 
     Every file is synchronised before the rename, and has the mode that the umask gives to new files: safetensors
@@ -92,13 +96,13 @@ def atomic_dir(folder: Path, *, remedy: str = "Free some space.") -> Iterator[Pa
     of a replacement: then the old folder lies beside, as `.NAME.previous`, and the next writing takes it back first.
 
     Raises:
-        DiskFullError: If the disk fills up while the files are written, with `remedy`.
+        DiskFullError: If the disk fills up while the files are written, with `remedy` and the bytes `needed`.
         NotADirectoryError: A file is there.
         RunFolderError: Another process is writing it.
     """
     # What a killed process has started may still be writing, so that each process has a folder of its own.
     staging, previous = (folder.with_name(f".{folder.name}.{end}") for end in (f"partial-{os.getpid()}", "previous"))
-    with disk_errors(folder, remedy=remedy):
+    with disk_errors(folder, remedy=remedy, needed=needed):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             if folder.exists() and not folder.is_dir():  # a file of somebody's

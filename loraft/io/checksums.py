@@ -18,10 +18,11 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from loraft.errors import InvalidInputError, ModelError
+from loraft.errors import DiskFullError, InvalidInputError, ModelError
 from loraft.io.atomic import atomic_dir, write_json, write_whole
 from loraft.io.paths import cache_folder, made_cache_folder
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
+from loraft.io.sealed import is_as_sealed, sealed
 
 NOT_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 PUT_BACK = "Put it back as it was, or train or merge again."
@@ -31,10 +32,12 @@ REMEMBERED_FROM = 10_000_000
 """Files of so many bytes are remembered; smaller ones are hashed anew in milliseconds."""
 RECORD = "loraft.json"
 """What loraft writes beside weights; its `files` are the seals of all that decides an answer."""
-NOT_SEALED = (RECORD, "README.md", "merge_report.json")
+MERGE_REPORT = "merge_report.json"
+"""What a merge tells of itself, beside the merged model."""
+NOT_SEALED = (RECORD, "README.md", MERGE_REPORT)
 """What tells of a model, and decides no answer."""
 REMADE: list[str] = []
-"""What `build_once` made anew since `remade` was last asked."""
+"""What was made or fetched anew, because it was damaged, since `remade` was last asked."""
 
 Seals = Mapping[str, Mapping[str, int | str]]
 """Files by their names in a folder: `bytes` and `sha256` of each."""
@@ -78,7 +81,10 @@ def fault(folder: Path, seals: Seals, wanted: Callable[[str], bool] = lambda _: 
 def fault_by_manifest(folder: Path, manifest: Path) -> str | None:
     """What is wrong with a folder whose seals are the `files` of a manifest; None where each file is as it says."""
     try:
-        found = fault(folder, json.loads(manifest.read_text(encoding="utf-8"))["files"])
+        held = json.loads(manifest.read_text(encoding="utf-8"))
+        if not is_as_sealed(held):
+            return f"{manifest.name} has other contents than were written"
+        found = fault(folder, held["files"])
     except FileNotFoundError:
         return f"{manifest.name} is missing"
     except NOT_READ:
@@ -88,7 +94,7 @@ def fault_by_manifest(folder: Path, manifest: Path) -> str | None:
 
 def write_record(folder: Path, record: Mapping[str, object]) -> None:
     """Write `loraft.json`, with the seals of the other files, when these are all there."""
-    write_json(folder / RECORD, {**record, "files": seal(folder, NOT_SEALED)})
+    write_json(folder / RECORD, sealed({**record, "files": seal(folder, NOT_SEALED)}))
 
 
 def is_config(name: str) -> bool:
@@ -104,7 +110,7 @@ def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[Inva
     """
     try:
         files = _recorded(folder)
-        lost = ((name, "is missing or empty") for name in files if wanted(name) and _is_lost(folder / name))
+        lost = ((name, what) for name in files if wanted(name) and (what := _loss(folder / name)) is not None)
         found = next(lost, None) or fault(folder, files, lambda name: wanted(name) and not is_config(name))
     except NOT_READ:
         raise error("what its files were cannot be read", where=str(folder / RECORD), remedy=PUT_BACK) from None
@@ -115,10 +121,12 @@ def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[Inva
 
 
 def altered_settings(folder: Path) -> tuple[str, ...]:
-    """A sentence for each file of settings that is not as loraft wrote it."""
+    """A sentence for each file of settings, and for `loraft.json`, where it is not as loraft wrote it."""
     try:
         files = _recorded(folder)
         altered = [name for name in files if is_config(name) and fault(folder, {name: files[name]}) is not None]
+        if (folder / RECORD).is_file() and not is_as_sealed(json.loads((folder / RECORD).read_text(encoding="utf-8"))):
+            altered.append(RECORD)
     except NOT_READ:
         return ()
     return tuple(f"{folder / name} was changed since loraft wrote it: what it says now is used" for name in altered)
@@ -135,8 +143,16 @@ def _recorded(folder: Path) -> Seals:
     return files
 
 
-def _is_lost(path: Path) -> bool:
-    return not path.is_file() or path.stat().st_size == 0
+def _loss(path: Path) -> str | None:
+    """How a file was lost; None where it is there. Settings that were changed by hand are JSON still."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return "is missing or empty"
+    if not is_config(path.name):
+        return None
+    try:
+        return None if isinstance(json.loads(path.read_bytes()), dict) else "holds no settings"
+    except (ValueError, RecursionError):
+        return "is damaged"
 
 
 def sha256_of(path: Path) -> str:
@@ -173,7 +189,7 @@ def _agrees(path: Path, sha256: str) -> bool:
             return True
     if sha256_of(path) != sha256:
         return False
-    with suppress(OSError):  # where nothing can be remembered it is hashed again
+    with suppress(OSError, DiskFullError):  # where nothing can be remembered it is hashed again
         made_cache_folder()
         note.parent.mkdir(parents=True, exist_ok=True)
         write_whole(note, json.dumps(known))
@@ -206,7 +222,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
                     with atomic_dir(folder, remedy=ANOTHER_CACHE) as built:
                         build(built)
                         # Before the folder gets its name: one that is there has its manifest.
-                        write_whole(_manifest_of(folder), json.dumps({"files": seal(built)}, indent=1) + "\n")
+                        write_whole(_manifest_of(folder), json.dumps(sealed({"files": seal(built)}), indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         message = f"the cache cannot be written: {getattr(error, 'strerror', None) or error}"
         raise ModelError(message, where=str(folder.parent), remedy=ANOTHER_CACHE) from error
@@ -224,7 +240,7 @@ def _fault_of(folder: Path) -> str | None:
 
 
 def remade() -> tuple[str, ...]:
-    """What was made anew since this was last asked, a sentence each."""
+    """What was made or fetched anew since this was last asked, a sentence each."""
     found = tuple(REMADE)
     REMADE.clear()
     return found

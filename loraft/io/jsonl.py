@@ -110,8 +110,9 @@ class JsonLines:
         Raises:
             DiskFullError: The disk filled up; the rows before are whole.
         """
-        with disk_errors(self.path, remedy=self.remedy, after=counted(self.rows, "row")):
-            _write_all(self.file, b"".join(_serialized(row) + b"\n" for row in rows))
+        content = b"".join(_serialized(row) + b"\n" for row in rows)
+        with disk_errors(self.path, remedy=self.remedy, after=counted(self.rows, "row"), needed=len(content)):
+            _write_all(self.file, content)
             if self.goes_on and _is_ordinary(self.file):
                 os.fsync(self.file.fileno())
         self.rows += len(rows)

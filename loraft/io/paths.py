@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from loraft.errors import AdapterError, ConfigError, DataError, InvalidInputError
 
+CONFIG = "adapter_config.json"
 FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config, weights, tokenizer and record; pickled weights come along to be named in the refusal, and are not opened."""
 BELOW_THE_ROOT = "*/*"
@@ -74,17 +76,24 @@ def adapter_from_hub(name: str) -> Path | None:
     Raises:
         AdapterError: The Hub has it and it cannot be fetched.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
-    nothing = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
+    from loraft.io.hub_files import NETWORK_ERROR, whole_files
+
+    def fetched(*patterns: str) -> Path:
+        asked = partial(snapshot_download, name, allow_patterns=[*patterns], ignore_patterns=[BELOW_THE_ROOT])
+        return whole_files(asked, patterns)
+
+    nothing = (NETWORK_ERROR, HFValidationError, OSError)
     with without_bars():
         try:
-            hf_hub_download(name, "adapter_config.json")
+            if not (fetched(CONFIG) / CONFIG).is_file():
+                return None
         except nothing:
             return None
         try:
-            return Path(snapshot_download(name, allow_patterns=[*FILES], ignore_patterns=[BELOW_THE_ROOT]))
+            return fetched(*FILES)
         except nothing as error:
             raise AdapterError(f"the Hub's {name} cannot be fetched ({type(error).__name__})", where=name) from error
 

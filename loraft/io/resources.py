@@ -12,7 +12,8 @@ from pathlib import Path
 from loraft.errors import DiskFullError, LoraftError, OutOfMemoryError, ResourceError
 
 ANOTHER_CACHE = "Set LORAFT_CACHE to a folder that can be written and has room."
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says where there is no room: on a disk, for a person, or in a file, which may have a largest size."""
 IN_WORDS = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)")
 """How libraries that are written in Rust, safetensors and tokenizers, end what they say of a system's error."""
 OUT_OF_MEMORY = re.compile(
@@ -22,10 +23,10 @@ OUT_OF_MEMORY = re.compile(
 
 
 @contextmanager
-def disk_errors(where: Path, *, remedy: str, after: str = "") -> Iterator[None]:
+def disk_errors(where: Path, *, remedy: str, after: str = "", needed: int | None = None) -> Iterator[None]:
     """Turn what is raised where the disk of `where` is full into an error with a remedy; all else passes.
 
-    `after` says how far the work was.
+    `after` says how far the work was, and `needed` how many bytes all of it takes, where that is known.
 
     Raises:
         DiskFullError: The disk is full.
@@ -35,18 +36,29 @@ def disk_errors(where: Path, *, remedy: str, after: str = "") -> Iterator[None]:
     except LoraftError:
         raise
     except Exception as error:
-        if not _is_full(error):
+        if (number := _number_of(error)) not in FULL:
             raise
-        there = next(folder for folder in (where, *where.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(there).free
-        message = f"the disk filled up{after and f' after {after}'}; {free:,} bytes are free"
+        what = "the disk filled up"
+        if number == errno.EFBIG:
+            what = "a file would be larger than this disk, or a limit of this process (ulimit -f), allows"
+        message = f"{what}{after and f' after {after}'}: {room_for(needed, where)}"
         raise DiskFullError(message, where=str(where), remedy=remedy) from error
 
 
-def _is_full(error: Exception) -> bool:
+def room_for(needed: int | None, where: Path) -> str:
+    """How many bytes are needed, as far as that is known, and how many are free on the disk of `where`."""
+    there = next(folder for folder in (where, *where.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    asked = "more is needed" if needed is None else f"about {needed:,} bytes are needed"
+    return f"{asked}, and {free:,} bytes are free"
+
+
+def _number_of(error: Exception) -> int | None:
+    """The number of a system's error, whoever tells it."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in FULL
-    return IN_WORDS.search(str(error)) is not None
+        return error.errno
+    found = IN_WORDS.search(str(error))
+    return None if found is None else int(found[1])
 
 
 def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str = ANOTHER_CACHE) -> None:

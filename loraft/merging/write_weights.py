@@ -16,7 +16,7 @@ from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import RunFolderError
 from loraft.io.atomic import atomic_dir, output_errors, read_json, write_json
-from loraft.io.checksums import RECORD
+from loraft.io.checksums import MERGE_REPORT, RECORD
 from loraft.io.resources import require_free_bytes
 from loraft.merging.merged_tensors import MergedTensors, plan_files, working_ahead
 from loraft.merging.prepare_merge import Merge, weighted
@@ -64,7 +64,7 @@ OF_ITS_OWN_TOOLS = ("_name_or_path", "quantization_config")
 OF_SOURCES = ("source_prefix", "source_lang", "target_lang")
 """What an adapter's record says of the sources that it was trained with."""
 SMALL_FILES_BYTES = 32 << 20
-REPORT = "merge_report.json"
+REPORT = MERGE_REPORT
 """The report's file; a folder that has it holds a merged model."""
 ANOTHER_FOLDER = "Name another folder as `out`."
 
@@ -120,8 +120,9 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
     _refuse_taken(out, overwrite=overwrite)
     needed = SMALL_FILES_BYTES + sum(slot.num_bytes for slots in plan_files(merge).values() for slot in slots)
     there = next(parent for parent in out.parents if parent.exists())
-    require_free_bytes(there, needed, "the merged model", remedy="Free some space, or name an `out` on another disk.")
-    with output_errors(out), atomic_dir(out) as staging:
+    remedy = "Free some space, or name an `out` on another disk."
+    require_free_bytes(there, needed, "the merged model", remedy=remedy)
+    with output_errors(out), atomic_dir(out, remedy=remedy, needed=needed) as staging:
         yield staging
 
 

@@ -15,7 +15,7 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loraft.errors import ModelError, lacking
-from loraft.io.resources import require_free_bytes
+from loraft.io.resources import ANOTHER_CACHE, disk_errors, require_free_bytes
 from loraft.models.auto_model import read_gguf
 from loraft.models.hf_config import quietly, quietly_reading
 
@@ -69,9 +69,10 @@ def convert(file: Path, folder: Path) -> None:
     if problem := lacking("gguf", "a .gguf file", where=file.name, key="model.name_or_path"):
         raise ModelError.several([problem])
     kind, rule, parameters = _facts(file)
-    require_free_bytes(folder, int(1.05 * 4 * parameters), f"converting {file.name}")
+    needed = int(1.05 * 4 * parameters)
+    require_free_bytes(folder, needed, f"converting {file.name}")
     model = read_gguf(file)
-    with quietly():
+    with quietly(), disk_errors(folder.parent, remedy=ANOTHER_CACHE, needed=needed):
         model.save_pretrained(folder)
     if rule in RULES or kind != "gpt2":
         with quietly_reading(file):

@@ -17,7 +17,6 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -30,14 +29,13 @@ from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.checksums import build_once, known_sha256_of
 from loraft.io.fetched_once import is_fetched
+from loraft.io.hub_files import NETWORK_ERROR, whole_files
 from loraft.io.paths import cache_folder
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import read_headers
 
-NETWORK_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
-"""What the Hub's library raises where it is not answered, whichever library it asks by."""
 CONVERSION = "converted-1"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
 
@@ -196,8 +194,9 @@ def from_hub(name: str, revision: str | None, patterns: Sequence[str], *, key: s
     noisy = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        return Path(_snapshot(name, revision=revision, allow_patterns=[*patterns], ignore_patterns=[BELOW_THE_ROOT]))
-    except (HFValidationError, OSError) as error:  # its other errors are OSErrors all
+        asked = {"revision": revision, "allow_patterns": [*patterns], "ignore_patterns": [BELOW_THE_ROOT]}
+        return whole_files(lambda: _snapshot(name, **asked), patterns)
+    except (HFValidationError, NETWORK_ERROR, OSError) as error:
         raise _not_at_hub(name, revision, key, error) from error
     finally:
         if noisy:
@@ -228,8 +227,15 @@ def _not_at_hub(name: str, revision: str | None, key: str, error: Exception) -> 
     elif isinstance(error, OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") == "1":
         message = f"{no_folder} the Hub is off (HF_HUB_OFFLINE) with no copy of {at} in its cache"
     else:
-        message = f"{no_folder} the Hub cannot be reached for {at} ({type(error).__name__})"
+        message = f"{no_folder} the Hub cannot be reached for {at} ({_why(error)})"
     return NoSuchModelError(message, key=key, remedy=_OTHERWISE)
+
+
+def _why(error: Exception) -> str:
+    """What stood in the way, in a few words: what a server answered, or what its library calls it."""
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    return f"it answers {status}" if status else type(cause).__name__
 
 
 def _refuse_pickles_at_hub(name: str, revision: str | None) -> None:

@@ -13,6 +13,7 @@ from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.errors import RunFolderError
 from loraft.figures import counted
+from loraft.io.sealed import is_text_as_sealed, read_sealed
 from loraft.tasks import METRIC_FACTS
 from loraft.tasks.task import TEXT_LOSS
 
@@ -112,11 +113,15 @@ def read_records(folder: Path) -> RunRecords:
         remedy = "Let it train for training.logging_steps steps at least."
         raise RunFolderError(message, where=str(folder / "metrics.jsonl"), remedy=remedy)
     unread += sum(all(kind(line) is None for kind in (_step, _evaluation, _left_out)) for line in lines)
-    manifest = _manifest(folder / "manifest.json")
+    manifest = read_sealed(folder / "manifest.json") or {}
     planned = _part(manifest, "planned")
     saved = [folder / name for name in ("adapter", "model")]
     finished = any(each.is_dir() for each in saved)
     notes = [] if not unread else [f"{counted(unread, 'line')} of metrics.jsonl cannot be read, and left out"]
+    if not is_text_as_sealed(folder / "config.yaml"):
+        notes.append("config.yaml was edited or damaged since the run wrote it: what it says now is told")
+    if not manifest:
+        notes.append("manifest.json is missing or damaged: what was planned, and on which device, is not known")
     return RunRecords(
         folder=folder,
         config=config,
@@ -141,14 +146,6 @@ def _lines(path: Path) -> tuple[list[Mapping[str, Any]], int]:
         return [], 0
     found = [_object(line) for line in text.split("\n") if line.strip()]
     return [each for each in found if each is not None], found.count(None)
-
-
-def _manifest(path: Path) -> Mapping[str, Any]:
-    """What a manifest holds; nothing where there is none."""
-    try:
-        return _object(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError):
-        return {}
 
 
 def _object(line: str) -> Mapping[str, Any] | None:

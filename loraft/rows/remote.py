@@ -16,6 +16,7 @@ from loraft.io.checksums import sha256_of_facts
 from loraft.io.fetched_once import is_fetched
 from loraft.io.kept_files import kept_file
 from loraft.io.paths import without_bars
+from loraft.io.patience import patiently
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
 
 ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/+")
@@ -79,12 +80,12 @@ def fetched(address: str) -> Path:
     """
     system, path = _file_system(address)
     with _told_where_unreachable(address), without_bars():
-        version = _version(system, path)
+        version = patiently(lambda: _version(system, path))
     key = sha256_of_facts({"address": address, "version": version})[:16]
 
     def write(file: Path) -> None:
         with _told_where_unreachable(address), disk_errors(file, remedy=ANOTHER_CACHE), without_bars():
-            system.get_file(path, str(file))
+            patiently(lambda: system.get_file(path, str(file)))
 
     try:
         return kept_file(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,8 +26,9 @@ from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
 from loraft.errors import DiskFullError, NonFiniteError
 from loraft.io.atomic import atomic_dir, restore_previous, write_json
-from loraft.io.checksums import fault_by_manifest, seal, seal_of
-from loraft.io.resources import disk_errors
+from loraft.io.checksums import NOT_READ, fault_by_manifest, is_weights, seal, seal_of
+from loraft.io.resources import disk_errors, room_for
+from loraft.io.sealed import sealed
 
 
 @dataclass
@@ -117,6 +119,8 @@ def save_checkpoint(
     write_weights: Callable[[Path], object],
     state: Mapping[str, Any],
     optimizer: tuple[Mapping[str, Tensor], Mapping[str, int | float]],
+    *,
+    about: int | None = None,
 ) -> Path:
     """Write the checkpoint of `step` into the run's `checkpoints` folder, and return its own.
 
@@ -126,16 +130,17 @@ def save_checkpoint(
         write_weights: Writes the trained weights into the folder it is given.
         state: As JSON takes it.
         optimizer: The optimizer's tensors and numbers.
+        about: How many bytes it will take.
 
     Raises:
         DiskFullError: The disk is full; nothing of the unfinished checkpoint is left.
     """
     folder = root / f"step-{step:06d}"
-    with _full_disk_told(root, step), atomic_dir(folder) as partial:
+    with _full_disk_told(root, step, about), atomic_dir(folder) as partial:
         write_weights(partial)
         save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
         _write_rest(partial, state, optimizer[1])
-        write_json(partial / MANIFEST, {"files": seal(partial)})
+        write_json(partial / MANIFEST, sealed({"files": seal(partial)}))
     return folder
 
 
@@ -146,6 +151,8 @@ def save_in_parts(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Callable[[], Mapping[str, Any]],
     numbers: Mapping[str, int | float],
+    *,
+    about: int | None = None,
 ) -> Path:
     """Write a checkpoint to which each rank adds its part: complete once all have, and else absent.
 
@@ -156,6 +163,7 @@ def save_in_parts(
         tensors: Those of the `model` and of the `optimizer`, of which each rank writes what it holds.
         state: Gives what JSON takes; rank 0 asks for it.
         numbers: The optimizer's.
+        about: How many bytes all of it will take.
 
     Raises:
         DiskFullError: The disk is full on some rank; nothing of the unfinished checkpoint is left.
@@ -165,7 +173,7 @@ def save_in_parts(
     with ExitStack() as opened:
 
         def begin() -> Path:
-            with _full_disk_told(root, step):
+            with _full_disk_told(root, step, about):
                 partial = opened.enter_context(atomic_dir(folder))
                 (partial / PARTS).mkdir()
             return partial
@@ -173,16 +181,16 @@ def save_in_parts(
         def write() -> dict[str, dict[str, int | str]]:
             if said := non_finite({name: own_part(weight.detach()) for name, weight in tensors["model"].items()}):
                 raise NonFiniteError(f"{said}; not saved", where=str(folder))
-            with _full_disk_told(root, step):
+            with _full_disk_told(root, step, about):
                 place = partial / PARTS
                 files = [file for kind, each in tensors.items() for file in write_parts(place, kind, each, ranks)]
                 return {f"{PARTS}/{file.name}": seal_of(file) for file in files}
 
         def complete() -> Path:
-            with _full_disk_told(root, step):
+            with _full_disk_told(root, step, about):
                 _write_rest(partial, state(), numbers)
-                sealed = {name: each for of_rank in seals for name, each in of_rank.items()}
-                write_json(partial / MANIFEST, {"files": sealed | seal(partial, leave_out=sealed)})
+                of_ranks = {name: each for of_rank in seals for name, each in of_rank.items()}
+                write_json(partial / MANIFEST, sealed({"files": of_ranks | seal(partial, leave_out=of_ranks)}))
                 opened.close()
             return folder
 
@@ -197,14 +205,14 @@ def _write_rest(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, in
 
 
 @contextmanager
-def _full_disk_told(root: Path, step: int) -> Iterator[None]:
+def _full_disk_told(root: Path, step: int, about: int | None) -> Iterator[None]:
     remedy = "free some space and go on with `resume`: the checkpoints before it are whole"
     try:
         with disk_errors(root, remedy=remedy):
             yield
     except DiskFullError as error:
-        free = f"{shutil.disk_usage(root.parent).free:,} bytes are free"
-        message = f"the disk filled up while the checkpoint of step {step} was written: {_needed(root)}{free}"
+        told, _, _ = error.problems[0].message.partition(": ")
+        message = f"{told} while the checkpoint of step {step} was written: {room_for(_needed(root, about), root)}"
         raise DiskFullError(message, where=str(root), remedy=remedy) from error
 
 
@@ -238,6 +246,24 @@ def checkpoint_fault(folder: Path) -> str | None:
     return fault_by_manifest(folder, folder / MANIFEST)
 
 
+def fault_in_writing(folder: Path) -> str | None:
+    """What is wrong with a checkpoint that was just written, told by sizes and headers; None where nothing is.
+
+    A disk elsewhere may lose what it said it wrote. All of a file is read again only when a run resumes.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, sealed_as in files.items():
+            if (folder / name).stat().st_size != sealed_as["bytes"]:
+                return f"{name} is cut short"
+            if is_weights(name):
+                with safe_open(folder / name, framework="pt"):
+                    pass
+    except (*NOT_READ, SafetensorError) as error:
+        return str(error)
+    return None
+
+
 def prune(root: Path, *, step: int, keep: int | None, best_step: int | None) -> None:
     """Remove all but the newest `keep` checkpoints up to that of `step`, and that of `best_step`.
 
@@ -263,10 +289,7 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _needed(root: Path) -> str:
-    """How much a checkpoint takes, as the newest one tells."""
+def _needed(root: Path, about: int | None) -> int | None:
+    """How many bytes a checkpoint takes, as the newest one tells; where there is none, as was reckoned."""
     found = checkpoints(root)
-    if not found:
-        return ""
-    taken = sum(path.stat().st_size for path in found[0].rglob("*") if path.is_file())
-    return f"one takes about {taken:,} bytes, and "
+    return sum(path.stat().st_size for path in found[0].rglob("*") if path.is_file()) if found else about

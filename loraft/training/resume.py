@@ -17,6 +17,7 @@ from loraft.config.schema_info import idle_keys
 from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Problem, RunFolderError
 from loraft.events import Note
+from loraft.io.sealed import is_text_as_sealed, read_sealed
 from loraft.models.hf_config import config_fingerprint
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
@@ -76,10 +77,7 @@ def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
 
 def begun_batches(folder: RunFolder) -> int | None:
     """How many batches a step of the run reads, however many ranks read them; None where that is not known."""
-    try:
-        told = json.loads(folder.manifest.read_text(encoding="utf-8"))["batches_a_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    told = (read_sealed(folder.manifest) or {}).get("batches_a_step")
     return told if isinstance(told, int) and told > 0 else None
 
 
@@ -142,10 +140,12 @@ def compare_with_begun(
     taken_on: list[str] = []
     steps, has_checkpoints = None, bool(checkpoints(folder.checkpoints))
     if folder.config.exists():
+        if not is_text_as_sealed(folder.config):
+            refused.append("its config.yaml was edited or damaged")
         try:
             before = _begun(folder)
         except ConfigError:
-            refused = ["its config.yaml was damaged"]
+            refused = ["its config.yaml was edited or damaged"]
         else:
             steps = steps_of(before, plan.batches)
             for key, change in _changes(before.model_dump(mode="json"), plan.config.model_dump(mode="json")):
@@ -202,23 +202,26 @@ def _refuse(found: Sequence[str], folder: RunFolder) -> None:
 
 def _recorded(folder: RunFolder, part: str) -> Mapping[str, Any] | None:
     """What the run's manifest tells of `part`; None where it has no fingerprint to compare with."""
-    try:
-        told: Mapping[str, Any] = json.loads(folder.manifest.read_text(encoding="utf-8"))[part]
-        return told if told["fingerprint"] is not None else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    told = (read_sealed(folder.manifest) or {}).get(part)
+    return told if isinstance(told, dict) and told.get("fingerprint") is not None else None
 
 
 def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_before: int | None) -> bool:
-    """Put everything back as the newest good checkpoint has it, and say so; False when there is none.
+    """Put everything back as the newest good checkpoint has it, and say so; False when none was written yet.
 
     What is taken on and the steps before are those of `compare_with_begun`.
+
+    Raises:
+        RunFolderError: There are checkpoints, and each is damaged, or has not what is trained now.
     """
     run.ranks.on_main(lambda: remove_partial(run.folder.checkpoints))
     newest, damaged = run.ranks.on_main(lambda: newest_checkpoint(run.folder.checkpoints), patiently=True)
     run.ranks.together(lambda: _require_shared(run, newest))
     for text in damaged:
         run.observer(Note(text))
+    if newest is None and damaged:
+        remedy = "put its files back as they were, or replace the run by `overwrite`"
+        raise RunFolderError("no checkpoint is whole to go on from", where=str(run.folder.path), remedy=remedy)
     if newest is None:
         run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
         return False

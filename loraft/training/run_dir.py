@@ -22,6 +22,7 @@ from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
+from loraft.io.sealed import sealed, sealed_text
 from loraft.io.secrets import redacted
 from loraft.optimization.optimizer import KINDS
 from loraft.planning.known_run import KnownRun
@@ -32,6 +33,7 @@ LOCK = ".lock"
 OURS = re.compile(r"\.lock|\.beside|trackers|\.(config\.yaml|manifest\.json)\.\d+")
 """What a run that was stopped before it began may have left."""
 SECONDS_TO_BE_SEEN = 60
+GO_ON = "free some space and go on with `resume`"
 
 
 class RunFolder:
@@ -157,15 +159,16 @@ class RunFolder:
             if kept == held:
                 os.truncate(path, len(kept))
             else:
-                write_whole(path, kept.decode())
+                write_whole(path, kept.decode(), remedy=GO_ON)
         return notes
 
     def describe(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
         """Write what the run is, each file whole or not at all, and without tokens that a command line may hold."""
         if not self.writes:
             return
-        write_whole(self.config, redacted(dump_config(config)))
-        write_whole(self.manifest, redacted(json.dumps(manifest, indent=1)) + "\n")
+        manifest = json.loads(redacted(json.dumps(manifest)))
+        write_whole(self.config, sealed_text(redacted(dump_config(config))), remedy=GO_ON)
+        write_whole(self.manifest, json.dumps(sealed(manifest), indent=1) + "\n", remedy=GO_ON)
 
     def empty(self) -> None:
         """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""

@@ -17,8 +17,10 @@ from loraft.adapters.model_card import TrainingFacts
 from loraft.adapters.save_adapter import restore, save_adapter, save_full
 from loraft.distributed.part_files import PartFiles, restore_rows
 from loraft.distributed.whole_model import gathered_in_turn, is_written_one_by_one, write_whole_model
+from loraft.events import Note
 from loraft.optimization.optimizer import OptimizerState, optimizer_state
-from loraft.training.checkpoint import PARTS, RunState, prune, save_checkpoint, save_in_parts
+from loraft.training.checkpoint import PARTS, RunState, fault_in_writing, prune, save_checkpoint, save_in_parts
+from loraft.training.run_dir import saved_bytes
 from loraft.training.train_step import Trainer
 
 
@@ -55,6 +57,7 @@ def _save_here(run: Trainer, state: RunState, adapted: AdaptedModel, optimizer: 
         lambda folder: save_weights(run, state, folder, adapted),
         _all_that_changes(run, state),
         optimizer,
+        about=sum(saved_bytes(run.plan)),
     )
     rotate_checkpoints(run, state)
     return place
@@ -66,7 +69,9 @@ def _save_parts(run: Trainer, state: RunState) -> Path:
     tensors, numbers = optimizer_state(run.optimizer, trainable, in_parts=True)
     parts: dict[str, Mapping[str, Tensor]] = {"model": trainable, "optimizer": tensors}
     changing = partial(_all_that_changes, run, state)
-    place = save_in_parts(run.folder.checkpoints, state.step, run.ranks, parts, changing, numbers)
+    place = save_in_parts(
+        run.folder.checkpoints, state.step, run.ranks, parts, changing, numbers, about=sum(saved_bytes(run.plan))
+    )
     run.ranks.on_main(lambda: rotate_checkpoints(run, state))
     return place
 
@@ -142,6 +147,12 @@ def restore_weights(run: Trainer, folder: Path) -> None:
 
 
 def rotate_checkpoints(run: Trainer, state: RunState) -> None:
-    """Remove the checkpoints that `training.save_total_limit` leaves no room for; the best one stays."""
-    keep = run.settings.save_total_limit
+    """Remove the checkpoints that `training.save_total_limit` leaves no room for; the best one stays.
+
+    So do all of them where the newest is not whole on the disk, which is said.
+    """
+    keep, newest = run.settings.save_total_limit, run.folder.checkpoints / f"step-{state.step:06d}"
+    if (found := fault_in_writing(newest)) is not None:
+        run.observer(Note(f"checkpoint {newest.name} is damaged ({found}): older ones are kept"))
+        return
     prune(run.folder.checkpoints, step=state.step, keep=keep, best_step=state.best_step)

@@ -46,7 +46,7 @@ from loraft.training.longest_batch import try_longest_batch
 from loraft.training.loop import fit
 from loraft.training.out_of_memory import memory_explained
 from loraft.training.resume import compare_with_begun, refuse_another_base, require_same_model, resume_from
-from loraft.training.run_dir import RunFolder
+from loraft.training.run_dir import GO_ON, RunFolder
 from loraft.training.run_events import Saved, tracked
 from loraft.training.save_run import restore_weights, save_result, weights_in
 from loraft.training.start_batches import begin_from_rows
@@ -127,7 +127,7 @@ def run_plan(
     for note in plan.notes:
         observer(Note(note))
     taken_on, steps_before = ranks.on_main(lambda: compare_with_begun(plan, folder, resume, anyway=resume_anyway))
-    full_disk = disk_errors(folder.path, remedy="free some space and go on with `resume`")
+    full_disk = disk_errors(folder.path, remedy=GO_ON)
     with memory_explained(plan, ranks), folder.kept(), full_disk:
         adapted = _built(plan, ranks, observer)
         if resume and not resume_anyway:

@@ -13,6 +13,7 @@ from loraft.dataset.source_rows import expand_sources
 from loraft.dataset.token_cache import contents_of
 from loraft.errors import DataError
 from loraft.evaluation.past_run import PastRun
+from loraft.io.sealed import sealed_text
 
 
 @pytest.fixture
@@ -77,12 +78,27 @@ def test_rows_that_were_learned_are_told_under_whatever_name(files: Path) -> Non
     assert list(run.about_rows(DataSource(path="copy.jsonl"))) == []
 
 
-@pytest.mark.parametrize("written", [None, "{", "[]", '{"data": {"fingerprint": "x"}}', '{"data": {"train": 1}}'])
-def test_where_nobody_wrote_down_what_the_files_were_nothing_is_said(files: Path, written: str | None) -> None:
+@pytest.mark.parametrize("written", [None, "{", "[]", '{"sealed": "by another", "data": {}}'])
+def test_a_manifest_that_was_lost_is_told(files: Path, written: str | None) -> None:
     run = begun(files, eval=0.5)
-    append(files / "train.jsonl")
     manifest = files / "run/manifest.json"
     manifest.unlink() if written is None else manifest.write_text(written)
+    (told,) = run.about_held_out()
+    assert told.startswith(f"{manifest} is missing or damaged")
+
+
+def test_a_config_that_was_changed_tells_no_rows_that_were_held_out(files: Path) -> None:
+    run = begun(files, eval=0.5)
+    (files / "run/config.yaml").write_text(sealed_text("data:\n  eval: 0.5\n").replace("0.5", "0.2"))
+    with pytest.raises(DataError, match=r"config\.yaml: was edited or damaged(.|\n)*`data=FILE`"):
+        list(run.about_held_out())
+
+
+@pytest.mark.parametrize("written", ['{"data": {"fingerprint": "x"}}', '{"data": {"train": 1}}'])
+def test_where_nobody_wrote_down_what_the_files_were_nothing_is_said(files: Path, written: str) -> None:
+    run = begun(files, eval=0.5)
+    append(files / "train.jsonl")
+    (files / "run/manifest.json").write_text(written)
     assert list(run.about_held_out()) == []
 
 

@@ -48,9 +48,10 @@ def test_lines_that_are_none_are_counted_and_what_is_left_is_read(tmp_path: Path
 
 def test_a_manifest_that_is_damaged_or_of_before_says_nothing(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
-    for text in ("{", '{"planned": 3, "ranks": "two"}'):
+    for text, told in (("{", 1), ('{"planned": 3, "ranks": "two"}', 0)):
         (folder / "manifest.json").write_text(text)
         found = read_records(folder)
+        assert sum(note.startswith("manifest.json is missing or damaged") for note in found.notes) == told
         assert (found.planned_steps, found.predicted_bytes, found.ranks, found.base) == (None, None, 1, "some/model")
 
 

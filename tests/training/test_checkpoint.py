@@ -122,7 +122,7 @@ def test_c31_a_full_disk_is_said_and_leaves_the_checkpoints_before(
         raise FULL[said_by]
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(DiskFullError, match=r"one takes about [\d,]+ bytes, and [\d,]+ bytes are free"):
+    with pytest.raises(DiskFullError, match=r"about [\d,]+ bytes are needed, and [\d,]+ bytes are free"):
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == [good.name]
 

@@ -1,0 +1,65 @@
+"""What is fetched from elsewhere is asked for again where the network, or who answers, fails for the moment."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+Fetched = TypeVar("Fetched")
+
+SECONDS = (1.0, 2.0, 4.0)
+"""How long is waited before each further try."""
+FOR_NOW = (408, 425, 429, 500, 502, 503, 504)
+"""What servers answer that may answer otherwise in a moment."""
+OF_LIBRARIES = {
+    "httpx": ("TransportError",),
+    "httpx2": ("TransportError",),
+    "aiohttp": ("ClientConnectionError", "ClientPayloadError", "ServerTimeoutError"),
+}
+"""How those that ask for us call a connection that fails or is cut."""
+
+
+def patiently(fetch: Callable[[], Fetched]) -> Fetched:
+    """What `fetch` gives, asked for again after a while where it fails for the moment; `SECONDS` says how often.
+
+    What was fetched before a failure is not fetched again where `fetch` keeps it.
+
+    Raises:
+        Exception: What the last try raised, or one that another try would not mend.
+    """
+    for seconds in SECONDS:
+        try:
+            return fetch()
+        except Exception as error:
+            if not is_for_now(error):
+                raise
+        time.sleep(seconds)
+    return fetch()
+
+
+def is_for_now(error: BaseException) -> bool:
+    """Whether what was raised may be otherwise in a moment: by its own kind and status, or by those of its cause."""
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
+    if isinstance(status, int):
+        return status in FOR_NOW
+    # The Hub's library tells a download of another size than was announced in words alone.
+    if isinstance(error, _cut()) or (isinstance(error, OSError) and "Consistency check failed" in str(error)):
+        return True
+    if error.__cause__ is not None:
+        return is_for_now(error.__cause__)
+    return isinstance(error, ConnectionError | TimeoutError)
+
+
+def _cut() -> tuple[type[BaseException], ...]:
+    """The classes of `OF_LIBRARIES`, of those that are in use."""
+
+    def found() -> Iterator[type[BaseException]]:
+        for library, names in OF_LIBRARIES.items():
+            if library in sys.modules:
+                yield from (getattr(sys.modules[library], name) for name in names)
+
+    return tuple(found())
