@@ -16,7 +16,7 @@ from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, adapter_in, 
 from loraft.config.choices import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
 from loraft.io.checksums import RECORD, is_weights, refuse_altered
-from loraft.io.paths import adapter_from_hub
+from loraft.io.hub_files import adapter_from_hub
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.modules import is_within

@@ -9,13 +9,15 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
-from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from loraft.errors import ModelError
+from loraft.errors import AdapterError, ModelError
 from loraft.io.checksums import REMADE, fault
+from loraft.io.paths import without_bars
 from loraft.io.patience import patiently
 from loraft.io.resources import disk_errors
 
@@ -23,6 +25,10 @@ NETWORK_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 """What the Hub's library raises where it is not answered, whichever library it asks by."""
 GIT = b"blob %d\0"
 """What git puts before a content of so many bytes, to name it."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
+"""Config, weights, tokenizer and record; pickled weights come along to be named in the refusal, and are not opened."""
+BELOW_THE_ROOT = "*/*"
 ANOTHER_HOME = "Free some space, or set HF_HOME to a folder on another disk."
 
 
@@ -54,6 +60,30 @@ def whole_files(fetch: Callable[[], str], patterns: Sequence[str]) -> Path:
     names = ", ".join(file.name for file in damaged)
     REMADE.append(f"the Hub's files in {folder.parents[1].name} were damaged ({names}), and were fetched again")
     return folder
+
+
+def adapter_from_hub(name: str) -> Path | None:
+    """The local folder of the adapter `name` on the Hub; None where there is none of that name, or no adapter in it.
+
+    Raises:
+        AdapterError: The Hub has it and it cannot be fetched.
+    """
+
+    def fetched(*patterns: str) -> Path:
+        asked = partial(snapshot_download, name, allow_patterns=[*patterns], ignore_patterns=[BELOW_THE_ROOT])
+        return whole_files(asked, patterns)
+
+    nothing = (NETWORK_ERROR, HFValidationError, OSError)
+    with without_bars():
+        try:
+            if not (fetched(ADAPTER_CONFIG) / ADAPTER_CONFIG).is_file():
+                return None
+        except nothing:
+            return None
+        try:
+            return fetched(*ADAPTER_FILES)
+        except nothing as error:
+            raise AdapterError(f"the Hub's {name} cannot be fetched ({type(error).__name__})", where=name) from error
 
 
 def _damaged(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -1,21 +1,15 @@
-"""Where files are: the folder of the cache, an adapter on the Hub, and whether a file can be written to a place."""
+"""Where files are: the folder of the cache, and whether a file can be written to a place."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from loraft.errors import AdapterError, ConfigError, DataError, InvalidInputError
-
-CONFIG = "adapter_config.json"
-FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
-"""Config, weights, tokenizer and record; pickled weights come along to be named in the refusal, and are not opened."""
-BELOW_THE_ROOT = "*/*"
+from loraft.errors import ConfigError, DataError, InvalidInputError
 
 
 def cache_folder() -> Path:
@@ -68,34 +62,6 @@ def check_config_place(path: Path, *, reads: Iterable[Path] = (), overwrite: boo
     if path.exists() and not overwrite:
         remedy = "Name another file, or replace it with `overwrite`."
         raise ConfigError("is there already", where=str(path), remedy=remedy)
-
-
-def adapter_from_hub(name: str) -> Path | None:
-    """The local folder of the adapter `name` on the Hub; None where there is none of that name, or no adapter in it.
-
-    Raises:
-        AdapterError: The Hub has it and it cannot be fetched.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    from loraft.io.hub_files import NETWORK_ERROR, whole_files
-
-    def fetched(*patterns: str) -> Path:
-        asked = partial(snapshot_download, name, allow_patterns=[*patterns], ignore_patterns=[BELOW_THE_ROOT])
-        return whole_files(asked, patterns)
-
-    nothing = (NETWORK_ERROR, HFValidationError, OSError)
-    with without_bars():
-        try:
-            if not (fetched(CONFIG) / CONFIG).is_file():
-                return None
-        except nothing:
-            return None
-        try:
-            return fetched(*FILES)
-        except nothing as error:
-            raise AdapterError(f"the Hub's {name} cannot be fetched ({type(error).__name__})", where=name) from error
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,7 @@ def save_checkpoint(
         write_weights(partial)
         save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
         _write_rest(partial, state, optimizer[1])
-        write_json(partial / MANIFEST, sealed({"files": seal(partial)}))
+        _write_manifest(partial, {})
     return folder
 
 
@@ -179,24 +181,32 @@ def save_in_parts(
             return partial
 
         def write() -> dict[str, dict[str, int | str]]:
-            if said := non_finite({name: own_part(weight.detach()) for name, weight in tensors["model"].items()}):
-                raise NonFiniteError(f"{said}; not saved", where=str(folder))
+            _require_finite(folder, tensors["model"])
             with _full_disk_told(root, step, about):
-                place = partial / PARTS
-                files = [file for kind, each in tensors.items() for file in write_parts(place, kind, each, ranks)]
-                return {f"{PARTS}/{file.name}": seal_of(file) for file in files}
+                parts = (write_parts(partial / PARTS, kind, own, ranks) for kind, own in tensors.items())
+                return {f"{PARTS}/{file.name}": seal_of(file) for file in chain.from_iterable(parts)}
 
         def complete() -> Path:
             with _full_disk_told(root, step, about):
                 _write_rest(partial, state(), numbers)
-                of_ranks = {name: each for of_rank in seals for name, each in of_rank.items()}
-                write_json(partial / MANIFEST, sealed({"files": of_ranks | seal(partial, leave_out=of_ranks)}))
+                _write_manifest(partial, dict(ChainMap(*seals)))
                 opened.close()
             return folder
 
         partial = ranks.on_main(begin)
         seals = ranks.gathered(ranks.together(write, patiently=True))
         return ranks.on_main(complete)
+
+
+def _write_manifest(folder: Path, known: Mapping[str, dict[str, int | str]]) -> None:
+    """Write the sizes and checksums of a checkpoint's files, of which those of some are `known`."""
+    write_json(folder / MANIFEST, sealed({"files": {**known, **seal(folder, leave_out=known)}}))
+
+
+def _require_finite(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse to save in `folder` what this rank holds of weights, where it is NaN or infinite."""
+    if said := non_finite({name: own_part(weight.detach()) for name, weight in weights.items()}):
+        raise NonFiniteError(f"{said}; not saved", where=str(folder))
 
 
 def _write_rest(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, int | float]) -> None:

@@ -93,7 +93,7 @@ def test_what_cannot_be_tried_is_refused(config: RunConfig, ran: Ran, tmp_path: 
         tune(none, budget=60)
     (tmp_path / "tuned").mkdir(exist_ok=True)
     (tmp_path / "tuned/tune.json").write_text("{")
-    with pytest.raises(RunFolderError, match="cannot be read"):
+    with pytest.raises(RunFolderError, match="is damaged: which trials were made is not known"):
         tune(config, budget=60)
     (tmp_path / "tuned/tune.json").unlink()
     (tmp_path / "tuned/mine.txt").write_text("mine")

@@ -13,8 +13,8 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import AdapterError, ModelError
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
+from loraft.io.hub_files import adapter_from_hub
 from loraft.io.kept_files import kept_file
-from loraft.io.paths import adapter_from_hub
 from tests.inference.voices import adapter_in, base_in, logits
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
