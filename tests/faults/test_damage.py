@@ -100,6 +100,11 @@ READERS = {
     "start_from": ("train", "c.yaml", "lora.start_from=run/adapter", "training.output_dir=out/run"),
 }
 """The commands that read an adapter, and what they write."""
+NOT_TOLD_BY_PUSH = {
+    ("loraft.json", "missing"),
+    *((name, "one bit flipped") for name in ("loraft.json", "generation_config.json", "tokenizer_config.json")),
+}
+"""What may be told in a note alone: this adapter names its base by a path, and is refused for that before its notes."""
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -109,6 +114,8 @@ def test_a_damaged_adapter_is_named_by_each_command_that_reads_it(
     work = works("lora")
     names = files_of(work / "whole/adapter")
     for name in in_turn(names, reader, harm, every=torture, step=4):
+        if reader == "push" and (name, harm) in NOT_TOLD_BY_PUSH:
+            continue
         with trial("a damaged file of an adapter: named by each command that reads it, which refuses it or says so"):
             run = copied(work)
             shutil.rmtree(work / "out", ignore_errors=True)
@@ -117,7 +124,10 @@ def test_a_damaged_adapter_is_named_by_each_command_that_reads_it(
             done = loraft(*READERS[reader], cwd=work)
             told = said(done)
             assert done.returncode in (0, 2), told
-            assert name in told or name in DECIDES_NOTHING, told
+            if name == "loraft.json" and harm == "missing":  # then it is an adapter of another tool
+                assert "the base was not compared" in told
+            else:
+                assert name in told or name in DECIDES_NOTHING, told
             assert done.returncode == 0 or not any((work / "out").rglob("*.[sg]*"))
             if name.endswith((".safetensors", "tokenizer.json", ".jinja")):
                 assert done.returncode == 2, "what decides an answer is not read when it is damaged"
@@ -225,6 +235,8 @@ def test_what_a_run_says_of_itself_is_told_where_it_is_damaged(
 ) -> None:
     work = works("lora")
     for reader in in_turn(sorted(READ_OF_A_RUN), name, harm, every=torture, step=2):
+        if name == LOG and (reader == "evaluate" or harm == "one bit flipped"):
+            continue  # that does not read it, and of a bit of a number nothing can tell
         with trial("a damaged config, manifest or log of a run: named by what reads it, never taken for what it was"):
             run = copied(work)
             shutil.rmtree(run / "checkpoints/step-000006")
@@ -232,7 +244,7 @@ def test_what_a_run_says_of_itself_is_told_where_it_is_damaged(
             before = contents_of(run)
             done = loraft(*READ_OF_A_RUN[reader], cwd=work)
             assert done.returncode in (0, 2)
-            assert name in said(done) or "belongs to no run" in said(done) or (name, reader) == (LOG, "evaluate")
+            assert name in said(done) or "belongs to no run" in said(done)
             if not reader.startswith("resume"):
                 continue
             if name == LOG:
