@@ -224,6 +224,9 @@ def _not_at_hub(name: str, revision: str | None, key: str, error: Exception) -> 
         return ModelError(f"the Hub's {name} has no revision {revision!r}", key="model.revision")
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         message = f"{no_folder} the Hub has no such model, or not for this account"
+    elif (snapshot := getattr(error, "snapshot_path", None)) is not None:
+        lost = ", ".join(sorted(file.name for file in Path(snapshot).iterdir() if not file.exists()))
+        message = f"{no_folder} the Hub cannot be asked for what its cache lacks of {at}: {lost or 'files'}"
     elif isinstance(error, OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") == "1":
         message = f"{no_folder} the Hub is off (HF_HUB_OFFLINE) with no copy of {at} in its cache"
     else:
