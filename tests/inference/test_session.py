@@ -191,6 +191,11 @@ def broken_defaults(folder: Path) -> None:
     (folder / "generation_config.json").write_text("{")
 
 
+def broken_defaults_of_another_tool(folder: Path) -> None:
+    broken_defaults(folder)
+    (folder / "loraft.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -200,7 +205,8 @@ def broken_defaults(folder: Path) -> None:
         (edited("adapter_config.json", lora_alpha=64), "trained with 8, and now says 64"),
         (edited("adapter_config.json", base_model_name_or_path="/gone/base"), "which is not there"),
         (edited("loraft.json", base={"fingerprint": "another"}), "other base weights"),
-        (broken_defaults, "generation_config.json: transformers cannot read it"),
+        (broken_defaults, "generation_config.json: is damaged"),
+        (broken_defaults_of_another_tool, "generation_config.json: transformers cannot read it"),
         (edited("generation_config.json", max_new_tokens=[3]), "generation_config.json"),
         (edited("generation_config.json", temperature="hot", do_sample=True), "temperature: 'hot' is not taken here"),
         (edited("generation_config.json", eos_token_id=["a"]), "eos_token_id: 'a' is not taken here"),
