@@ -49,6 +49,7 @@ OF_PREFERENCE: Mapping[str, Options] = {
     "pairs": IN_16_BITS,
     "q-pairs": {"method": "qlora", **IN_16_BITS},
     "full-pairs": {"method": "full", "preference__loss": "simpo", **IN_16_BITS},
+    "answers": {"preference__loss": "kto", **IN_16_BITS},
     "padded-pairs": {
         "data__packing": "off",
         "preference__loss": "ipo",
@@ -56,7 +57,7 @@ OF_PREFERENCE: Mapping[str, Options] = {
         **IN_16_BITS,
     },
 }
-"""Preferences: with the base as the reference, computed anew in each step or once, and without a reference."""
+"""Preferences, of pairs and by labels: with the base as the reference, computed anew each step or once, and without."""
 OF_SEQ_CLS: Mapping[str, Options] = {"weights": {"training__class_weights": "balanced", **IN_16_BITS}}
 PROBED = ("falcon", "mamba", "gpt_oss")
 """Decoders of which the table knows nothing: what is done with them is found by experiment, or the plain way."""

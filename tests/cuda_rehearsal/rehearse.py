@@ -44,7 +44,7 @@ from tests.cuda_rehearsal.device import rehearsal
 from tests.cuda_rehearsal.ledger import Ledger
 from tests.cuda_rehearsal.pretend import leave, pretend
 from tests.tiny import save_tiny
-from tests.training.building import ROWS_OF, tiny_config, write_rows
+from tests.training.building import ROWS_OF, judged, tiny_config, write_rows
 from tests.training.test_trainer import stop_at
 from tests.training.wide import wide_sizes
 from tests.zoo import models as zoo
@@ -159,7 +159,8 @@ def rehearse(case: Case, models: Path, folder: Path, seen: Seen) -> None:
     section = {"name_or_path": str(model)}
     section |= {key.removeprefix("model__"): options.pop(key) for key in list(options) if key.startswith("model__")}
     (folder / "model").mkdir()  # so that none is made there
-    write_rows(folder / "train.jsonl", ROWS_OF[case.task]())
+    made = judged if options.get("preference__loss") == "kto" else ROWS_OF[case.task]
+    write_rows(folder / "train.jsonl", made())
     with rehearsal() as ledger, watched(ledger, seen):
         config = tiny_config(
             folder, task=case.task, model=section, data__eval=0.2, training__max_steps=2,

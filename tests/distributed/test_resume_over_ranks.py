@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from loraft import api
 from loraft.errors import Interrupted
 from tests.distributed.forked import forked
-from tests.training.building import tiny_config
+from tests.training.building import judged, preferred, tiny_config, write_rows
 from tests.training.test_trainer import stop_at
 
 
@@ -51,6 +51,27 @@ def test_as_many_ranks_go_on_bit_for_bit_with_dropout(tmp_path: Path, method: st
     kind = "model/model" if method == "full" else "adapter/adapter_model"
     ends = [load_file(tmp_path / name / f"{kind}.safetensors") for name in ("whole", "stopped")]
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_stream_of_preferences_is_that_of_one_process_and_goes_on(tmp_path: Path, loss: str) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", {"dpo": preferred, "kto": judged}[loss](24))
+    options: dict[str, Any] = {
+        "task": "preference", "preference__loss": loss, "data__train": str(rows), "data__streaming": True,
+        "data__shuffle_buffer": 5, "training__per_device_train_batch_size": 2,
+    }  # fmt: skip
+    trained(tmp_path, "alone", 1, training__gradient_accumulation_steps=2, **options)
+    trained(tmp_path, "whole", 2, **options)
+    trained(tmp_path, "stopped", 2, stop=3, **options)
+    trained(tmp_path, "stopped", 2, **options)
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "whole")
+    both = list(zip(logged(tmp_path / "alone"), logged(tmp_path / "whole"), strict=True))
+    assert len(both) == 6
+    for alone, ranks in both:
+        assert (alone["step"], alone["epoch"], alone["tokens"]) == (ranks["step"], ranks["epoch"], ranks["tokens"])
+        # Float32 sums in another order, over six steps of Adam.
+        assert ranks["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
 @pytest.mark.slow
