@@ -76,10 +76,13 @@ class PreferenceLoss(CausalLMLoss):
 
     @staticmethod
     def figures(decisions: Tensor) -> Mapping[str, float]:
-        """Of `[2, pairs]`, the rewards of both answers: the share of pairs in the right order, and mean rewards."""
+        """Of `[2, pairs]`, the rewards of both answers: the share of pairs in the right order, and mean rewards.
+
+        A pair whose answers are rewarded alike counts half, as it would by chance.
+        """
         chosen, rejected = decisions.double()
         return {
-            "accuracy": (chosen > rejected).double().mean().item(),
+            "accuracy": ((1 + (chosen - rejected).sign()) / 2).mean().item(),
             "margin": (chosen - rejected).mean().item(),
             **dict(zip(FIGURES, (chosen.mean().item(), rejected.mean().item()), strict=True)),
         }

@@ -203,4 +203,4 @@ def test_smoothing_takes_a_share_of_pairs_the_other_way_and_an_evaluation_takes_
 
 def test_figures_are_of_pairs_in_the_right_order() -> None:
     figures = PreferenceLoss.figures(torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 1.0, 1.0, 1.0]]))
-    assert figures == {"accuracy": 0.5, "margin": 0.25, "chosen_reward": 1.0, "rejected_reward": 0.75}
+    assert figures == {"accuracy": 2.5 / 4, "margin": 0.25, "chosen_reward": 1.0, "rejected_reward": 0.75}
