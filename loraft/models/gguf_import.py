@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loraft.errors import ModelError, lacking
@@ -68,7 +68,7 @@ def convert(file: Path, folder: Path) -> None:
     """
     if problem := lacking("gguf", "a .gguf file", where=file.name, key="model.name_or_path"):
         raise ModelError.several([problem])
-    kind, rule, parameters = _facts(file)
+    kind, rule, tokens, parameters = _facts(file)
     needed = int(1.05 * 4 * parameters)
     require_free_bytes(folder, needed, f"converting {file.name}")
     model = read_gguf(file)
@@ -79,23 +79,33 @@ def convert(file: Path, folder: Path) -> None:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         if kind == "gpt2":
             tokenizer.backend_tokenizer.pre_tokenizer = RULES[rule]
+        _leave_out(tokenizer, tokens)
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
         tokenizer.save_pretrained(folder)
         _check_tokenizer(folder, file)
     _tidy(folder)
 
 
-def _facts(file: Path) -> tuple[Any, Any, int]:
-    """The kind of the tokenizer, the name of the rule that it splits by, and how many parameters there are."""
+def _facts(file: Path) -> tuple[Any, Any, int, int]:
+    """The kind of the tokenizer, the name of the rule that it splits by, its tokens, and how many parameters there are."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(file)
         fields = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
         kind, rule = (field.contents() if field is not None else None for field in fields)
-        return kind, rule, sum(int(tensor.n_elements) for tensor in reader.tensors)
+        tokens = reader.get_field("tokenizer.ggml.tokens")
+        parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        return kind, rule, 0 if tokens is None else len(tokens.data), parameters
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise ModelError(f"cannot be read as a .gguf file: {error}", where=str(file)) from error
+
+
+def _leave_out(tokenizer: PreTrainedTokenizerBase, tokens: int) -> None:
+    """Leave out the tokens that transformers adds to the file's own: GPT-2's end of text, which Llama 3 lacks, say."""
+    held = json.loads(tokenizer.backend_tokenizer.to_str())
+    held["added_tokens"] = [added for added in held["added_tokens"] if added["id"] < tokens]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(held))
 
 
 def _check_tokenizer(folder: Path, file: Path) -> None:

@@ -36,7 +36,7 @@ from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import read_headers
 
-CONVERSION = "converted-1"
+CONVERSION = "converted-2"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

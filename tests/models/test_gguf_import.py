@@ -58,6 +58,15 @@ def test_the_rule_by_which_text_is_split_is_the_files_own(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("cache")
+def test_no_token_is_added_to_those_of_the_file(tmp_path: Path) -> None:
+    """Transformers adds GPT-2's end of text, for which such a model has no embedding."""
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    folder = resolve(str(tmp_path / "tiny.gguf"))
+    ids = AutoTokenizer.from_pretrained(folder).get_vocab().values()
+    assert max(ids) < AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().num_embeddings
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_tokenizer_with_an_unknown_rule_is_left_out_and_another_can_be_named(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_tiny_gguf(file, splits_by="unheard-of")
