@@ -87,7 +87,7 @@ def convert(file: Path, folder: Path) -> None:
 
 
 def _facts(file: Path) -> tuple[Any, Any, int, int]:
-    """The kind of the tokenizer, the name of the rule that it splits by, its tokens, and how many parameters there are."""
+    """The kind of the tokenizer, the name of the rule that it splits by, and how many tokens and parameters it has."""
     from gguf import GGUFReader
 
     try:

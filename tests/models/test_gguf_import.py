@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError, ResourceError
 from loraft.models.load_model import load_tokenizer
-from loraft.models.sources import resolve
+from loraft.models.sources import CONVERSION, resolve
 from tests.models.gguf_files import write_tiny_gguf
 from tests.tiny import tiny_tokenizer
 
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_an_error_and_leaves_nothing(tmp_path: Path, cache: Pa
         file.write_bytes(damaged)
         with pytest.raises(ModelError, match=r"tiny\.gguf"):
             resolve(str(file))
-    assert not [path for path in cache.rglob("*") if path.suffix != ".lock" and path.name != "converted-1"]
+    assert not [path for path in cache.rglob("*") if path.suffix != ".lock" and path.name != CONVERSION]
 
 
 def test_a_disk_that_is_too_small_is_foreseen(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
