@@ -17,7 +17,8 @@ ENCODER = {
 }
 DECODER = {
     "model": {"name_or_path": "builtin:smollm2-135m-instruct", "dtype": "bfloat16"},
-    "training": {"num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 1e-3},
+    "training": {"num_train_epochs": 1, "per_device_train_batch_size": 16, "learning_rate": 3e-3},
+    "lora": {"layers": "last:10"},
 }
 
 

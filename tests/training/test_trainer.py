@@ -281,7 +281,7 @@ def test_another_optimizer_begins_anew_and_what_was_taken_on_is_the_run(
     ("name", "text", "told"),
     [
         ("config.yaml", None, "its config.yaml was lost"),
-        ("config.yaml", "\0\0", "its config.yaml was damaged"),
+        ("config.yaml", "\0\0", "its config.yaml was edited or damaged"),
         ("manifest.json", None, "its manifest.json was lost or damaged"),
         ("manifest.json", "{", "its manifest.json was lost or damaged"),
     ],
