@@ -56,16 +56,16 @@ def test_an_lstm_tells_topics_about_as_well_as_tf_idf_and_an_encoder_better(tmp_
 
 @pytest.mark.slow
 def test_an_lstm_writes_tickets_worse_than_a_decoder_and_remembers_less(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [dict(row) for row in tickets("train")[:200]])
-    write_rows(tmp_path / "held-out.jsonl", [dict(row) for row in tickets("eval")[:12]])
+    write_rows(tmp_path / "train.jsonl", [dict(row) for row in tickets("train")[:100]])
+    write_rows(tmp_path / "held-out.jsonl", [dict(row) for row in tickets("eval")[:8]])
     config = {
         "model": {"name_or_path": "builtin:smollm2-135m-instruct", "dtype": "bfloat16"},
         "data": {"train": "train.jsonl", "eval": "held-out.jsonl", "max_length": 256},
         "training": {
-            "output_dir": "run", "max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 2e-3,
+            "output_dir": "run", "max_steps": 8, "per_device_train_batch_size": 8, "learning_rate": 2e-3,
             "eval_steps": 1000,
         },
-        "generation": {"max_new_tokens": 48},
+        "generation": {"max_new_tokens": 16},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(json.dumps(config))
     found = told(tmp_path)

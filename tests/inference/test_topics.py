@@ -13,7 +13,7 @@ from tests.cli.running import loraft
 
 ENCODER = {
     "model": {"name_or_path": "builtin:all-minilm-l6-v2", "dtype": "float32"},
-    "training": {"num_train_epochs": 8, "per_device_train_batch_size": 16, "learning_rate": 2e-3},
+    "training": {"num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 2e-3},
 }
 DECODER = {
     "model": {"name_or_path": "builtin:smollm2-135m-instruct", "dtype": "bfloat16"},
