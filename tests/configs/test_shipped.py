@@ -139,8 +139,10 @@ def test_it_trains_a_step_on_a_tiny_model_of_its_family(name: str, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [path.stem for path in BUILTIN])
 def test_it_trains_a_step_as_it_is_shipped(name: str, tmp_path: Path) -> None:
-    """On the real model: all but the rows of a file, which are the user's."""
-    run = api.train(one_step(with_made_up_rows(LOADED[name], tmp_path), tmp_path))
+    """On the real model: all but the rows of a file, which are the user's, and one small batch a step."""
+    config = one_step(with_made_up_rows(LOADED[name], tmp_path), tmp_path)
+    small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    run = api.train(config.model_copy(update={"training": config.training.model_copy(update=small)}))
     assert run.steps == 1
     assert run.loss is not None
     assert math.isfinite(run.loss)

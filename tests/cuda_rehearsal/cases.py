@@ -63,6 +63,8 @@ PROBED = ("falcon", "mamba", "gpt_oss")
 """Decoders of which the table knows nothing: what is done with them is found by experiment, or the plain way."""
 TRIED = ("checkpointing", "q-streamed", "float16", "accumulated", "filled")
 """Variants, besides the methods, in which the longest batch is tried before the first step."""
+OF_EVERY_TASK = ("dora", "checkpointing", "q-streamed", "float16", "accumulated", "last")
+"""Variants that tasks differ in: the others are tried with `causal_lm` alone."""
 SPECIMEN: Mapping[ModelGroup, str] = {"decoder": "llama", "encoder_decoder": "t5", "classifier": "bert"}
 """The family of each task that the variants are tried on."""
 OTHERS = (("mistral", "float32"), ("gemma2", "offload"))
@@ -103,7 +105,8 @@ def _cases() -> list[Case]:
             named = [name for name in families if (name, method) not in UNKNOWN_IN_FLOAT32]
             found += [Case(f"{task}-{method}", f"{name}-{method}", task, name, options) for name in named]
         own = OF_CAUSAL_LM if use == "decoder" else OF_SEQ_CLS if use == "classifier" else {}
-        for variant, options in {**VARIANTS, **own}.items():
+        shared = {name: each for name, each in VARIANTS.items() if use == "decoder" or name in OF_EVERY_TASK}
+        for variant, options in {**shared, **own}.items():
             name = SPECIMEN[use]
             if not (variant == "float16" and name == "t5"):  # which is refused
                 found.append(Case("variants", f"{name}-{variant}", task, name, options))

@@ -1,8 +1,7 @@
-"""A process of its own that trains two steps of a model of a real size, without its numbers, and tells what was held.
+"""A process of its own that trains two steps of models of a real size, without their numbers, and tells what was held.
 
-`python -m tests.cuda_rehearsal.geometry LIBRARY NAME METHOD CHECKPOINTING TOKENS [KEY=VALUE…]`
-
-Among the keys `gpu` is the memory of the device in bytes.
+`python -m tests.cuda_rehearsal.geometry LIBRARY OUTPUT RUN…`, of which each is `NAME METHOD CHECKPOINTING TOKENS
+[KEY=VALUE…]`. Among the keys `gpu` is the memory of the device in bytes. Each is tried in a fork, to import once.
 """
 
 from __future__ import annotations
@@ -182,16 +181,27 @@ def held(
     }  # fmt: skip
 
 
-def main() -> None:
-    """Print what was held as JSON."""
-    name, method, checkpointing, tokens, *more = sys.argv[2:]
+def tried(run: str) -> dict[str, Any]:
+    """What was held in a run, in this process."""
+    name, method, checkpointing, tokens, *more = run.split()
     keys = {key: json.loads(value) for key, _, value in (each.partition("=") for each in more)}
     memory = keys.pop("gpu", None)
     pretend(*((memory, memory - CUDA_TAKES) if memory else ()))
     with tempfile.TemporaryDirectory() as place:
         os.environ["LORAFT_CACHE"] = str(Path(place) / "cache")
-        found = held(Path(place), name, method, checkpointing=KEPT[checkpointing], tokens=int(tokens), more=keys)
-    print(json.dumps(found))
+        return held(Path(place), name, method, checkpointing=KEPT[checkpointing], tokens=int(tokens), more=keys)
+
+
+def main() -> None:
+    """Write what was held in each run as JSON."""
+    output, found = Path(sys.argv[2]), {}
+    for run in sys.argv[3:]:
+        if (child := os.fork()) == 0:
+            output.write_text(json.dumps(tried(run)))
+            leave()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, run
+        found[run] = json.loads(output.read_text())
+    output.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from loraft.config.sections import QuantizationSection
 from loraft.kernels.transfer import pinned_bytes
 from loraft.models.quantize import quantized_bytes
 from tests.cuda_rehearsal.geometry import GEOMETRIES
-from tests.cuda_rehearsal.test_rehearsal import ROOT
+from tests.cuda_rehearsal.seen_once import ROOT
 
 pytestmark = pytest.mark.slow
 

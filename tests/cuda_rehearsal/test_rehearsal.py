@@ -5,22 +5,18 @@ Each group of cases runs in a process of its own, since the device takes the pla
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from loraft.models.registry import FAMILIES
 from tests.cuda_rehearsal.cases import CASES, Case
+from tests.cuda_rehearsal.seen_once import written_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-ROOT = Path(__file__).parents[2]
 WAITS_A_STEP, WAITS_A_TOKEN = 1, 1
 SCALING = 1
 """Where the loss is scaled, for float16, torch asks whether a gradient overflowed."""
@@ -35,15 +31,8 @@ CAPPED = {"gemma2"}
 @cache
 def seen_in(group: str, library: Path) -> dict[str, Any]:
     """What was seen of the cases of a group, which one process of the session rehearses for all others."""
-    seen, growing = library.with_name(f"{group}.json"), library.with_name(f"{group}.growing.json")
     names = [name for name, case in CASES.items() if case.group == group]
-    command = [sys.executable, "-m", "tests.cuda_rehearsal.rehearse", str(library), str(growing), *names]
-    with FileLock(f"{seen}.lock"):
-        if not seen.exists():
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr[-3000:]
-            growing.rename(seen)
-    return json.loads(seen.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return written_once(library.with_name(f"{group}.json"), "tests.cuda_rehearsal.rehearse", library, names)
 
 
 def waits(counts: dict[str, int]) -> int:

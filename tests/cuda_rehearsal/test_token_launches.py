@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda_rehearsal.test_rehearsal import ROOT
+from tests.cuda_rehearsal.seen_once import ROOT
 
 pytestmark = pytest.mark.slow
 
