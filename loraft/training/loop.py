@@ -89,6 +89,19 @@ def fit(run: Trainer, state: RunState) -> None:
             raise _stopped(run, state, stops[0], meanwhile=error) from error
 
 
+@contextmanager
+def told_if_stopped(run: Trainer, state: RunState) -> Iterator[None]:
+    """Where a signal ends what is done once all steps are taken, tell how to go on: their checkpoint has everything.
+
+    Raises:
+        Interrupted: A signal came.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise _stopped(run, state, Interrupted.by(stop).signal_number) from stop
+
+
 def _train(run: Trainer, state: RunState, wishes: Wishes) -> None:
     clock = Throughput(state.step)
     if state.owes_evaluation:

@@ -43,7 +43,7 @@ from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.tokenization.examples import with_reference
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.longest_batch import try_longest_batch
-from loraft.training.loop import fit
+from loraft.training.loop import fit, told_if_stopped
 from loraft.training.out_of_memory import memory_explained
 from loraft.training.resume import compare_with_begun, refuse_another_base, require_same_model, resume_from
 from loraft.training.run_dir import GO_ON, RunFolder
@@ -149,8 +149,9 @@ def run_plan(
             keep_frozen_prefix(run)
             remember_reference(run)
             fit(run, state)
-            shutil.rmtree(folder.frozen_prefix, ignore_errors=True)
-            saved, saved_step = _finish(run, state)
+            with told_if_stopped(run, state):
+                shutil.rmtree(folder.frozen_prefix, ignore_errors=True)
+                saved, saved_step = _finish(run, state)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
 
 

@@ -13,16 +13,19 @@ import pytest
 from tests.faults.cells import (
     CELLS,
     IN_CI,
+    STOPPED,
     Aim,
     Cell,
     Place,
     before_evaluated_row,
+    exit_code,
     in_an_evaluation,
     inside_a_save,
     twice_in_a_step,
     while_training,
 )
 from tests.faults.conftest import Trial
+from tests.faults.fault_points import signalled_at
 
 TRIED = CELLS if "LORAFT_TORTURE" in os.environ else IN_CI[8::4]
 STOPS: list[tuple[Aim, int, int]] = [
@@ -45,7 +48,7 @@ def test_c32_a_run_that_is_stopped_again_and_again_ends_as_one_that_never_was(
             tried.enter_context(trial(f"{name}: saved within a step, {code}, three lines; resumed bit-identical"))
             place.ended_by(aim, number, code)
             assert place.begun_after <= 1
-            *_, progress, last = place.said().partition("stopped at step ")
+            *_, progress, last = place.said().partition(STOPPED)
             assert progress
             assert last.count("\n") <= 3
             assert "loraft train run/config.yaml --resume" in last
@@ -60,6 +63,17 @@ def test_c32_a_run_that_is_stopped_in_its_last_evaluation_makes_up_for_it(tmp_pa
     with trial("SIGTERM: saved within a step, 143, three lines; resumed bit-identical"):
         assert before_evaluated_row(place, signal.SIGTERM, 10) == 143
         assert "stopped at step 7 of 7" in place.said()
+        place.ends_as_the_whole()
+
+
+@pytest.mark.slow
+def test_c32_a_run_that_is_stopped_while_its_result_is_saved_tells_how_to_go_on(tmp_path: Path, trial: Trial) -> None:
+    place = Place(tmp_path, CELLS[0])
+    saved = signalled_at(place.run, 1, lambda path: str(path).startswith(".adapter"), signal.SIGTERM)
+    with trial("SIGTERM: saved within a step, 143, three lines; resumed bit-identical"):
+        assert exit_code(place.started(saved)) == 143
+        assert "stopped at step 7 of 7; everything is saved" in place.said()
+        assert not (place.run / "adapter").exists()
         place.ends_as_the_whole()
 
 
