@@ -150,7 +150,6 @@ def run_plan(
             remember_reference(run)
             fit(run, state)
             with told_if_stopped(run, state):
-                shutil.rmtree(folder.frozen_prefix, ignore_errors=True)
                 saved, saved_step = _finish(run, state)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
 
@@ -292,6 +291,7 @@ def _describe(run: Trainer, command: Sequence[str]) -> None:
 def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones. Where it lies, and of which step."""
     run.ranks.on_main(run.folder.require)
+    shutil.rmtree(run.folder.frozen_prefix, ignore_errors=True)
     step = state.step
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
     is_better = state.best_step not in (None, step)
