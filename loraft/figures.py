@@ -36,6 +36,15 @@ def perplexity(negative_log_likelihood: float, tokens: int = 1) -> float:
         return math.inf
 
 
+def in_order(better: float, worse: float) -> float:
+    """1 where the better answer of a pair has the higher reward, 0 where the other has, 1/2 where both have the same.
+
+    NaN where their difference is no number.
+    """
+    apart = better - worse
+    return apart if math.isnan(apart) else (1 + (apart > 0) - (apart < 0)) / 2
+
+
 def label_figures(
     right: NDArray[np.float64 | np.int64], given: NDArray[np.float64 | np.int64], hits: NDArray[np.float64 | np.int64]
 ) -> dict[str, float]:

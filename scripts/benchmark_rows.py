@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 from benchmark_record import Figure, add_option, gigabytes, record
 
-from loraft.io.paths import cache_folder
-from loraft.models.sources import CONVERSION
+from loraft.io.paths import CONVERSION, cache_folder
 
 ROWS = (10_000, 100_000, 1_000_000)
 WORDS = ("the", "order", "was", "late", "and", "customer", "asks", "for", "money", "back", "delivery", "on", "Monday")

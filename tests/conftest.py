@@ -118,9 +118,9 @@ def has_cuda() -> bool:
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of loraft's own for all tests, with the real models of this machine's: rows of tests are no user's."""
-    from loraft.io.paths import cache_folder
+    from loraft.io.paths import CONVERSION, cache_folder
 
-    before, models = os.environ.get("LORAFT_CACHE"), cache_folder() / "converted-2"
+    before, models = os.environ.get("LORAFT_CACHE"), cache_folder() / CONVERSION
     models.mkdir(parents=True, exist_ok=True)
     folder = tmp_path_factory.mktemp("cache")
     (folder / models.name).symlink_to(models.resolve())

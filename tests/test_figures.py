@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from loraft.figures import label_figures, perplexity
+from loraft.figures import in_order, label_figures, perplexity
 
 
 def test_a_model_that_guesses_among_eight_has_perplexity_eight() -> None:
@@ -21,6 +21,11 @@ def test_c38_perplexity_is_of_the_tokens_and_not_of_the_batches() -> None:
 
 def test_perplexity_beyond_a_float_is_infinite() -> None:
     assert perplexity(1e6, 1) == math.inf
+
+
+def test_of_a_pair_that_is_rewarded_alike_half_is_in_order_and_of_no_numbers_nothing_is_known() -> None:
+    assert [in_order(*pair) for pair in ((2.0, 1.0), (1.0, 2.0), (1.0, 1.0))] == [1, 0, 0.5]
+    assert math.isnan(in_order(math.nan, 1.0))
 
 
 def test_perplexity_of_no_tokens_is_an_error() -> None:

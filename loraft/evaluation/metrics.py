@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from loraft.figures import label_figures, perplexity
+from loraft.figures import in_order, label_figures, perplexity
 from loraft.tasks.task import ROUGE
 
 if TYPE_CHECKING:
@@ -91,12 +91,11 @@ PAIR_FIGURES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
 def pair_figures() -> RowMetric:
     """The figures of pairs that add their two rewards: the share in the right order, and what is so on average.
 
-    Where both rewards are the same, as all of them are to a reference that is compared with itself, a pair is half
-    right: what cannot tell the answers apart has 50 %, as by chance.
+    A reference that is compared with itself rewards all answers alike, and has half of the pairs in order.
     """
 
     def numbers(chosen: float, rejected: float) -> Sequence[float]:
-        return (chosen > rejected) + (chosen == rejected) / 2, chosen, rejected, 1
+        return in_order(chosen, rejected), chosen, rejected, 1
 
     def figures(sums: Floats) -> Figures:
         right, chosen, rejected = (float(total / sums[-1]) for total in sums[:-1])

@@ -33,7 +33,7 @@ REMEMBERED_FROM = 10_000_000
 RECORD = "loraft.json"
 """What loraft writes beside weights; its `files` are the seals of all that decides an answer."""
 MERGE_REPORT = "merge_report.json"
-"""What a merge tells of itself, beside the merged model."""
+"""What a merge tells of itself; a folder that has it holds a merged model."""
 NOT_SEALED = (RECORD, "README.md", MERGE_REPORT)
 """What tells of a model, and decides no answer."""
 REMADE: list[str] = []

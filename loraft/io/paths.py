@@ -11,6 +11,9 @@ from platformdirs import user_cache_path
 
 from loraft.errors import ConfigError, DataError, InvalidInputError
 
+CONVERSION = "converted-2"
+"""The folder of converted models in the cache; the number changes when what conversion writes does."""
+
 
 def cache_folder() -> Path:
     """`LORAFT_CACHE`, or the platform's cache folder: what is in it can be made again."""

@@ -10,10 +10,10 @@ from time import monotonic
 
 from loraft.adapters.model_card import code, prose, quoted, shown, without_paths
 from loraft.io.atomic import read_json, write_json
-from loraft.io.checksums import RECORD, write_record
+from loraft.io.checksums import MERGE_REPORT, RECORD, write_record
 from loraft.merging.equivalence import Verified, check_equivalence, verify
 from loraft.merging.prepare_merge import Merge
-from loraft.merging.write_weights import REPORT, merged_folder, write_company, write_weights
+from loraft.merging.write_weights import merged_folder, write_company, write_weights
 from loraft.version import __version__
 
 LEAST_POSITIONS = 256
@@ -107,7 +107,7 @@ def merge_and_verify(
         elif merge.plan.changes_nothing:
             warnings = ("the adapter changes nothing: every update is zero",)
         report = _report(merge, out, found, warnings, size, seconds)
-        write_json(staging / REPORT, report.as_dict())
+        write_json(staging / MERGE_REPORT, report.as_dict())
         write_record(staging, read_json(staging / RECORD))  # with the seals of what there is now
         (staging / "README.md").write_text(merged_card(report, __version__), encoding="utf-8")
     return report

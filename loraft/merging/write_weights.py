@@ -64,8 +64,6 @@ OF_ITS_OWN_TOOLS = ("_name_or_path", "quantization_config")
 OF_SOURCES = ("source_prefix", "source_lang", "target_lang")
 """What an adapter's record says of the sources that it was trained with."""
 SMALL_FILES_BYTES = 32 << 20
-REPORT = MERGE_REPORT
-"""The report's file; a folder that has it holds a merged model."""
 ANOTHER_FOLDER = "Name another folder as `out`."
 
 
@@ -78,7 +76,7 @@ def means_a_base(word: str, adapters: Sequence[str]) -> bool:
         return True
     path = Path(word).expanduser()
     if os.path.exists(path):
-        return (path / "config.json").is_file() and not (path / REPORT).is_file()
+        return (path / "config.json").is_file() and not (path / MERGE_REPORT).is_file()
     found = [resolve_target(weighted(each)[0]) for each in adapters]
     return any(adapter.base == word for each in found for adapter in each.adapters)
 
@@ -140,8 +138,8 @@ def _refuse_taken(out: Path, *, overwrite: bool) -> None:
         message = "is a file, not a folder"
     elif not out.is_dir() or not any(out.iterdir()):
         return
-    elif not (out / REPORT).is_file():
-        message = f"holds something else than a merged model (there is no {REPORT})"
+    elif not (out / MERGE_REPORT).is_file():
+        message = f"holds something else than a merged model (there is no {MERGE_REPORT})"
     elif not overwrite:
         message, remedy = "holds a merged model already", "Replace it by `overwrite`, or name another `out`."
     else:

@@ -30,14 +30,11 @@ from loraft.errors import ModelError
 from loraft.io.checksums import build_once, known_sha256_of
 from loraft.io.fetched_once import is_fetched
 from loraft.io.hub_files import NETWORK_ERROR, whole_files
-from loraft.io.paths import cache_folder
+from loraft.io.paths import CONVERSION, cache_folder
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import read_headers
-
-CONVERSION = "converted-2"
-"""The folder of converted models in the cache; the number changes when what conversion writes does."""
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")

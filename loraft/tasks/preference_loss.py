@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from loraft.config.preference_section import PreferenceSection
+from loraft.figures import in_order
 from loraft.kernels.transfer import to_device
 from loraft.tasks.batches import Batch, collate_preferences
 from loraft.tasks.loss import CausalLMLoss
@@ -76,13 +78,10 @@ class PreferenceLoss(CausalLMLoss):
 
     @staticmethod
     def figures(decisions: Tensor) -> Mapping[str, float]:
-        """Of `[2, pairs]`, the rewards of both answers: the share of pairs in the right order, and mean rewards.
-
-        A pair whose answers are rewarded alike counts half, as it would by chance.
-        """
+        """Of `[2, pairs]`, the rewards of both answers: the share of pairs in the right order, and mean rewards."""
         chosen, rejected = decisions.double()
         return {
-            "accuracy": ((1 + (chosen - rejected).sign()) / 2).mean().item(),
+            "accuracy": fmean(map(in_order, chosen.tolist(), rejected.tolist())),
             "margin": (chosen - rejected).mean().item(),
             **dict(zip(FIGURES, (chosen.mean().item(), rejected.mean().item()), strict=True)),
         }

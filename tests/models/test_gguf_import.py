@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError, ResourceError
+from loraft.io.paths import CONVERSION
 from loraft.models.load_model import load_tokenizer
-from loraft.models.sources import CONVERSION, resolve
+from loraft.models.sources import resolve
 from tests.models.gguf_files import write_tiny_gguf
 from tests.tiny import tiny_tokenizer
 
