@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from loraft.config.choices import DEFAULT_TASK, Auto, Checkpointing, Method, OptimName, TaskName
+from loraft.config.choices import (
+    DEFAULT_TASK,
+    OF_ANSWERS,
+    TASKS_OF_GROUP,
+    Auto,
+    Checkpointing,
+    Method,
+    OptimName,
+    TaskName,
+)
 from loraft.config.distributed_section import DistributedSection
 from loraft.config.preference_section import SMOOTHED, PreferenceSection
 from loraft.config.schedules import ScheduleKwargs, ScheduleName, misfits
@@ -28,7 +37,7 @@ from loraft.config.sections import (
     UsedBy,
 )
 
-OF_LMS = UsedBy("causal_lm", "preference", "seq2seq_lm")
+OF_LMS = UsedBy(*TASKS_OF_GROUP["decoder"], *TASKS_OF_GROUP["encoder_decoder"])
 STEPS_OR_SHARE = Allowed("a whole number of steps, or a share of all steps below 1")
 STEPS_OR_SHARE_OR_NULL = Allowed("a whole number of steps, a share of all steps above 0 and below 1, or null")
 
@@ -170,7 +179,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     yield whole, why, "data.split_turns", "data.train_on"
     metric = training.metric_for_best_model
     why = f"{metric} is measured of classifiers, and the task is {task}"
-    unmeasured = metric != "loss" and task != "seq_cls" and (metric, task) != ("accuracy", "preference")
+    unmeasured = metric != "loss" and task != "seq_cls" and (metric != "accuracy" or task not in OF_ANSWERS)
     yield unmeasured, why, "training.metric_for_best_model", "task"
     share, balanced = isinstance(data.eval, float), training.class_weights == "balanced"
     unnamed = task == "seq_cls" and not data.labels
@@ -262,7 +271,7 @@ def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
             "task",
         ),
     ):
-        yield config.task == "preference" and is_so, why, first, second
+        yield config.task in OF_ANSWERS and is_so, why, first, second
 
 
 def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
@@ -318,7 +327,7 @@ class RunConfig(Section):
 
     task: TaskName = DEFAULT_TASK
     """What is learned: causal_lm (decoders go on with a text), preference (they learn which of two answers is better),
-    seq2seq_lm (encoder-decoders answer a source), or
+    seq2seq_lm (encoder-decoders answer a source), seq2seq_preference (they learn which of two answers is better), or
     seq_cls (a text gets a label)."""
     method: Method = "lora"
     """lora (small updates beside frozen weights), qlora (the same beside weights in 4 bits) or full (every weight)."""
@@ -329,7 +338,7 @@ class RunConfig(Section):
     lora: Annotated[LoraSection, UsedBy("lora", "qlora")] = LoraSection()
     data: DataSection
     training: TrainingSection = TrainingSection()
-    preference: Annotated[PreferenceSection, UsedBy("preference")] = PreferenceSection()
+    preference: Annotated[PreferenceSection, UsedBy(*OF_ANSWERS)] = PreferenceSection()
     generation: Annotated[GenerationSection, OF_LMS] = GenerationSection()
     distributed: DistributedSection = DistributedSection()
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from loraft.config.choices import (
+    TASKS_OF_GROUP,
     Auto,
     DtypeName,
     Method,
@@ -42,8 +43,8 @@ class UsedBy:
         self.names = frozenset(names)
 
 
-OF_CAUSAL_LM, OF_SEQ2SEQ_LM, OF_SEQ_CLS = UsedBy("causal_lm"), UsedBy("seq2seq_lm"), UsedBy("seq_cls")
-OF_DECODERS = UsedBy("causal_lm", "preference")
+OF_CAUSAL_LM, OF_SEQ_CLS = UsedBy("causal_lm"), UsedBy("seq_cls")
+OF_DECODERS, OF_SEQ2SEQ = UsedBy(*TASKS_OF_GROUP["decoder"]), UsedBy(*TASKS_OF_GROUP["encoder_decoder"])
 
 
 class Section(BaseModel):
@@ -281,12 +282,12 @@ class DataSection(Section):
     chat_template: Annotated[ChatTemplate, OF_DECODERS] = "auto"
     """How conversations are printed: auto (as the tokenizer's template has it; chatml where it has none), chatml,
     alpaca, or a .jinja file. It is saved with what is trained."""
-    source_prefix: Annotated[str, OF_SEQ2SEQ_LM] = ""
+    source_prefix: Annotated[str, OF_SEQ2SEQ] = ""
     """Text before every source, such as "translate English to French: "; T5 was trained with such words."""
-    source_lang: Annotated[str | None, OF_SEQ2SEQ_LM] = None
+    source_lang: Annotated[str | None, OF_SEQ2SEQ] = None
     """The language of the sources: their key in `translation` rows, and the code that a multilingual tokenizer has for
     it, such as en_XX or eng_Latn (which find the keys en and eng too). null where there are neither."""
-    target_lang: Annotated[str | None, OF_SEQ2SEQ_LM] = None
+    target_lang: Annotated[str | None, OF_SEQ2SEQ] = None
     """The language of the targets, likewise; models such as NLLB and mBART begin every answer with it."""
     labels: Annotated[Names, OF_SEQ_CLS] = ()
     """The names of the classes in their order, which is their numbers; empty takes those that the training rows have,
@@ -294,7 +295,7 @@ class DataSection(Section):
     max_length: Annotated[int, Field(ge=2)] = 2048
     """The longest row, in tokens; of seq2seq_lm the longest source, of preference the longer text. Where it is not
     set it is no more than the positions of the model."""
-    max_target_length: Annotated[Annotated[int, Field(ge=2)] | None, OF_SEQ2SEQ_LM] = None
+    max_target_length: Annotated[Annotated[int, Field(ge=2)] | None, OF_SEQ2SEQ] = None
     """The longest target, in tokens; null is max_length."""
     on_overlength: Literal["auto", "drop", "truncate", "split", "error"] = "auto"
     """What happens to a longer row: drop leaves it out, truncate keeps its beginning, split makes pieces of it

@@ -11,10 +11,10 @@ from loraft.config.choices import RowFormat, TaskName, TextBy
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
-from loraft.rows.fields import column_of, columns_of, refuse_preferences, unread_columns
+from loraft.rows.fields import column_of, columns_of, unread_columns
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
-from loraft.tasks import TASKS, check_format, detect_format
+from loraft.tasks import TASKS, check_format, detect_format, refuse_answers_to_compare
 from loraft.tasks.task import Task
 
 READINGS = tuple((task, form) for task in reversed(list(TASKS.values())) for form in task.formats)
@@ -138,8 +138,8 @@ def _fit(
         DataError: They fit nothing.
     """
     _check_names(columns, renamed or {})
-    if row_format is None:
-        refuse_preferences(columns, renamed or {}, pairs=task is not None and "preferences" not in TASKS[task].formats)
+    if row_format is None and task is not None:
+        refuse_answers_to_compare(columns, TASKS[task], renamed or {})
     nothing_asked = task is None and row_format is None
     labelled = {"prompt", "completion", "label"} <= {
         *columns

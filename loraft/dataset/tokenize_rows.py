@@ -161,7 +161,7 @@ def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Rendered]], w
     return TokenizedRow(
         examples=trained,
         lengths=tuple(example.longest for example, _ in parts),
-        target_lengths=tuple(len(example.labels) for example, _ in parts if example.target_tokens),
+        target_lengths=tuple(example.longest_target for example, _ in parts if example.target_tokens),
         in_part=any(read.in_part for _, read in parts),
         too_long=too_long,
         untrained=bool(pieces) and not trained,

@@ -210,7 +210,7 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
     wanted = tuple(name for name in asked if name not in metrics.always)
     if unfit := [name for name in wanted if name not in metrics.offered]:
         others = [other.name for other in TASKS.values() if unfit[0] in _names(other)]
-        message = f"{unfit[0]} measures {' and '.join(others)}, and this is {task.name}"
+        message = f"{unfit[0]} measures {', '.join(others)}, and this is {task.name}"
         raise DataError(message, parameter="metrics", remedy=f"There are {', '.join(_names(task))}.")
     if wanted and not references:
         message = f"{wanted[0]} compares answers with references, and no row has one"

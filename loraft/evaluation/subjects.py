@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import adapter_named
 from loraft.config.preference_section import PreferenceSection
+from loraft.config.schema import RunConfig
 from loraft.errors import AdapterError, DataError
 from loraft.evaluation.eval_dataset import EvalSource, EvaluatedRows, rows_of, unasked_as_trained
 from loraft.evaluation.evaluator import EvalModel, RowScore
@@ -25,9 +27,12 @@ from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, open_session
 from loraft.models.modules import wrapped_model
+from loraft.tasks import TASKS
 from loraft.tasks.batches import BatchLayout
-from loraft.tasks.preference_loss import PreferenceLoss, pair_losses
 from loraft.tokenization.examples import Example
+
+if TYPE_CHECKING:
+    from loraft.tasks.preference_loss import PreferenceLoss
 
 BEFORE = "before-training"
 """What the adapter is called, beside the one that is evaluated, that training went on from."""
@@ -67,7 +72,7 @@ def _comparing(
     before = BASE if began is None else began.name
     names = (voice.name, BASE) if source.purpose.baseline else (voice.name,)
     settings = voice.settings(options)
-    return rows, [weighing(session, name, before, asked, settings, batch_size) for name in names]
+    return rows, [weighing(session, name, before, source.config, settings, batch_size) for name in names]
 
 
 def _refuse_single_answers(source: EvalSource, asked: PreferenceSection) -> None:
@@ -86,29 +91,27 @@ def _refuse_single_answers(source: EvalSource, asked: PreferenceSection) -> None
 
 
 def weighing(
-    session: Session, name: str, before: str, asked: PreferenceSection, settings: Settings, batch_size: int
+    session: Session, name: str, before: str, config: RunConfig, settings: Settings, batch_size: int
 ) -> EvalModel:
     """The model of a session with the adapter of that name, or none for the base, as it is evaluated on pairs.
 
-    `asked` is the loss, and `before` the name of what that compares with, where it has a reference. Texts are read, and
-    answers given, as `writing` has it.
+    `config` says by which loss, and `before` is the name of what that compares with, where it has a reference. Texts
+    are read, and answers given, as `writing` has it.
     """
     plain, voice = writing(session, name, settings, batch_size), session.voice(name)
-    placement = session.loaded.placement
+    placement, task = session.loaded.placement, TASKS[config.task]
     autocast = None if placement.dtype == torch.float32 else placement.dtype
-    loss = PreferenceLoss(wrapped_model(session.model), session.loaded.family, autocast)
-    loss.asked, loss.before = asked, partial(session.speaking, session.voice(before))
+    made = task.loss(wrapped_model(session.model), session.loaded.family, autocast)
+    settled = task.settled(made, config, partial(session.speaking, session.voice(before)))
+    loss = cast("PreferenceLoss", settled)  # the task compares answers
     layout = BatchLayout(packed=False, pad_id=0)
 
     def read(examples: Sequence[Example]) -> Sequence[RowScore]:
         if not all(example.second for example in examples):
             return plain.read(examples)
-        batch = loss.collate(examples, layout).to(placement.device)
+        batch = task.collate(examples, layout).to(placement.device)
         with session.speaking(voice), torch.inference_mode():
-            reference = loss.before_training(batch) if asked.has_reference else None
-            likely = loss.likelihoods(batch)
-            lengths = torch.tensor(batch.text_targets, device=likely.device).view(-1, 2)
-            losses, rewards = pair_losses(likely, lengths, reference, asked)
+            losses, rewards = loss.of_pairs(batch)
         pairs = zip(losses.tolist(), rewards.tolist(), strict=True)
         return [RowScore(each, rewards=(chosen, rejected)) for each, (chosen, rejected) in pairs]
 

@@ -27,12 +27,12 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from loraft.config.choices import TASK_OF_GROUP, ModelGroup
+from loraft.config.choices import ModelGroup
 from loraft.errors import ModelError, OutOfMemoryError
 from loraft.figures import counted
 from loraft.models.hf_config import is_classifier, is_used_otherwise, own_code, quietly_reading
 from loraft.models.modules import is_within
-from loraft.models.registry import FAMILIES, Kind, refuse_kind
+from loraft.models.registry import FAMILIES, Kind, refuse_kind, taken_by
 
 ENCODER_HEADS = {
     "SequenceClassification": AutoModelForSequenceClassification,
@@ -159,7 +159,7 @@ def require_class(config: PreTrainedConfig, group: ModelGroup) -> None:
 def other_task(config: PreTrainedConfig, group: ModelGroup) -> str:
     """The remedy where an architecture cannot be used as `group`."""
     others = [each for each in CLASSES if each != group and _auto_class(config, each) is not None]
-    return f"Write task: {TASK_OF_GROUP[others[0]]}, which takes it." if others else "Choose another model."
+    return taken_by(others[0] if others else None)
 
 
 def read_gguf(file: Path) -> PreTrainedModel:

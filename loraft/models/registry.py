@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from loraft.config.choices import TASK_OF_GROUP, TASKS_OF_GROUP, ModelGroup
+from loraft.config.choices import TASKS_OF_GROUP, ModelGroup
 from loraft.errors import ModelError
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
@@ -215,5 +215,9 @@ def refuse_kind(model_type: str, kind: Kind, group: ModelGroup, other: ModelGrou
     """
     tasks = " or ".join(TASKS_OF_GROUP[group])
     message = f"model type {model_type!r} is {KINDS[kind]}, and task: {tasks} {NEEDS[group]}"
-    remedy = f"Write task: {TASK_OF_GROUP[other]}, which takes it." if other else "Choose another model."
-    raise ModelError(message, key="model.name_or_path", remedy=remedy)
+    raise ModelError(message, key="model.name_or_path", remedy=taken_by(other))
+
+
+def taken_by(group: ModelGroup | None) -> str:
+    """The remedy where a model is used otherwise than as what it is."""
+    return f"Write task: {' or '.join(TASKS_OF_GROUP[group])}." if group else "Choose another model."

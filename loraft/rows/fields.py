@@ -64,26 +64,29 @@ def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mappi
     return tuple(column for column in columns if column not in read)
 
 
-def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str], *, pairs: bool = True) -> None:
+def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str], *, learns_them: str) -> None:
     """Refuse better and worse answers, unless `renamed` says what is to be learned of them.
+
+    `learns_them` is the task for them.
 
     Raises:
         DataError: The columns are of such pairs, or of answers that a label calls good or bad.
     """
-    if pairs and {"completion", "label"} <= {*columns} and "text" not in columns and not renamed:
+    if {"completion", "label"} <= {*columns} and "text" not in columns and not renamed:
         message = "completion and label are of answers that are good or bad"
         remedy = (
-            "Write task: preference and preference.loss: kto, which learns them; or leave the bad ones out, and write "
-            "data.columns: {prompt: prompt, completion: completion}."
+            f"Write task: {learns_them} and preference.loss: kto, which learns them; or leave the bad ones out, and "
+            "write data.columns: {prompt: prompt, completion: completion}."
         )
         raise DataError(message, key="data.format", remedy=remedy)
     found = [column for column in PREFERENCES if column in columns]
-    if not found or renamed or not pairs:
+    if not found or renamed:
         return
-    remedy = "Write task: preference, which learns them; or name the format to be learned, as in data.format: messages."
+    remedy = f"Write task: {learns_them}, which learns them; or name the format to be learned, as in data.format: "
+    remedy += "messages."
     if "chosen" in columns:
         ours = "{prompt: prompt, completion: chosen}" if "prompt" in columns else "{messages: chosen}"
-        remedy = f"Write task: preference; or, to learn the better answers alone, data.columns: {ours}."
+        remedy = f"Write task: {learns_them}; or, to learn the better answers alone, data.columns: {ours}."
     verb = "are" if len(found) > 1 else "is"
     message = f"{' and '.join(found)} {verb} of preference pairs"
     raise DataError(message, key="data.format", remedy=remedy)

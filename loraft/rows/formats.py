@@ -105,19 +105,23 @@ class ClassificationRecord:
     label: str | int
 
 
+Answer = Conversation | PromptCompletion | Seq2SeqRecord
+"""An answer behind its prompt."""
+
+
 @dataclass(frozen=True)
 class PreferencePair:
     """A better and a worse answer, each behind the prompt that both follow."""
 
-    chosen: Conversation | PromptCompletion
-    rejected: Conversation | PromptCompletion
+    chosen: Answer
+    rejected: Answer
 
 
 @dataclass(frozen=True)
 class UnpairedAnswer:
     """An answer behind its prompt, and whether it is one to be given."""
 
-    answer: Conversation | PromptCompletion
+    answer: Answer
     desirable: bool
 
 

@@ -5,20 +5,22 @@ columns; its name stands in `config.choices.TaskName`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 
-from loraft.config.choices import RowFormat, TaskName
+from loraft.config.choices import TASKS_OF_GROUP, RowFormat, TaskName
 from loraft.errors import DataError
 from loraft.rows.fields import COLUMNS, columns_of, has_columns, refuse_preferences
 from loraft.tasks.causal_lm import CausalLM
 from loraft.tasks.preference import Preference
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
+from loraft.tasks.seq2seq_preference import Seq2SeqPreference
 from loraft.tasks.seq_cls import SequenceClassification
 from loraft.tasks.task import MetricFacts, Task
 
-__all__ = ["METRIC_FACTS", "TASKS", "check_format", "detect_format"]
+__all__ = ["METRIC_FACTS", "TASKS", "check_format", "detect_format", "refuse_answers_to_compare"]
 
 TASKS: Mapping[TaskName, Task] = {
-    task.name: task for task in (CausalLM(), Preference(), Seq2SeqLM(), SequenceClassification())
+    task.name: task for task in (CausalLM(), Seq2SeqPreference(), Preference(), Seq2SeqLM(), SequenceClassification())
 }
 """Every task, by the name that a config gives it."""
 METRIC_FACTS: Mapping[str, MetricFacts] = {
@@ -40,18 +42,29 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
     if unknown := [name for name in theirs if name not in known]:
         message = f"{', '.join(unknown)} is no column of ours"
         raise DataError(message, key="data.columns", remedy=f"ours are {', '.join(sorted(known))}")
-    refuse_preferences(columns, theirs, pairs="preferences" not in formats)
+    refuse_answers_to_compare(columns, task, theirs)
     if fitting := [name for name in formats if has_columns(columns, name, theirs)]:
         return fitting[0]
     found = ", ".join(sorted(columns)) or "none"
     needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
-    others = [(other, each) for other in TASKS.values() for each in other.formats]
+    others = [(other, each) for other in reversed(list(TASKS.values())) for each in other.formats]
     tasks = [(len(COLUMNS[each][0]), other.name) for other, each in others if has_columns(columns, each, theirs)]
-    hint = f" Rows with these columns fit task: {max(tasks)[1]}." if tasks else ""
+    hint = f" Rows with these columns fit task: {max(tasks, key=itemgetter(0))[1]}." if tasks else ""
     hint = _of_another_case(columns, list(formats), theirs) or hint
     message = f"the columns are {found}, which is none of the formats that task {task.name} takes"
     remedy = f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}"
     raise DataError(message, key="data.format", remedy=remedy)
+
+
+def refuse_answers_to_compare(columns: Collection[str], task: Task, renamed: Mapping[str, str]) -> None:
+    """Refuse better and worse answers where a task learns none, and name the one that does.
+
+    Raises:
+        DataError: The columns are of such answers.
+    """
+    if not task.compares_answers:
+        learning = [name for name in TASKS_OF_GROUP[task.group] if TASKS[name].compares_answers]
+        refuse_preferences(columns, renamed, learns_them=next(iter(learning), "preference"))
 
 
 def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,22 +144,26 @@ def collate_pairs(examples: Sequence[Example], layout: BatchLayout) -> Batch:
     return replace(_lines(examples, layout, labels), target_positions=places)
 
 
-def collate_preferences(examples: Sequence[Example], layout: BatchLayout) -> Batch:
-    """Lay the two texts of each pair one after the other, as `collate_texts` lays texts."""
+Lay = Callable[[Sequence[Example], BatchLayout], Batch]
+"""How rows of one answer are laid."""
+
+
+def collate_compared(lay: Lay, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay the two texts of each pair one after the other, as `lay` does those of one answer."""
     texts = [text for example in examples for text in example.texts]
     known = [example.reference for example in examples if example.reference is not None]
     reference = torch.tensor(known) if len(known) == len(examples) else None
     targets = tuple(text.trained for text in texts)
-    return replace(collate_texts(texts, layout), text_targets=targets, reference=reference)
+    return replace(lay(texts, layout), text_targets=targets, reference=reference)
 
 
-def collate_unpaired(examples: Sequence[Example], layout: BatchLayout) -> Batch:
-    """Lay answers that stand alone, and those of other rows behind the same prompts, as `collate_texts` lays texts."""
+def collate_unpaired(lay: Lay, examples: Sequence[Example], layout: BatchLayout) -> Batch:
+    """Lay answers that stand alone, and those of other rows behind the same prompts, as `lay` does by itself."""
     others = [example.mismatched for example in examples if example.mismatched is not None]
     return replace(
-        collate_preferences(examples, layout),
+        collate_compared(lay, examples, layout),
         desirable=torch.tensor([bool(example.desirable) for example in examples]),
-        mismatched=collate_preferences(others, layout) if others else None,
+        mismatched=collate_compared(lay, others, layout) if others else None,
     )
 
 

@@ -8,12 +8,14 @@ with the same number, so that it does not matter how rows are shared among them;
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from loraft.config.preference_section import PreferenceSection
-from loraft.tasks.batches import Batch, collate_unpaired
+from loraft.tasks.batches import Batch, collate_pairs, collate_texts, collate_unpaired
+from loraft.tasks.loss import CausalLMLoss, Seq2SeqLMLoss
 from loraft.tasks.preference_loss import PreferenceLoss, drawing_nothing
 
 
@@ -24,7 +26,6 @@ class KTOLoss(PreferenceLoss):
         kl: The difference of log-likelihoods that answers are compared with, in nats; 0 until a step tells it.
     """
 
-    collate = staticmethod(collate_unpaired)
     texts_a_row = 1
     compares_with_kl = True
 
@@ -56,6 +57,18 @@ class KTOLoss(PreferenceLoss):
         found = {name: of_kind.mean().item() for name, of_kind in kinds.items() if len(of_kind)}
         margin = {"margin": found["desirable_reward"] - found["undesirable_reward"]} if len(found) == 2 else {}
         return {**margin, **found, "kl": kl[0].item()}
+
+
+class CausalLMKTOLoss(KTOLoss, CausalLMLoss):
+    """That of a decoder."""
+
+    collate = staticmethod(partial(collate_unpaired, collate_texts))
+
+
+class Seq2SeqKTOLoss(KTOLoss, Seq2SeqLMLoss):
+    """That of an encoder-decoder."""
+
+    collate = staticmethod(partial(collate_unpaired, collate_pairs))
 
 
 def kto_losses(

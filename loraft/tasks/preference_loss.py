@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -19,8 +20,8 @@ from torch.nn.functional import logsigmoid
 from loraft.config.preference_section import PreferenceSection
 from loraft.figures import in_order
 from loraft.kernels.transfer import to_device
-from loraft.tasks.batches import Batch, collate_preferences
-from loraft.tasks.loss import CausalLMLoss
+from loraft.tasks.batches import Batch, collate_compared, collate_pairs, collate_texts
+from loraft.tasks.loss import CausalLMLoss, LMLoss, Seq2SeqLMLoss
 from loraft.tasks.task import Before
 
 ON_AVERAGE = frozenset({"ipo", "orpo", "simpo"})
@@ -28,14 +29,15 @@ ON_AVERAGE = frozenset({"ipo", "orpo", "simpo"})
 FIGURES = ("chosen_reward", "rejected_reward")
 
 
-class PreferenceLoss(CausalLMLoss):
+class PreferenceLoss(LMLoss):
     """The loss of pairs of answers: each pair counts the same, however long its answers are.
+
+    It stands before the loss of one answer, which tells how likely the tokens of an answer are.
 
     Attributes:
         texts_a_row: How many texts of a row are compared.
     """
 
-    collate = staticmethod(collate_preferences)
     texts_a_row: ClassVar[int] = 2
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -53,11 +55,15 @@ class PreferenceLoss(CausalLMLoss):
 
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The summed loss, and `[2, pairs]`: the rewards of the better answers and of the worse ones."""
+        losses, rewards = self.of_pairs(batch)
+        return losses.sum(), rewards.detach().T
+
+    def of_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`[pairs]`, the loss of each, and `[pairs, 2]`, the rewards of its two answers."""
         reference = self.before_training(batch) if self.asked.has_reference else None
         likely = self.likelihoods(batch)
         smoothing = self.asked.label_smoothing if self.model.training else 0.0
-        losses, rewards = pair_losses(likely, self.lengths(batch, likely), reference, self.asked, smoothing)
-        return losses.sum(), rewards.detach().T
+        return pair_losses(likely, self.lengths(batch, likely), reference, self.asked, smoothing)
 
     def likelihoods(self, batch: Batch) -> Tensor:
         """`[rows, texts]`, float32: the log-likelihood of each answer, in nats, of a pair the better one first."""
@@ -85,6 +91,18 @@ class PreferenceLoss(CausalLMLoss):
             "margin": (chosen - rejected).mean().item(),
             **dict(zip(FIGURES, (chosen.mean().item(), rejected.mean().item()), strict=True)),
         }
+
+
+class CausalLMPreferenceLoss(PreferenceLoss, CausalLMLoss):
+    """That of a decoder."""
+
+    collate = staticmethod(partial(collate_compared, collate_texts))
+
+
+class Seq2SeqPreferenceLoss(PreferenceLoss, Seq2SeqLMLoss):
+    """That of an encoder-decoder, which answers a source with one target or the other."""
+
+    collate = staticmethod(partial(collate_compared, collate_pairs))
 
 
 @contextmanager

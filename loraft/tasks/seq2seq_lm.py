@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from loraft.config.choices import RowFormat, TaskName
 from loraft.rows.formats import Record, Seq2SeqRecord
 from loraft.tasks.task import (
     ROUGE,
@@ -40,18 +41,18 @@ LANGUAGES = {
 class Seq2SeqLM(Task):
     """An encoder-decoder learns to answer a source with a target."""
 
-    name = "seq2seq_lm"
+    name: ClassVar[TaskName] = "seq2seq_lm"
     summary = "An encoder-decoder answers a source with a target."
     group = "encoder_decoder"
-    formats = ("translation", "prompt_completion", "alpaca")
-    only_if_asked = ("prompt_completion", "alpaca")
+    formats: ClassVar[tuple[RowFormat, ...]] = ("translation", "prompt_completion", "alpaca")
+    only_if_asked: ClassVar[tuple[RowFormat, ...]] = ("prompt_completion", "alpaca")
     peft_type = "SEQ_2_SEQ_LM"
     auto_class = "AutoModelForSeq2SeqLM"
     metrics = TaskMetrics(always=TEXT_LOSS, offered=TEXT_METRICS, default=("bleu", "chrf", *ROUGE, "exact_match"))
     inputs = "sources"
     translates = True
     starter_model = "google-t5/t5-small"
-    starter_rows = ("data/train.jsonl", "translation")
+    starter_rows: ClassVar[tuple[str, RowFormat]] = ("data/train.jsonl", "translation")
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """Nothing: a pair says all of itself."""

@@ -35,7 +35,8 @@ class Example:
         tokens: How many tokens the model reads, those of a target too.
         token_type_ids: 0 for the tokens of the first text and 1 for those of the second, where a classifier tells them
             apart; else None.
-        second: Where in the tokens the worse of two texts begins that are compared; 0 where there is one text.
+        second: Where in the labels those of the worse of two answers begin that are compared; 0 where there is one. The
+            tokens are those of both whole texts, or the source twice.
         reference: The log-likelihood of each text's trained tokens before training, in nats, where it is known.
         desirable: Whether an answer that stands alone is one to be given; None where nobody says.
         mismatched: The prompt with the answer of another row, where the loss compares with such.
@@ -70,39 +71,49 @@ class Example:
 
     @classmethod
     def of_preference(cls, chosen: Example, rejected: Example) -> Example:
-        """Two texts that are compared; where all of one is cut that would be compared, nothing is trained."""
+        """Two texts that are compared, or two targets of a source, which stands before each.
+
+        Where all of one is cut that would be compared, nothing is trained.
+        """
         trained = chosen.trained + rejected.trained if chosen.trained and rejected.trained else 0
         ids, labels = [*chosen.input_ids, *rejected.input_ids], [*chosen.labels, *rejected.labels]
-        return cls(ids, labels, chosen.where, trained, len(ids), second=len(chosen.input_ids))
+        return cls(ids, labels, chosen.where, trained, chosen.tokens + rejected.tokens, second=len(chosen.labels))
 
     @property
     def texts(self) -> tuple[Example, ...]:
         """What the model reads by itself: the two texts of a pair that is compared, else the example."""
         if not self.second:
             return (self,)
-        ids, labels, at = self.input_ids, self.labels, self.second
-        return (
-            Example.of_text(ids[:at], labels[:at], self.where),
-            Example.of_text(ids[at:], labels[at:], self.where),
-        )
+        ids, labels, read, at = self.input_ids, self.labels, self._second_read, self.second
+        of_one = Example.of_pair if self.target_tokens else Example.of_text
+        return of_one(ids[:read], labels[:at], self.where), of_one(ids[read:], labels[at:], self.where)
+
+    @property
+    def _second_read(self) -> int:
+        """Where the second text begins in the tokens: of two targets the source is the same, and there twice."""
+        return len(self.input_ids) // 2 if self.second and self.target_tokens else self.second
 
     @property
     def longest(self) -> int:
-        """The tokens of its longest text."""
-        return max(self.second, len(self.input_ids) - self.second)
+        """The tokens of its longest text, of an encoder-decoder of its source."""
+        return max(self._second_read, len(self.input_ids) - self._second_read)
+
+    @property
+    def longest_target(self) -> int:
+        """The tokens of its longest target: none of a text."""
+        return max(self.second, len(self.labels) - self.second) if self.target_tokens else 0
 
     def cut(self, most: int) -> Example:
         """The same with at most so many tokens in each of its texts, a source and its target by themselves."""
-        if max(self.longest, self.target_tokens) <= most:
+        if max(self.longest, self.longest_target) <= most:
             return self
         if self.second:
             chosen, rejected = self.texts
             return Example.of_preference(chosen.cut(most), rejected.cut(most))
         ids, labels = self.input_ids[:most], self.labels[:most]
-        if self.target_tokens:
-            return Example.of_pair(ids, labels, self.where)
-        if len(self.labels) > 1:
-            return replace(Example.of_text(ids, labels, self.where), desirable=self.desirable)
+        if self.target_tokens or len(self.labels) > 1:
+            of_one = Example.of_pair if self.target_tokens else Example.of_text
+            return replace(of_one(ids, labels, self.where), desirable=self.desirable)
         types = None if self.token_type_ids is None else self.token_type_ids[:most]
         return replace(self, input_ids=ids, tokens=len(ids), token_type_ids=types)
 
@@ -119,7 +130,7 @@ def with_reference(examples: Sequence[Example], known: Iterable[Iterable[float]]
 
 
 def with_mismatched(examples: Sequence[Example], most: int) -> list[Example]:
-    """Texts with the answer of the row before behind their own prompt, of `most` tokens; one by itself has none.
+    """Rows with the answer of the row before behind their own prompt, a text of `most` tokens; a single one has none.
 
     The first row has the last one's, so that the same answers stand behind other prompts, each once.
     """
@@ -130,7 +141,9 @@ def with_mismatched(examples: Sequence[Example], most: int) -> list[Example]:
 
 
 def _with_answer_of(other: Example, row: Example, most: int) -> Example:
-    """The tokens before the first trained one of `row`, and those of `other` from there on."""
+    """The tokens before the first trained one of `row`, or its source, and those of `other` from there on."""
+    if row.target_tokens:
+        return Example.of_pair(row.input_ids, other.labels, row.where)
     border, first = (next(at for at, it in enumerate(x.labels) if at and it != IGNORED) for x in (row, other))
     ids = [*row.input_ids[:border], *other.input_ids[first:]]
     labels = [*[IGNORED] * border, *other.labels[first:]]

@@ -30,9 +30,14 @@ class Case:
         """Whether it answers with text."""
         return self.task != "seq_cls"
 
+    @property
+    def compares(self) -> bool:
+        """Whether its rows have two answers."""
+        return self.task.endswith("preference")
+
     def without_reference(self, method: str) -> list[str]:
         """What a model that is trained whole is asked, of which nothing is kept as it was."""
-        return ["preference.loss=orpo"] if (self.task, method) == ("preference", "full") else []
+        return ["preference.loss=orpo"] if self.compares and method == "full" else []
 
 
 def reversed_words(text: str) -> str:
@@ -40,6 +45,7 @@ def reversed_words(text: str) -> str:
 
 
 PAIRS = [{"translation": {"en": text, "xx": reversed_words(text)}} for text in TEXTS]
+SOURCES = [{"source": text, "target": reversed_words(text)} for text in TEXTS]
 LABELLED = [{"text": text, "label": "late" if "late" in text else "fine"} for text in TEXTS]
 CHATS = [
     {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": reversed_words(text)}]}
@@ -52,6 +58,7 @@ CASES = [
     Case("preference", "llama", PREFERRED),
     Case("seq2seq_lm", "t5", PAIRS, IN_LANGUAGES),
     Case("seq2seq_lm", "bart", PAIRS, IN_LANGUAGES),
+    Case("seq2seq_preference", "t5", PREFERRED),
     Case("seq_cls", "bert", LABELLED),
     Case("seq_cls", "llama", LABELLED),
 ]
@@ -69,7 +76,7 @@ def place(case: Case, tmp_path: Path) -> Path:
     save_tiny(tmp_path / "model", case.model_type)
     for name, rows in (("train", case.rows[:16]), ("eval", case.rows[16:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answers = CHATS if case.task == "preference" else case.rows
+    answers = {"preference": CHATS, "seq2seq_preference": SOURCES}.get(case.task, case.rows)
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers[16:]))
     (tmp_path / "c.yaml").write_text(
         f"task: {case.task}\n"

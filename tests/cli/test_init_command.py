@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
-from loraft.config.choices import Method, RowFormat, TaskName
+from loraft.config.choices import TASK_OF_GROUP, Method, RowFormat, TaskName
 from loraft.config.config_file import load_config
 from loraft.config.schema_info import unused_keys
 from loraft.tasks import TASKS
@@ -23,7 +23,9 @@ from tests.training.building import write_rows
 from tests.words import Wording
 
 METHODS = get_args(Method)
-KINDS: dict[TaskName, str] = {"causal_lm": "llama", "preference": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+KINDS: dict[TaskName, str] = {
+    "causal_lm": "llama", "preference": "llama", "seq2seq_lm": "t5", "seq2seq_preference": "t5", "seq_cls": "bert",
+}  # fmt: skip
 
 
 def row(row_format: RowFormat, number: int) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def test_the_task_follows_from_the_rows(here: Path, task: TaskName, row_format: 
     write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(3)])
     assert init("c.yaml", "--data", "rows.jsonl").exit_code == 0
     expected = "causal_lm" if row_format in TASKS["causal_lm"].formats else task
+    expected = "preference" if TASKS[task].compares_answers else expected  # of a decoder, where no model is named
     assert load_config("c.yaml").task == expected
 
 
@@ -112,7 +115,7 @@ def test_the_task_follows_from_the_rows(here: Path, task: TaskName, row_format: 
 def test_the_task_follows_from_a_model_that_is_here(here: Path, task: TaskName) -> None:
     save_tiny(Path("model"), KINDS[task])
     assert init("c.yaml", "--model", "model").exit_code == 0
-    assert load_config("c.yaml").task == ("causal_lm" if KINDS[task] == "llama" else task)
+    assert load_config("c.yaml").task == TASK_OF_GROUP[TASKS[task].group]
 
 
 @pytest.mark.parametrize("task", get_args(TaskName))

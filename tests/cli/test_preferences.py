@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import loraft
+from tests.tavi import DIALECTS, save_small_t5, sentences
 
 PAIRS = [
     {
@@ -73,6 +74,30 @@ def test_a_real_model_learns_from_single_answers_which_are_good(smollm2: Path, t
     assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-4)
     assert steps[-1]["eval_desirable_reward"] > 0 > steps[-1]["eval_undesirable_reward"]
     assert steps[-1]["eval_margin"] > 0.5
+
+
+@pytest.mark.slow
+def test_an_encoder_decoder_learns_which_of_two_dialects_to_answer_in(tmp_path: Path) -> None:
+    save_small_t5(tmp_path / "t5")
+    rows = [
+        {"prompt": said.english, "chosen": DIALECTS["northern"](said), "rejected": DIALECTS["tavi"](said)}
+        for said in sentences(48, seed=1)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.yaml").write_text(CONFIG.format(model="t5").replace("preference", "seq2seq_preference"))
+    trained = loraft("train", "c.yaml", "data.eval=0.25", "training.max_steps=12", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert steps[-1]["eval_accuracy"] == 1
+    measured = loraft("evaluate", "run", "--baseline", "--json", cwd=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    told = json.loads(measured.stdout)
+    assert (told["task"], told["rows"]) == ("seq2seq_preference", 12)
+    assert told["metrics"]["margin"] == pytest.approx(steps[-1]["eval_margin"], abs=1e-4)
+    assert told["baseline"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    answered = loraft("generate", "run", "--prompt", rows[0]["prompt"], "--json", cwd=tmp_path)
+    assert answered.returncode == 0, answered.stderr
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_what_does_not_go_is_refused_and_nothing_is_written(place: Path, words: 
 def test_a_decoder_learns_no_pairs_and_has_no_encoder(tmp_path: Path) -> None:
     place_of(tmp_path, "llama")
     told = refused(loraft("train", "c.yaml", cwd=tmp_path))
-    assert "'llama' is a decoder, and task: seq2seq_lm needs an encoder-decoder Write task: causal_lm" in told
+    assert "'llama' is a decoder, and task: seq2seq_lm or seq2seq_preference needs an encoder-decoder" in told
     told = refused(loraft("train", "c.yaml", "task=causal_lm", "lora.layers={encoder: all}", cwd=tmp_path))
     assert "llama has no such stack" in told
 

@@ -70,7 +70,7 @@ def rows_for(config: RunConfig, source: DataSource, count: int = 24) -> list[dic
         labels = config.data.labels or ("late", "lost", "no")
         text, label = names.get("text", "text"), names.get("label", "label")
         return [{text: f"the order {n}", label: labels[n % len(labels)]} for n in range(count)]
-    if config.task == "preference":
+    if config.task.endswith("preference"):
         kto = config.preference.loss == "kto"
         row = {"completion": " is late"} if kto else {"chosen": " is late", "rejected": " no"}
         return [{"prompt": f"the order {n}", **row, **({"label": n % 2 == 0} if kto else {})} for n in range(count)]

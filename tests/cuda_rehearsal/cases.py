@@ -58,6 +58,8 @@ OF_PREFERENCE: Mapping[str, Options] = {
     },
 }
 """Preferences, of pairs and by labels: with the base as the reference, computed anew each step or once, and without."""
+OF_SEQ2SEQ_PREFERENCE = ("pairs", "answers")
+"""Those of an encoder-decoder."""
 OF_SEQ_CLS: Mapping[str, Options] = {"weights": {"training__class_weights": "balanced", **IN_16_BITS}}
 PROBED = ("falcon", "mamba", "gpt_oss")
 """Decoders of which the table knows nothing: what is done with them is found by experiment, or the plain way."""
@@ -110,8 +112,12 @@ def _cases() -> list[Case]:
             name = SPECIMEN[use]
             if not (variant == "float16" and name == "t5"):  # which is refused
                 found.append(Case("variants", f"{name}-{variant}", task, name, options))
-    llama = SPECIMEN["decoder"]
+    llama, t5 = SPECIMEN["decoder"], SPECIMEN["encoder_decoder"]
     found += [Case("variants", f"{llama}-{name}", "preference", llama, each) for name, each in OF_PREFERENCE.items()]
+    found += [
+        Case("variants", f"{t5}-{name}", "seq2seq_preference", t5, OF_PREFERENCE[name])
+        for name in OF_SEQ2SEQ_PREFERENCE
+    ]
     return found + [
         Case("variants", f"{name}-{variant}", "causal_lm", name, VARIANTS[variant]) for name, variant in OTHERS
     ]

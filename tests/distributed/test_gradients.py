@@ -64,7 +64,7 @@ CASES = [
     ("causal_lm", "packed", "lora"), ("causal_lm", "padded", "full"), ("causal_lm", "filled", "lora"),
     ("seq2seq_lm", "padded", "lora"), ("seq2seq_lm", "padded", "full"),
     ("seq_cls", "packed", "lora"), ("seq_cls", "padded", "full"), ("causal_lm", "packed", "qlora"),
-    ("preference", "packed", "lora"), ("preference", "padded", "qlora"),
+    ("preference", "packed", "lora"), ("preference", "padded", "qlora"), ("seq2seq_preference", "padded", "lora"),
 ]  # fmt: skip
 
 

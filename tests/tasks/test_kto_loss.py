@@ -18,7 +18,7 @@ from loraft.config.preference_section import PreferenceSection
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import FAMILIES
 from loraft.tasks.batches import BatchLayout
-from loraft.tasks.kto_loss import KTOLoss, kto_losses
+from loraft.tasks.kto_loss import CausalLMKTOLoss, KTOLoss, kto_losses
 from loraft.tokenization.examples import IGNORED, Example, with_mismatched
 from tests.tiny import tiny_model
 
@@ -44,7 +44,7 @@ ROWS_IN_A_STEP = [
 
 def of(shift: float = 0.0, **asked: Any) -> KTOLoss:
     """The loss over a tiny model, whose reference has `shift` more in every weight."""
-    loss = KTOLoss(tiny_model("llama"), FAMILIES["llama"])
+    loss = CausalLMKTOLoss(tiny_model("llama"), FAMILIES["llama"])
 
     @contextmanager
     def before() -> Iterator[None]:

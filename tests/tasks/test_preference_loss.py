@@ -16,7 +16,7 @@ from loraft.config.preference_section import PreferenceSection
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import FAMILIES
 from loraft.tasks.batches import BatchLayout
-from loraft.tasks.preference_loss import PreferenceLoss, pair_losses
+from loraft.tasks.preference_loss import CausalLMPreferenceLoss, PreferenceLoss, pair_losses
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tiny import tiny_model
 
@@ -40,7 +40,7 @@ PAIRS = [pair(1, 9, 14), pair(3, 20, 5), pair(5, 7, 7)]
 
 
 def of(before: Any = None, **asked: Any) -> PreferenceLoss:
-    loss = PreferenceLoss(tiny_model("llama"), FAMILIES["llama"])
+    loss = CausalLMPreferenceLoss(tiny_model("llama"), FAMILIES["llama"])
     loss.asked = PreferenceSection.model_validate(asked)
     loss.before = before
     return loss

@@ -78,9 +78,14 @@ def judged(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
-ROWS_OF = {"causal_lm": rows, "preference": preferred, "seq2seq_lm": pairs, "seq_cls": labelled}
+ROWS_OF = {
+    "causal_lm": rows, "preference": preferred, "seq2seq_lm": pairs, "seq2seq_preference": preferred,
+    "seq_cls": labelled,
+}  # fmt: skip
 """Rows for each task."""
-MODEL_OF = {"causal_lm": "llama", "preference": "llama", "seq2seq_lm": "t5", "seq_cls": "bert"}
+MODEL_OF = {
+    "causal_lm": "llama", "preference": "llama", "seq2seq_lm": "t5", "seq2seq_preference": "t5", "seq_cls": "bert",
+}  # fmt: skip
 """A family for each task."""
 
 

@@ -1,0 +1,94 @@
+"""Preferences: an encoder-decoder learns which of two answers to a source is the better one, or which are good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from loraft.errors import DataError
+from loraft.rows.formats import (
+    Answer,
+    LanguagePair,
+    PreferencePair,
+    PromptCompletion,
+    Record,
+    Seq2SeqRecord,
+    UnpairedAnswer,
+)
+from loraft.tasks.compared_answers import ComparedAnswers, stand_alone
+from loraft.tasks.seq2seq_lm import Seq2SeqLM
+from loraft.tokenization.examples import DatasetFacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from loraft.config.sections import DataSection
+    from loraft.rows.row import Row
+    from loraft.tasks.kto_loss import KTOLoss
+    from loraft.tasks.preference_loss import PreferenceLoss
+    from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
+
+
+class Seq2SeqPreference(ComparedAnswers, Seq2SeqLM):
+    """An encoder-decoder learns which answers to a source are better; they are targets as any."""
+
+    name = "seq2seq_preference"
+    summary = "An encoder-decoder learns which of two answers is better."
+    one = Seq2SeqLM()
+    only_if_asked = ()
+
+    def record(self, row: Row, row_format: str, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+        """The two targets that a row has, each behind its source, or the one with its label.
+
+        Raises:
+            DataError: A field is missing, empty or of the wrong type, or there is a conversation of several turns; it
+                is named with file and line.
+        """
+        found = super().record(row, row_format, columns, languages)
+        if isinstance(found, UnpairedAnswer):
+            return UnpairedAnswer(_as_target(found.answer, row), found.desirable)
+        assert isinstance(found, PreferencePair), "the task's own records"
+        return PreferencePair(_as_target(found.chosen, row), _as_target(found.rejected, row))
+
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """Whether answers stand alone."""
+        return DatasetFacts(conversations=not records, unpaired=stand_alone(records))
+
+    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> Seq2SeqRenderer:
+        """What renders both targets of a source, or one by itself, as those of any encoder-decoder."""
+        from loraft.tokenization.preference_rows import Seq2SeqPairRenderer, Seq2SeqUnpairedRenderer
+
+        return (Seq2SeqUnpairedRenderer if facts.unpaired else Seq2SeqPairRenderer)(
+            tokenizer,
+            prefix=data.source_prefix,
+            source_lang=data.source_lang,
+            target_lang=data.target_lang,
+            special_tokens_in_text=data.special_tokens_in_text,
+        )
+
+    @property
+    def losses(self) -> tuple[type[PreferenceLoss], type[KTOLoss]]:
+        """Those of the tokens of a target."""
+        from loraft.tasks.kto_loss import Seq2SeqKTOLoss
+        from loraft.tasks.preference_loss import Seq2SeqPreferenceLoss
+
+        return Seq2SeqPreferenceLoss, Seq2SeqKTOLoss
+
+
+def _as_target(answer: Answer, row: Row) -> Seq2SeqRecord:
+    """An answer as the target of what it answers, which an encoder-decoder reads as one text.
+
+    Raises:
+        DataError: More stands before the answer than a user's turn; it is named with file and line.
+    """
+    if isinstance(answer, Seq2SeqRecord):
+        return answer
+    if isinstance(answer, PromptCompletion):
+        return Seq2SeqRecord(answer.prompt, answer.completion)
+    roles = [turn.role for turn in answer.messages]
+    if roles != ["user", "assistant"] or answer.tools or any(turn.more for turn in answer.messages):
+        found = f"turns of {', '.join(roles)}" + (" and tools" if answer.tools else "")
+        message = f"has {found}, and an encoder-decoder answers one text with one text"
+        raise DataError(message, where=row.where, remedy="Keep rows with a user's turn and an answer.")
+    asked, given = answer.messages
+    return Seq2SeqRecord(asked.content, given.content)
