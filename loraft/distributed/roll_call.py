@@ -66,12 +66,10 @@ def said_by_all(
     with _undisturbed():
         words = _call_roll(store, place, word)
     if word is not None:
-        return error
+        return _named(error, place.rank, place.world, words)
     for rank, found in sorted(words.items()):
         if found is not None:
-            if isinstance(found, LoraftError) and not isinstance(found, Interrupted) and rank > 0:
-                return of_rank(found, rank, place.world)
-            return found
+            return _named(found, rank, place.world, words)
     late = any(word in str(error).lower() for word in LATE_WORDS)
     silent = _lost(_who_is_silent(set(words), place, seconds if late else None), late=late)
     if late:
@@ -80,6 +78,16 @@ def said_by_all(
         silent.silent = tuple(processes[rank] for rank in sorted(here) if words)
     silent.told_by_main = place.rank != min(words, default=place.rank)
     return silent
+
+
+def _named(
+    error: Exception | KeyboardInterrupt, rank: int, world: int, words: Mapping[int, Exception | None]
+) -> Exception | KeyboardInterrupt:
+    """The error, saying on which rank it was met, unless that is the first one, or all ranks met the same."""
+    if rank == 0 or not isinstance(error, LoraftError) or isinstance(error, Interrupted):
+        return error
+    alike = [isinstance(each, LoraftError) and each.problems == error.problems for each in words.values()]
+    return error if sum(alike) == world else of_rank(error, rank, world)
 
 
 @contextmanager

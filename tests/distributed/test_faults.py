@@ -135,7 +135,14 @@ def test_what_one_rank_meets_all_raise_and_one_tells(
     place: Path, where: str, rank: int, fault: Callable[..., object], said: list[str]
 ) -> None:
     """With the exit code of one process where loraft starts them: torchrun's own is 1."""
-    harm, words = at_call(where, rank, 3, fault), ("train", "c.yaml", "--overwrite", "--json")
+    late = at_call("loraft.cli.launch:_left_behind", 0, 1, lambda *_: time.sleep(0.3))
+
+    def harm(this: int) -> None:
+        """The error of rank 1 is the first that whoever started them reads."""
+        at_call(where, rank, 3, fault)(this)
+        late(this)
+
+    words = ("train", "c.yaml", "--overwrite", "--json")
     ours = done(place, *words, *TWO, before=harm)
     theirs = done(place, launch=torchrun(*words), before=harm)
     assert (ours.returncode, theirs.returncode) == (3, 1)

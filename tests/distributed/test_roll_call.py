@@ -65,6 +65,8 @@ def test_the_word_of_an_error_is_raised_by_all_with_its_rank() -> None:
     assert isinstance(of_another, DataError)
     assert "is bad (rank 2 of 4)" in str(of_another)
     assert str(told(CLOSED, {0: DataError("is bad")}, rank=1)) == "is bad"
+    own = told(DataError("is bad"), {0: None, 1: None, 2: None}, rank=3)
+    assert str(own) == "is bad (rank 3 of 4)", "whoever is heard first says so"
     stopped = told(CLOSED, {1: Interrupted("stopped.", signal_number=15)})
     assert isinstance(stopped, Interrupted)
     assert (str(stopped), stopped.stopped_exit_code) == ("stopped.", 143)
