@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraft.config.yaml_nodes import Value
-from loraft.peers.preference_keys import columns_of_pairs
+from loraft.peers.preference_keys import columns_of_answers, fields_of_answers, type_of_answers
 from loraft.peers.row_sources import Source, write_evaluation, written_sources
 from loraft.peers.translation import Translation
 
@@ -99,7 +99,7 @@ def _translate(
     said = translation.value(name)
     entries = said if isinstance(said, list) else [said]
     datasets = [
-        _read(f"{name}[{number}]", {"path": each} if isinstance(each, str) else each, in_pairs=translation.in_pairs)
+        _read(f"{name}[{number}]", {"path": each} if isinstance(each, str) else each, translation)
         for number, each in enumerate(entries)
         if isinstance(each, str | dict)
     ]
@@ -113,16 +113,21 @@ def _translate(
     return {kind if kind == "alpaca" else None for kind in types}
 
 
-def _read(place: str, said: Mapping[str, Value], *, in_pairs: bool) -> _Dataset:
+def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _Dataset:
     dataset = _Dataset(place, said)
     _place(dataset)
-    if in_pairs:
-        dataset.source["format"] = "preferences"
-        dataset.columns.update(columns_of_pairs(said))
+    compared = set[str]()
+    if translation.loss is not None:
+        compared = {*fields_of_answers(translation.loss)}
+        dataset.source["format"] = translation.compared_as
+        dataset.columns.update(columns_of_answers(said, translation.loss))
+        _tell_formats(dataset)
+        if type_of_answers(said, translation.loss) is None:
+            dataset.tell("type", "there is no such type: rows are read by their columns, text as it stands")
     else:
         _type(dataset)
     for key, ours in COLUMNS.items():
-        if said.get(key) is not None and not (in_pairs and key == "field_prompt"):
+        if said.get(key) is not None and key not in compared:
             dataset.columns[ours] = said[key]
     named = said.get("field", said.get("text_column"))
     if named not in (None, "text"):
@@ -135,8 +140,7 @@ def _read(place: str, said: Mapping[str, Value], *, in_pairs: bool) -> _Dataset:
     for key, why in SAME.items():
         if said.get(key) not in (None, False) and key != "ds_type":
             dataset.tell(key, why)
-    of_pairs = {"field_chosen", "field_rejected"} if in_pairs else set()
-    for key in said.keys() - {*READ, *COLUMNS, *SAME} - of_pairs:
+    for key in said.keys() - {*READ, *COLUMNS, *SAME} - compared:
         if said[key] is not None:
             dataset.tell(key, "a source has path, split, name, limit, weight, format, text_by and columns")
     return dataset
@@ -162,9 +166,7 @@ def _type(dataset: _Dataset) -> None:
     """The format of the rows, and the columns that it names."""
     kind = dataset.said.get("type")
     if isinstance(kind, dict):
-        dataset.details.append(
-            (f"{dataset.place}.type", "…", "rows are printed by data.chat_template, not by a format")
-        )
+        _tell_formats(dataset)
         names = {COLUMNS[key]: value for key, value in kind.items() if key in COLUMNS and isinstance(value, str)}
         dataset.source["format"] = "alpaca" if names.get("instruction") else "prompt_completion"
         dataset.columns.update({ours: theirs for ours, theirs in names.items() if ours != theirs and theirs})
@@ -181,6 +183,13 @@ def _type(dataset: _Dataset) -> None:
             dataset.tell("type", f"is read as {known[0]}; data.chat_template prints it")
     elif kind is not None:
         dataset.tell("type", "there is no such type: data.format: auto recognises rows by their columns")
+
+
+def _tell_formats(dataset: _Dataset) -> None:
+    """Say of a type that is spelt out that its formats are not read."""
+    if isinstance(dataset.said.get("type"), dict):
+        why = "rows are printed by data.chat_template, not by a format"
+        dataset.details.append((f"{dataset.place}.type", "…", why))
 
 
 def _conversations(dataset: _Dataset) -> None:

@@ -84,21 +84,16 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
     if known is None or dataset not in known:
         return {"path": dataset if folder == "ONLINE" or "/" in dataset else f"{folder}/{dataset}.json"}
     said = known[dataset]
-    if bool(said.get("ranking")) != translation.in_pairs:
-        pairs, examples = f"{dataset} holds pairs of answers", f"{dataset} holds no pairs of answers (ranking)"
-        translation.refuse(name, pairs if said.get("ranking") else examples, "Name another dataset, or another stage.")
+    columns = said.get("columns") if isinstance(said.get("columns"), dict) else {}
+    _refuse_other_rows(translation, name, dataset, pairs=bool(said.get("ranking")), labels="kto_tag" in columns)
     source = _place(said, dataset, known[""][""])
     for theirs, ours in (("subset", "name"), ("split", "split"), ("num_samples", "limit")):
         if said.get(theirs) is not None:
             source[ours] = said[theirs]
-    columns = said.get("columns") if isinstance(said.get("columns"), dict) else {}
     source["format"] = "sharegpt" if said.get("formatting") in ("sharegpt", "openai") else "alpaca"
-    if translation.in_pairs:
-        asked = columns.get("messages" if source["format"] == "sharegpt" else "prompt")
-        otherwise = "conversations" if source["format"] == "sharegpt" else "instruction"
-        renamed: dict[str, Value] = {"prompt": asked or otherwise}
-        renamed |= {key: columns[key] for key in ("chosen", "rejected") if columns.get(key) not in (None, key)}
-        source["format"] = "preferences"
+    if translation.compares:
+        renamed = _columns_of_answers(source["format"], columns, labelled=translation.compared_as == "unpaired")
+        source["format"] = translation.compared_as
     else:
         renamed = _columns(source["format"], columns)
     if renamed:
@@ -113,6 +108,37 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
             why = "a turn has from and value, or role and content: rename those of the rows"
             translation.detail(name, f"{dataset}.tags", "…", why)
     return source
+
+
+def _refuse_other_rows(translation: Translation, name: str, dataset: str, *, pairs: bool, labels: bool) -> None:
+    """Refuse pairs, or answers with a label, where the run learns no such rows, and other rows where it does.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    loss, what = translation.loss, ""
+    if pairs != (loss not in (None, "kto")):
+        what = "pairs of answers" if pairs else "no pairs of answers (ranking)"
+    elif labels != (loss == "kto"):
+        what = "answers that a label calls good or bad" if labels else "no labels of answers (kto_tag)"
+    if what:
+        translation.refuse(name, f"{dataset} holds {what}", "Name another dataset, or another stage.")
+
+
+def _columns_of_answers(row_format: Value, said: Mapping[str, Any], *, labelled: bool) -> dict[str, Value]:
+    """Our names of columns whose answers are compared: theirs, where they differ."""
+    names = {"system": "system", "tools": "tools"}
+    if row_format == "sharegpt":
+        names["messages"] = "messages" if labelled else "prompt"
+    else:
+        names |= {"prompt": "instruction", "query": "input"}
+    if labelled:
+        names |= {"kto_tag": "label"} if row_format == "sharegpt" else {"kto_tag": "label", "response": "completion"}
+    else:
+        names |= {"chosen": "chosen", "rejected": "rejected"}
+    otherwise = {"messages": "conversations", "response": "output"}
+    found = {ours: str(said.get(theirs) or otherwise.get(theirs, ours)) for theirs, ours in names.items()}
+    return {ours: theirs for ours, theirs in found.items() if ours != theirs}
 
 
 def _place(said: Mapping[str, Any], dataset: str, folder: str) -> Source:

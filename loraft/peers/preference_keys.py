@@ -1,4 +1,4 @@
-"""Training by pairs of answers: what other tools call the losses of `task: preference`, and where their rows are."""
+"""Training by which answers are better: what other tools call the losses of `task: preference`, and their rows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from loraft.peers.translation import Translation
 
 LOSSES: Mapping[str, PreferenceLossName] = {"sigmoid": "dpo", **{loss: loss for loss in get_args(PreferenceLossName)}}
 """What the losses are called elsewhere."""
-OF_TRL = {"dpo": "dpo", "orpo": "orpo", "cpo": "cpo"}
-"""Commands and scripts of TRL that train by pairs."""
+OF_TRL = {"dpo": "dpo", "orpo": "orpo", "cpo": "cpo", "kto": "kto"}
+"""Commands and scripts of TRL that train by pairs, or by answers with a label."""
 NAMES = ("rl", "stage", "pref_loss", "loss_type", "dpo_loss_type")
-"""Keys that name the loss, or that there are pairs."""
+"""Keys that name the loss, or that answers are compared."""
 OTHERWISE = (
     "grpo",
     "rloo",
@@ -32,18 +32,35 @@ OTHERWISE = (
     "async_grpo",
 )
 """Commands and scripts of TRL that loraft has no training for."""
-NO_KTO = "kto is trained by loraft, and rows and keys of it are not translated (yet)"
-BY_HAND = "Write a config with task: preference and preference.loss: kto; docs/guides/preferences.md shows its rows."
 TYPES: Mapping[str, Mapping[str, str]] = {
-    "argilla": {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
-    "icr": {"prompt": "input"},
-    "intel": {"prompt": "question"},
+    "argilla": {"instruction": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
+    "icr": {"instruction": "input"},
+    "intel": {"instruction": "question"},
+    "prompt_pairs": {"instruction": "prompt"},
+    "ultra": {},
+    "argilla_chat": {},
+    "passthrough": {},
+    "default": {},
 }
-"""Types of pairs of axolotl, behind the template's name, with our column names: theirs, where they differ."""
+"""Types of pairs of axolotl, behind the template's name, with our column names: theirs.
+
+Text is printed with a template there, as it is here behind an instruction, and not behind a prompt.
+"""
+TYPES_OF_KTO: Mapping[str, Mapping[str, str]] = {
+    "argilla": {"instruction": "instruction"},
+    "argilla_chat": {"messages": "completion"},
+    "intel": {"instruction": "question"},
+    "prompt_pairs": {"instruction": "prompt"},
+    "ultra": {"instruction": "prompt"},
+    "default": {},
+}
+"""The same of answers that a label calls good or bad."""
+FIELDS = {"field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected"}
+FIELDS_OF_KTO = {"field_prompt": "prompt", "field_completion": "completion", "field_label": "label"}
 
 
 def translate_task(translation: Translation) -> None:
-    """What is learned: an answer, or which of two answers is better; what loraft does not train is refused.
+    """What is learned: an answer, or which answers are better; what loraft does not train is refused.
 
     Raises:
         ConfigError: It is another training, by rewards say, or by a loss that there is not.
@@ -52,10 +69,6 @@ def translate_task(translation: Translation) -> None:
     if peer == "trl" and command in OTHERWISE:
         remedy = "loraft trains by examples, and by pairs of answers with task: preference."
         raise ConfigError(f"is a run of {command}, which loraft does not have", where=where, remedy=remedy)
-    if said := next((name for name in NAMES if translation.value(name) == "kto"), None):
-        translation.refuse(said, NO_KTO, BY_HAND)
-    if peer == "trl" and command == "kto":
-        raise ConfigError(f"is a run of kto: {NO_KTO}", where=where, remedy=BY_HAND)
     for name in ("reward_model", "process_reward_model", "diffusion", "task_type", "lora_task_type", "rl", "stage"):
         remedy = remedy_for(name, translation.value(name)) or ""
         if translation.value(name) is not None and remedy.startswith("There is no"):
@@ -63,7 +76,7 @@ def translate_task(translation: Translation) -> None:
     first = next((name for name in NAMES[:2] if translation.value(name) not in (None, False, "sft", "pt")), None)
     if first is None and not (peer == "trl" and command in OF_TRL):
         return
-    loss = _loss(translation, str(OF_TRL.get(command or "", translation.value("rl") or "dpo")))
+    loss = _loss(translation, str(OF_TRL.get(command or "", translation.value("rl", "stage"))))
     translation.loss = loss
     becomes: dict[str, Value] = {"task": BY_PAIRS, "preference.loss": loss}
     for name in NAMES:
@@ -78,8 +91,8 @@ def _loss(translation: Translation, otherwise: str) -> PreferenceLossName:
         if value is not None and not isinstance(value, list) and str(value) not in LOSSES:
             remedy = f"The losses of task: preference are {', '.join(get_args(PreferenceLossName))}."
             translation.refuse(name, f"there is no {value} here", remedy)
-    said = translation.value(*NAMES[2:])
-    return LOSSES.get(str(said), LOSSES.get(otherwise, "dpo"))
+    said = "kto" if otherwise == "kto" else str(translation.value(*NAMES[2:]))
+    return LOSSES.get(said, LOSSES.get(otherwise, "dpo"))
 
 
 def _add_what_goes_without_saying(translation: Translation) -> None:
@@ -103,15 +116,26 @@ def refuse_without_a_reference(translation: Translation) -> None:
         translation.refuse(name, why, "Train an adapter, or by orpo, simpo or cpo.")
 
 
-def columns_of_pairs(said: Mapping[str, Value]) -> dict[str, Value]:
-    """Our names of the columns of a dataset of axolotl that holds pairs: theirs, where they differ."""
-    columns: dict[str, Value] = {**TYPES.get(str(said.get("type")).rpartition(".")[2], {})}
-    for key, ours in (
-        ("field_messages", "prompt"),
-        ("field_prompt", "prompt"),
-        ("field_chosen", "chosen"),
-        ("field_rejected", "rejected"),
-    ):
-        if said.get(key) not in (None, ours):
-            columns[ours] = said[key]
+def fields_of_answers(loss: str) -> Mapping[str, str]:
+    """Keys of a dataset whose answers are compared that name a column, and what that is called here."""
+    return FIELDS_OF_KTO if loss == "kto" else FIELDS
+
+
+def type_of_answers(said: Mapping[str, Value], loss: str) -> Mapping[str, str] | None:
+    """The columns that the type of such a dataset reads, ours: theirs; None where there is no such type."""
+    kind = said.get("type")
+    if kind is None or isinstance(kind, dict):
+        return {}
+    return (TYPES_OF_KTO if loss == "kto" else TYPES).get(str(kind).rpartition(".")[2])
+
+
+def columns_of_answers(said: Mapping[str, Value], loss: str) -> dict[str, Value]:
+    """Our names of the columns of a dataset of axolotl whose answers are compared: theirs, where they differ."""
+    kind = said.get("type")
+    named = {**said, **(kind if isinstance(kind, dict) else {})}
+    columns: dict[str, Value] = {**(type_of_answers(said, loss) or {})}
+    turns = {"field_messages": "messages" if loss == "kto" else "prompt"}
+    for key, ours in {**turns, **fields_of_answers(loss)}.items():
+        if named.get(key) not in (None, ours):
+            columns[ours] = named[key]
     return columns

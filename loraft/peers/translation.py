@@ -15,6 +15,7 @@ from loraft.config.aliases import (
     answer_to_value,
     remedy_for,
 )
+from loraft.config.choices import RowFormat
 from loraft.config.schema_info import KEYS, Expected, places_of
 from loraft.config.yaml_nodes import Value, read_yaml, scalar
 from loraft.errors import ConfigError
@@ -66,9 +67,14 @@ class Translation:
         return NAMES[self.file.peer]
 
     @property
-    def in_pairs(self) -> bool:
-        """Whether it is learned which of two answers is better."""
+    def compares(self) -> bool:
+        """Whether it is learned which answers are better."""
         return self.loss is not None
+
+    @property
+    def compared_as(self) -> RowFormat:
+        """The format of rows whose answers are compared."""
+        return "unpaired" if self.loss == "kto" else "preferences"
 
     def value(self, *names: str) -> Value:
         """What the file says under the first of `names` that says something; None where none does."""
@@ -152,7 +158,7 @@ class Translation:
     def _add(self, key: ForeignKey, becomes: Mapping[str, Value], why: str) -> None:
         idle = [NO_ADAPTER for ours in becomes if ours.startswith("lora.") and self.method == "full"]
         idle += [NOT_QUANTIZED for ours in becomes if ours.startswith("quantization.") and self.method != "qlora"]
-        idle += [NO_PAIRS for ours in becomes if ours.startswith("preference.") and not self.in_pairs]
+        idle += [NO_PAIRS for ours in becomes if ours.startswith("preference.") and not self.compares]
         if idle and key.written:
             self.rows.append(TranslatedKey(key.written, key.value, {}, idle[0], key.where))
         elif not idle:

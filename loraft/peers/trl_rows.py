@@ -23,7 +23,7 @@ def translate_rows(translation: Translation) -> None:
         becomes: dict[str, Value] = {"data.packing": "fill" if translation.value("packing") is True else "auto"}
         translation.write("packing", becomes, "rows never see one another" if becomes["data.packing"] == "fill" else "")
     unsaid = translation.value("assistant_only_loss") is None and translation.value("completion_only_loss") is None
-    if unsaid and not translation.in_pairs:
+    if unsaid and not translation.compares:
         why = "of conversations TRL trains every token by default: write all for that"
         translation.of_itself({"data.train_on": "completions"}, why)
 

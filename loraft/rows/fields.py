@@ -19,7 +19,7 @@ COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "prompt_completion": (("prompt", "completion"),),
     "text": (("text",),),
     "preferences": (("chosen", "rejected"), ("messages", "rejected_response")),
-    "unpaired": (("prompt", "completion", "label"), ("messages", "label")),
+    "unpaired": (("prompt", "completion", "label"), ("instruction", "completion", "label"), ("messages", "label")),
     "translation": (("translation",), ("source", "target")),
     "classification": (("text", "label"),),
 }
@@ -28,8 +28,8 @@ OPTIONAL_COLUMNS: Mapping[RowFormat, tuple[str, ...]] = {
     "messages": ("tools", "system"),
     "sharegpt": ("tools", "system"),
     "alpaca": ("input", "system"),
-    "preferences": ("prompt", "tools", "system"),
-    "unpaired": ("tools", "system"),
+    "preferences": ("prompt", "instruction", "input", "tools", "system"),
+    "unpaired": ("input", "tools", "system"),
     "classification": ("text_pair",),
 }
 PREFERENCES = ("chosen", "rejected", "rejected_response")
@@ -125,8 +125,10 @@ class Fields:
         return self.clean(name, value)
 
     def sequence(self, name: str) -> Sequence[object]:
-        """The items of a field that must have some."""
+        """The items of a field that must have some; one turn by itself is a list of it."""
         value = self.value(name)
+        if isinstance(value, Mapping):
+            return [value]
         if not isinstance(value, list | tuple):
             raise self.wrong(name, f"must be a list of turns; found {kind(value)}")
         if not value:

@@ -207,9 +207,14 @@ def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | 
     return after_system(fields, asked) if row.values.get("system") is not None else asked
 
 
-def _instruction(fields: Fields, *, as_pair: bool) -> Seq2SeqRecord | Conversation:
+def instruction_of(fields: Fields) -> str:
+    """An instruction, and what it is given to work on."""
     given = fields.optional_text("input")
-    asked, answer = fields.text("instruction") + (f"\n\n{given}" if given else ""), fields.text("output")
+    return fields.text("instruction") + (f"\n\n{given}" if given else "")
+
+
+def _instruction(fields: Fields, *, as_pair: bool) -> Seq2SeqRecord | Conversation:
+    asked, answer = instruction_of(fields), fields.text("output")
     if as_pair:
         return Seq2SeqRecord(asked, answer)
     turns, system = (Message("user", asked), Message("assistant", answer)), fields.optional_text("system")

@@ -15,6 +15,7 @@ from loraft.rows.formats import (
     PromptCompletion,
     UnpairedAnswer,
     after_system,
+    instruction_of,
     tools_of,
     turns_of,
 )
@@ -28,7 +29,8 @@ LABELS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": Fals
 def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
     """What a row says: `chosen` and `rejected`, or `messages` with `rejected_response`.
 
-    Of two texts or two conversations without a prompt, what both begin with is the prompt.
+    Texts behind a `prompt` are read as they stand; behind an `instruction` they are turns of a conversation. Of two
+    texts or two conversations without a prompt, what both begin with is the prompt.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type, the two answers do not follow the same prompt, or
@@ -37,15 +39,16 @@ def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
     fields = Fields(row, columns)
     if fields.has("rejected_response") and not fields.has("chosen"):
         return _by_turns(fields, *_beside_messages(fields))
-    if isinstance(fields.value("chosen"), str):
+    instruction = _instruction(fields)
+    if isinstance(fields.value("chosen"), str) and not instruction:
         return _by_text(fields)
-    prompt = _prompt_turns(fields)
-    chosen, rejected = (_whole(_turns(fields, name), prompt) for name in ("chosen", "rejected"))
+    prompt = instruction or _prompt_turns(fields)
+    chosen, rejected = (_whole(_answer_turns(fields, name), prompt) for name in ("chosen", "rejected"))
     return _by_turns(fields, chosen, rejected)
 
 
 def to_unpaired(row: Row, columns: Mapping[str, str]) -> UnpairedAnswer:
-    """What a row says: `prompt`, `completion` and `label`, or `messages`, of which the last turn is the answer.
+    """What a row says: `prompt` or `instruction`, `completion` and `label`, or `messages` that end with the answer.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type, or no answer; it is named with file and line.
@@ -55,11 +58,11 @@ def to_unpaired(row: Row, columns: Mapping[str, str]) -> UnpairedAnswer:
     if not fields.has("completion"):
         turns = _ending_with_an_answer(fields)
         return UnpairedAnswer(_compared(fields, "messages", turns, len(turns) - 1), desirable)
+    instruction = _instruction(fields)
     of_text = isinstance(fields.value("completion"), str)
-    if of_text and isinstance(fields.value("prompt"), str):
+    if of_text and not instruction and isinstance(fields.value("prompt"), str):
         return UnpairedAnswer(PromptCompletion(fields.text("prompt"), fields.text("completion")), desirable)
-    answer = (Message("assistant", fields.text("completion")),) if of_text else _turns(fields, "completion")
-    prompt = _prompt_turns(fields)
+    answer, prompt = _answer_turns(fields, "completion"), instruction or _prompt_turns(fields)
     if answer[0].role != "assistant":
         message = f"is the {answer[0].role}'s: the completion begins with the answer"
         raise fields.wrong("completion[0].role", message, "Put what stands before it into prompt.")
@@ -96,11 +99,7 @@ def _by_text(fields: Fields) -> PreferencePair:
 def _beside_messages(fields: Fields) -> tuple[Turns, Turns]:
     """Turns that end with the better answer, and the same with the worse one in its place."""
     chosen = _ending_with_an_answer(fields)
-    if isinstance(fields.value("rejected_response"), str):
-        other: Turns = (Message("assistant", fields.text("rejected_response")),)
-    else:
-        other = _turns(fields, "rejected_response")
-    return chosen, (*chosen[:-1], *other)
+    return chosen, (*chosen[:-1], *_answer_turns(fields, "rejected_response"))
 
 
 def _ending_with_an_answer(fields: Fields) -> Turns:
@@ -109,6 +108,19 @@ def _ending_with_an_answer(fields: Fields) -> Turns:
     if turns[-1].role != "assistant":
         raise fields.wrong(f"messages[{len(turns) - 1}]", f"is the {turns[-1].role}'s: the last turn is the answer")
     return turns
+
+
+def _instruction(fields: Fields) -> Turns:
+    """What the column `instruction` asks; nothing where a column `prompt` does, and no name says otherwise."""
+    asks = fields.has("instruction") and ("instruction" in fields.columns or not fields.has("prompt"))
+    return (Message("user", instruction_of(fields)),) if asks else ()
+
+
+def _answer_turns(fields: Fields, name: str) -> Turns:
+    """The turns of an answer, of which text is the assistant's."""
+    if isinstance(fields.value(name), str):
+        return (Message("assistant", fields.text(name)),)
+    return _turns(fields, name)
 
 
 def _prompt_turns(fields: Fields) -> Turns:

@@ -67,7 +67,11 @@ def test_commands_of_trl(tmp_path: Path) -> None:
             "{path: a/b, type: chat_template.default, field_messages: talk, field_chosen: good}",
             {"prompt": "talk", "chosen": "good"},
         ),
-        ("{path: a/b, type: chatml.intel}", {"prompt": "question"}),
+        ("{path: a/b, type: chatml.intel}", {"instruction": "question"}),
+        (
+            "{path: a/b, type: {field_prompt: ask, field_rejected: bad, prompt_format: '[INST] {prompt}'}}",
+            {"prompt": "ask", "rejected": "bad"},
+        ),
         ("{path: a/b, type: llama3.ultra}", {}),
     ],
 )
@@ -77,12 +81,12 @@ def test_rows_of_pairs_of_axolotl(tmp_path: Path, entry: str, columns: dict[str,
 
 
 def test_rows_of_pairs_of_llama_factory(tmp_path: Path) -> None:
-    columns = {"prompt": "ask", "chosen": "good", "rejected": "rejected"}
+    columns = {"prompt": "ask", "query": "more", "chosen": "good", "rejected": "rejected"}
     known = {"rows": {"file_name": "r.json", "ranking": True, "columns": columns}, "plain": {"file_name": "p.json"}}
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(known))
     (source,) = imported(tmp_path, LLAMA).config.data.train
-    assert (source.format, source.columns) == ("preferences", {"prompt": "ask", "chosen": "good"})
+    assert (source.format, source.columns) == ("preferences", {"instruction": "ask", "input": "more", "chosen": "good"})
     with pytest.raises(ConfigError, match="no pairs"):
         imported(tmp_path, LLAMA.replace("dataset: rows", "dataset: plain"))
 
@@ -92,13 +96,61 @@ def test_rows_of_pairs_of_llama_factory(tmp_path: Path) -> None:
     [
         STARTS["axolotl"] + "rl: dpo\n",
         LLAMA + "pref_loss: hinge\n",
-        "trl kto --model_name_or_path a/b --dataset_name c/d --use_peft",
+        "trl kto --model_name_or_path a/b --dataset_name c/d --use_peft --loss_type apo_zero_unpaired",
     ],
 )
 def test_what_is_another_training_is_refused(tmp_path: Path, text: str, wording: Wording) -> None:
     with pytest.raises(ConfigError) as refused:
         imported(tmp_path, text, "theirs.yaml")
     wording(str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("entry", "columns"),
+    [
+        ("{path: a/b, type: llama3.ultra}", {"instruction": "prompt"}),
+        ("{path: a/b, type: chatml.argilla_chat}", {"messages": "completion"}),
+        ("{path: a/b, type: {field_completion: said, field_label: good}}", {"completion": "said", "label": "good"}),
+    ],
+)
+def test_answers_with_a_label_of_axolotl(tmp_path: Path, entry: str, columns: dict[str, str]) -> None:
+    text = AXOLOTL.format(entry=entry) + "rl: kto\nrl_beta: 0.5\nkto_desirable_weight: 0.2\nmicro_batch_size: 2\n"
+    config = imported(tmp_path, text).config
+    assert (config.data.train[0].format, config.data.train[0].columns) == ("unpaired", columns)
+    assert (config.preference.loss, config.preference.beta, config.preference.desirable_weight) == ("kto", 0.5, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("said", "columns"),
+    [
+        ({"columns": {"kto_tag": "good"}}, {"completion": "output", "label": "good"}),
+        (
+            {"columns": {"prompt": "ask", "query": "more", "response": "said", "kto_tag": "label"}},
+            {"instruction": "ask", "input": "more", "completion": "said"},
+        ),
+        (
+            {"formatting": "sharegpt", "columns": {"messages": "talk", "kto_tag": "kto_tag"}},
+            {"messages": "talk", "label": "kto_tag"},
+        ),
+    ],
+)
+def test_answers_with_a_label_of_llama_factory(tmp_path: Path, said: dict[str, Any], columns: dict[str, str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "r.json", **said}}))
+    text = LLAMA.replace("stage: dpo", "stage: kto") + "pref_loss: sigmoid\nper_device_train_batch_size: 2\n"
+    config = imported(tmp_path, text).config
+    assert (config.preference.loss, config.data.train[0].format) == ("kto", "unpaired")
+    assert config.data.train[0].columns == columns
+    for stage, found in (("dpo", "a label calls good or bad|no pairs"), ("sft", "a label calls good or bad")):
+        with pytest.raises(ConfigError, match=found):
+            imported(tmp_path, text.replace("stage: kto", f"stage: {stage}"))
+
+
+def test_kto_of_trl(tmp_path: Path) -> None:
+    words = "--model_name_or_path a/b --dataset_name c/d --use_peft --per_device_train_batch_size 2"
+    config = imported(tmp_path, f"trl kto {words} --desirable_weight 1.5", "train.sh").config
+    assert (config.task, config.preference.loss, config.preference.desirable_weight) == ("preference", "kto", 1.5)
+    assert config.training.learning_rate == 1e-6
 
 
 def test_numbers_of_pairs_say_nothing_of_examples(tmp_path: Path) -> None:

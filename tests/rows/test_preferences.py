@@ -41,13 +41,35 @@ def shown(side: Conversation | PromptCompletion) -> list[str]:
         {"chosen": turns("q", "good"), "rejected": turns("q", "bad")},
         {"messages": turns("q", "good"), "rejected_response": "bad"},
         {"messages": turns("q", "good"), "rejected_response": answer("bad")},
+        {"instruction": "q", "chosen": "good", "rejected": "bad"},
+        {"instruction": "q", "chosen": answer("good")[0], "rejected": answer("bad")[0]},
     ],
-    ids=["turns", "a prompt of text", "whole beside a prompt", "within", "ms-swift", "ms-swift with turns"],
+    ids=[
+        "turns",
+        "a prompt of text",
+        "whole beside a prompt",
+        "within",
+        "ms-swift",
+        "ms-swift with turns",
+        "an instruction",
+        "one turn by itself",
+    ],
 )
 def test_every_form_of_two_conversations_says_the_same(values: dict[str, Any]) -> None:
     pair = read(**values)
     assert (shown(pair.chosen), shown(pair.rejected)) == (["q", "[good]"], ["q", "[bad]"])
     assert detect_format(values, TASKS["preference"]) == "preferences"
+
+
+def test_an_instruction_has_its_input_and_a_prompt_comes_first_unless_names_say_otherwise() -> None:
+    pair = read(system="be brief", instruction="add", input="1 2", chosen="3", rejected="4")
+    assert shown(pair.chosen) == ["be brief", "add\n\n1 2", "[3]"]
+    row = Row({"prompt": "q", "instruction": "i", "chosen": "3", "rejected": "4"}, "rows.jsonl:3")
+    assert to_pair(row, {}).chosen == PromptCompletion("q", "3")
+    assert shown(to_pair(row, {"instruction": "prompt"}).chosen) == ["q", "[3]"]
+    alone = to_unpaired(Row({"instruction": "q", "completion": "a", "label": False}, "rows.jsonl:3"), {})
+    assert isinstance(alone.answer, Conversation)
+    assert (shown(alone.answer), alone.desirable) == (["q", "[a]"], False)
 
 
 def test_earlier_answers_and_a_system_prompt_stand_before_and_are_not_compared() -> None:
