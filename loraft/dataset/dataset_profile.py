@@ -84,14 +84,14 @@ class DatasetProfile:
 def profile_dataset(
     path: str,
     *,
-    task: TaskName | None = None,
+    tasks: Collection[TaskName] = (),
     columns: Mapping[str, str] | None = None,
     row_format: RowFormat | None = None,
 ) -> DatasetProfile:
     """Read a source and tell what it holds.
 
-    Without `task` it is what the columns fit best, without `columns` (ours: theirs) names are proposed where they are
-    others, and without `row_format` it is recognised.
+    The task is the one of `tasks`, or where they are none of all, that the columns fit best; without `columns` (ours:
+    theirs) names are proposed where they are others, and without `row_format` it is recognised.
 
     Raises:
         DataError: It cannot be read, it holds no row that can be used, or its columns fit nothing.
@@ -100,7 +100,7 @@ def profile_dataset(
     if not read.rows:
         raise DataError.several(shortened(read.problems, remedy=None))
     try:
-        fit = _fit(read.columns, task, columns, row_format)
+        fit = _fit(read.columns, tasks, columns, row_format)
     except DataError as error:
         problem = error.problems[0]
         raise DataError(problem.message, where=path, parameter="data", remedy=problem.remedy) from None
@@ -130,7 +130,10 @@ def profile_dataset(
 
 
 def _fit(
-    columns: Collection[str], task: TaskName | None, renamed: Mapping[str, str] | None, row_format: RowFormat | None
+    columns: Collection[str],
+    tasks: Collection[TaskName],
+    renamed: Mapping[str, str] | None,
+    row_format: RowFormat | None,
 ) -> FormatMatch:
     """How the columns are read: by their names, or else by those that they may stand for.
 
@@ -138,17 +141,17 @@ def _fit(
         DataError: They fit nothing.
     """
     _check_names(columns, renamed or {})
-    if row_format is None and task is not None:
-        refuse_answers_to_compare(columns, TASKS[task], renamed or {})
-    nothing_asked = task is None and row_format is None
-    labelled = {"prompt", "completion", "label"} <= {
-        *columns
-    }  # of a label beside other columns nobody knows what it says
+    undecided = row_format is None and len(tasks) != 1
+    if row_format is None and not undecided:
+        refuse_answers_to_compare(columns, TASKS[next(iter(tasks))], renamed or {})
+    # Of a label beside other columns nobody knows what it says.
+    labelled = {"prompt", "completion", "label"} <= {*columns}
     readings = [
         (each, form)
         for each, form in sorted(READINGS, key=lambda reading: reading[1] in reading[0].only_if_asked)
-        if task in (None, each.name) and row_format in (None, form)
-        if not (nothing_asked and (form in each.only_if_asked or (form == "unpaired" and not labelled)))
+        if (not tasks or each.name in tasks) and row_format in (None, form)
+        if not (undecided and not tasks and form in each.only_if_asked)
+        if not (undecided and form == "unpaired" and not labelled)
     ]
     for may_guess in (False, True):
         for each, form in readings:
@@ -157,9 +160,8 @@ def _fit(
                 if detect_format(columns, each, names) == form:
                     return FormatMatch(each.name, form, names)
     if not readings:
-        assert task is not None
         assert row_format is not None
-        check_format(row_format, TASKS[task])
+        check_format(row_format, TASKS[next(iter(tasks))])
     raise _fit_nothing(columns, readings)
 
 

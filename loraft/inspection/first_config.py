@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loraft.config.choices import DEFAULT_TASK, TASK_OF_GROUP, Method, RowFormat, TaskName
+from loraft.config.choices import DEFAULT_TASK, TASK_OF_GROUP, TASKS_OF_GROUP, Method, RowFormat, TaskName
 from loraft.dataset.build import prepare
 from loraft.dataset.dataset_profile import DatasetProfile, profile_dataset
 from loraft.dataset.statistics import DataReport
@@ -39,10 +39,10 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
     check_config_place(path, reads=() if data is None else files_here(data), overwrite=overwrite)
 
 
-def task_of_model(model: str | None) -> TaskName | None:
-    """What a model on this machine is for; None where it is elsewhere, or of a kind that is not known."""
+def tasks_of_model(model: str | None) -> tuple[TaskName, ...]:
+    """What a model that is at hand is trained for, the usual task first; nothing where its kind is not known."""
     family = _family(model)
-    return None if family is None else TASK_OF_GROUP[family.group]
+    return () if family is None else TASKS_OF_GROUP[family.group]
 
 
 def start(
@@ -76,12 +76,12 @@ def start(
         DataError: The rows cannot be read, fit nothing, or the model's tokenizer and template make nothing of them.
     """
     check_place(path, data, overwrite=overwrite)
-    task = task or task_of_model(model)
-    found = None if data is None else profile_dataset(data, task=task, columns=columns, row_format=row_format)
-    task = task or (found.fit.task if found else DEFAULT_TASK)
-    model = model or TASKS[task].starter_model
-    _check_model(model, task)
-    chosen = _counted(_chosen(task, method, model, found))
+    tasks: tuple[TaskName, ...] = tasks_of_model(model) if task is None else (task,)
+    found = None if data is None else profile_dataset(data, tasks=tasks, columns=columns, row_format=row_format)
+    likely = found.fit.task if found else next(iter(tasks), DEFAULT_TASK)
+    model = model or TASKS[likely].starter_model
+    _check_model(model, likely)
+    chosen = _counted(_chosen(likely, method, model, found))
     try:
         write_whole(path, starter(chosen, path))
     except OSError as error:

@@ -118,6 +118,15 @@ def test_the_task_follows_from_a_model_that_is_here(here: Path, task: TaskName) 
     assert load_config("c.yaml").task == TASK_OF_GROUP[TASKS[task].group]
 
 
+@pytest.mark.parametrize(("kind", "task"), [("llama", "preference"), ("t5", "seq2seq_preference")])
+@pytest.mark.parametrize("row_format", ["preferences", "unpaired"])
+def test_the_task_follows_from_model_and_rows(here: Path, kind: str, task: TaskName, row_format: RowFormat) -> None:
+    save_tiny(Path("model"), kind)
+    write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(3)])
+    assert init("c.yaml", "--model", "model", "--data", "rows.jsonl").exit_code == 0
+    assert load_config("c.yaml").task == task
+
+
 @pytest.mark.parametrize("task", get_args(TaskName))
 def test_without_rows_an_example_is_named(here: Path, task: TaskName) -> None:
     result = init("c.yaml", "--task", task)

@@ -78,15 +78,15 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
     task, method, model = given.task, given.method, given.model
     with waiting("looking at the rows"):
         from loraft.dataset.dataset_profile import profile_dataset
-        from loraft.inspection.first_config import check_place, start, task_of_model
+        from loraft.inspection.first_config import check_place, start, tasks_of_model
         from loraft.tasks import TASKS
     if _on_a_terminal():
         with waiting("looking at the rows"):  # before anything is asked that they could make needless
             check_place(path, given.data, overwrite=given.overwrite)
-            likely, rows = task or task_of_model(model), given.data
-            found = profile_dataset(rows, task=likely, columns=names, row_format=given.row_format) if rows else None
-        proposed = found.fit.task if found is not None else DEFAULT_TASK
-        task = likely or _asked("task", get_args(TaskName), proposed)
+            likely, rows = tasks_of_model(model) if task is None else (task,), given.data
+            found = profile_dataset(rows, tasks=likely, columns=names, row_format=given.row_format) if rows else None
+        proposed = found.fit.task if found is not None else next(iter(likely), DEFAULT_TASK)
+        task = proposed if likely else _asked("task", get_args(TaskName), proposed)
         method = method or _asked("method", get_args(Method), DEFAULT_METHOD)
         model = model or str(typer.prompt("model", default=TASKS[task].starter_model, err=True))
     with waiting("writing the config"):
