@@ -32,3 +32,9 @@ Observer = Callable[[Event], None]
 
 def ignored(_: object) -> None:
     """The observer of a caller who has none."""
+
+
+def tell(observer: Observer, *notes: str) -> None:
+    """Tell an observer some sentences."""
+    for note in notes:
+        observer(Note(note))

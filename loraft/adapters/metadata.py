@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from loraft.config.choices import SpecialTokensInText, TaskName
+from loraft.config.choices import TASK_OF_GROUP, SpecialTokensInText, TaskName
 from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
@@ -20,7 +20,7 @@ from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
 from loraft.tasks.task import SourceFormat, TrainingMetadata
 
-PEFT_TASKS = {task.peft_type: name for name, task in reversed(list(TASKS.items()))}
+PEFT_TASKS = {TASKS[name].peft_type: name for name in TASK_OF_GROUP.values()}
 """Our names of the tasks by peft's; of two that it calls alike the first."""
 
 

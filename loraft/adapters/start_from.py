@@ -10,7 +10,10 @@ from loraft.adapters.resolve_target import adapter_named
 from loraft.adapters.targets import TargetModules
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
+from loraft.figures import listed
 from loraft.models.modules import is_within
+
+SHOWN = 3
 
 
 def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = ()) -> AdapterFiles | None:
@@ -52,7 +55,9 @@ def _differences(
     yield from _other_names("lora.modules_to_save", absent, extra)
     classes = (start.record or {}).get("labels")  # what another tool wrote does not say which classes it knows
     if isinstance(classes, list) and labels and classes != list(labels):
-        message = f"the adapter's classes are {_listed(list(map(str, classes)))}; here they are {_listed(labels)}"
+        message = (
+            f"the adapter's classes are {listed(list(map(str, classes)), SHOWN)}; here they are {listed(labels, SHOWN)}"
+        )
         yield Problem(message, key="data.labels")
 
 
@@ -86,18 +91,13 @@ def _other_rows(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem
 
 def _other_names(key: str, absent: Set[str], extra: Set[str]) -> Iterator[Problem]:
     if absent:
-        yield Problem(f"the adapter has no {_listed(sorted(absent))}", key=key)
+        yield Problem(f"the adapter has no {listed(sorted(absent), SHOWN)}", key=key)
     if extra:
-        yield Problem(f"only the adapter has {_listed(sorted(extra))}", key=key)
+        yield Problem(f"only the adapter has {listed(sorted(extra), SHOWN)}", key=key)
 
 
 def _other_numbers(key: str, there: Mapping[str, float], here: Mapping[str, float]) -> Iterator[Problem]:
     different = [name for name in here if name in there and there[name] != here[name]]
     if different:
         first = different[0]
-        yield Problem(f"{there[first]:g} in the adapter, {here[first]:g} here ({_listed(different)})", key=key)
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+        yield Problem(f"{there[first]:g} in the adapter, {here[first]:g} here ({listed(different, SHOWN)})", key=key)

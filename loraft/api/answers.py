@@ -11,8 +11,8 @@ import torch
 from loraft.adapters.resolve_target import task_of
 from loraft.api.classes import OpenClassifier
 from loraft.errors import ConfigError
-from loraft.evaluation.open_model import RequestedModel, tell, to_be_told
-from loraft.events import Observer, ignored
+from loraft.evaluation.open_model import RequestedModel, to_be_told
+from loraft.events import Observer, ignored, tell
 from loraft.inference.batch_generate import (
     ADDED,
     BATCH_SIZE,

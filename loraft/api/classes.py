@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraft.evaluation.open_model import RequestedModel, tell
-from loraft.events import Note, Observer, ignored
+from loraft.evaluation.open_model import RequestedModel
+from loraft.events import Note, Observer, ignored, tell
 from loraft.inference.classifier import Classifier
 from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts

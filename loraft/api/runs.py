@@ -26,12 +26,11 @@ from loraft.evaluation.open_model import (
     chosen_metrics,
     known_metrics,
     purpose_of,
-    tell,
 )
 from loraft.evaluation.past_run import run_of
 from loraft.evaluation.sample_answers import answerer_of
 from loraft.evaluation.subjects import opened
-from loraft.events import Observer, Progress, ignored
+from loraft.events import Observer, Progress, ignored, tell
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.io.jsonl import check_jsonl

@@ -14,8 +14,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from loraft.adapters.adapter_config import ADAPTER_CONFIG
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import AdapterError, ConfigError, LoraftError, ModelError, Problem, RunError
-from loraft.evaluation.open_model import tell
-from loraft.events import Observer, Progress, ignored
+from loraft.events import Observer, Progress, ignored, tell
 from loraft.io.checksums import altered_settings, refuse_altered
 from loraft.io.hub_access import WITHOUT_TOKEN, hub_problems
 from loraft.io.hub_files import NETWORK_ERROR

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from loraft.baselines.trial_process import Answer, answers
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError
-from loraft.events import Note, Observer, Progress, ignored
+from loraft.events import Note, Observer, Progress, ignored, tell
 from loraft.models.remote_code import as_trusted
 from loraft.rows.standard_input import with_input_kept
 
@@ -81,10 +81,6 @@ class MethodCost:
     measured: MeasuredCost | None = None
     why: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The method as JSON shows it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class MethodComparison:
@@ -107,7 +103,7 @@ class MethodComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as JSON shows it."""
-        return {**asdict(self), "methods": [each.as_dict() for each in self.methods]}
+        return asdict(self)
 
 
 @as_trusted
@@ -142,8 +138,7 @@ def compare_methods(
     with tempfile.TemporaryDirectory(prefix="loraft-") as scratch:
         observer(Progress("planning", 0, len(chosen)))
         plans = _plans(config, chosen, steps, Path(scratch))
-        for note in _notes(plans):
-            observer(Note(note))
+        tell(observer, *_notes(plans))
         found = tuple(_cost(config, plan, steps, Path(scratch), observer) for plan in plans)
     return _compared(found, plans[0], steps)
 
@@ -176,7 +171,10 @@ def _plans(config: RunConfig, methods: Sequence[Method], steps: int, scratch: Pa
         return plans
     kind = next(plan["error"] for plan in plans if "error" in plan)
     raise getattr(errors, kind).several(
-        problem if len(by) == len(methods) else _of(by, problem) for problem, by in refused.items()
+        problem
+        if len(by) == len(methods)
+        else replace(problem, message=f"{problem.message} (method {' and '.join(by)})")
+        for problem, by in refused.items()
     )
 
 
@@ -190,11 +188,6 @@ def asked_by(question: bytes) -> Question:
     """What a process is asked, of what it is given on standard input."""
     config, methods, steps, folder = json.loads(question)
     return RunConfig.model_validate_json(config), tuple(methods), steps, None if folder is None else Path(folder)
-
-
-def _of(methods: Sequence[str], problem: Problem) -> Problem:
-    said = asdict(problem)
-    return Problem(**{**said, "message": f"{problem.message} (method {' and '.join(methods)})"})
 
 
 def _error(answer: Answer) -> LoraftError:

@@ -21,7 +21,7 @@ from loraft.baselines.recurrent import OTHERS, RecurrentModel, State
 from loraft.errors import InvalidInputError, ModelError
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.evaluation.open_model import telling, writing
-from loraft.events import Note, Observer
+from loraft.events import Observer, tell
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.classifier import open_classifier
 from loraft.inference.completion import Detokenizer, PartialCompletion, StopStringMatcher
@@ -149,24 +149,21 @@ def open_compared(known: KnownRun, found: ResolvedTarget, *, tuned: bool, observ
 
 def _classifier(found: ResolvedTarget, name: str, observer: Observer) -> tuple[LoadedModel, ComparedModel]:
     opened = open_classifier(ModelRequest(None), found)
-    for note in opened.notes:
-        observer(Note(note))
+    tell(observer, *opened.notes)
     loaded, placement = opened.loaded, opened.loaded.placement
     task = TASKS[task_of(found)]
-    autocast = None if placement.dtype == torch.float32 else placement.dtype
-    gradients = of_transformer(loaded.model, task.loss(loaded.model, loaded.family, autocast), task, placement.device)
+    loss = task.loss(loaded.model, loaded.family, placement.autocast)
+    gradients = of_transformer(loaded.model, loss, task, placement.device)
     model = replace(telling(opened, name, base=False), name=name)
     return loaded, ComparedModel(name, model, 0, 0, gradients, None)
 
 
 def _writer(known: KnownRun, found: ResolvedTarget, name: str, observer: Observer) -> tuple[LoadedModel, ComparedModel]:
     session = open_session(ModelRequest(None), found)
-    for note in session.notes:
-        observer(Note(note))
+    tell(observer, *session.notes)
     voice, loaded, task = session.voice(), session.loaded, known.task
-    autocast = None if loaded.placement.dtype == torch.float32 else loaded.placement.dtype
     inner = wrapped_model(session.model)
-    loss = task.loss(inner, loaded.family, autocast)
+    loss = task.loss(inner, loaded.family, loaded.placement.autocast)
     settings = voice.settings(greedy(known))
 
     def write(prompt: Sequence[int], count: int) -> Writing:

@@ -33,9 +33,9 @@ from loraft.errors import ConfigError, Problem
 from loraft.evaluation.bootstrap import PairedDifference
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows, questions_of, with_questions
 from loraft.evaluation.evaluator import EvalModel, Evaluation, evaluate
-from loraft.evaluation.open_model import chosen_metrics, tell
+from loraft.evaluation.open_model import chosen_metrics
 from loraft.evaluation.past_run import run_of
-from loraft.events import Note, Observer, Progress, ignored
+from loraft.events import Note, Observer, Progress, ignored, tell
 from loraft.figures import counted
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.completion import Detokenizer

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from loraft.config.schema import RunConfig
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values at dotted keys, as the mappings of a file."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        inner = found.setdefault(section, {}) if section else found
+        assert isinstance(inner, dict)
+        inner[name] = value
+    return found
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:

@@ -30,7 +30,7 @@ OF_ONE_LOSS: Mapping[str, PreferenceLossName] = {
 
 
 class PreferenceSection(Section):
-    """How better answers are told from worse ones, of `task: preference`."""
+    """How better answers are told from worse ones, of `task: preference` and `seq2seq_preference`."""
 
     loss: PreferenceLossName = "dpo"
     """dpo and ipo compare the two answers of a pair with the model as it was before training; orpo, simpo and cpo need

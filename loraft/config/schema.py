@@ -58,7 +58,7 @@ class TrainingSection(Section):
     gradient_accumulation_steps: PositiveInt = 1
     """Batches in an optimizer step: its gradient is that of one batch with all their rows."""
     learning_rate: Auto | PositiveFloat = "auto"
-    """The peak rate, after the warm-up; auto is 2e-4 for lora and qlora, 2e-5 for full, and of preference a tenth."""
+    """The peak rate, after the warm-up; auto is 2e-4 for lora and qlora, 2e-5 for full, a tenth of preferences."""
     lr_scheduler_type: ScheduleName = "cosine"
     """How the rate falls after the warm-up: along a line or half a cosine towards 0 at the end, or not at all. The
     other names are transformers' own schedules to the number, whose warm-up begins at a rate of 0."""
@@ -237,6 +237,7 @@ def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     """The same, of the section `preference`."""
     asked, training, key = config.preference, config.training, "preference.loss"
     other = "" if asked.loss == "kto" else ", or loss: orpo"
+    fills = config.data.packing == "fill" and config.task in TASKS_OF_GROUP["decoder"]
     rows_a_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     for is_so, why, first, second in (
         (
@@ -258,15 +259,14 @@ def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
             key,
         ),
         (
-            asked.loss == "kto" and rows_a_step == 1 and config.data.packing != "fill",
-            "is 1, and so is gradient_accumulation_steps: kto reads the rows of a step with one another's answers, and "
-            "needs 2",
+            asked.loss == "kto" and rows_a_step == 1 and not fills,
+            "is 1, and so is gradient_accumulation_steps: kto compares the rows of a step, and needs 2",
             "training.per_device_train_batch_size",
             key,
         ),
         (
             training.label_smoothing_factor > 0,
-            "is of targets, and pairs have none (write preference.label_smoothing)",
+            "is of rows that are learned, and answers are compared (write preference.label_smoothing)",
             "training.label_smoothing_factor",
             "task",
         ),

@@ -293,8 +293,8 @@ class DataSection(Section):
     """The names of the classes in their order, which is their numbers; empty takes those that the training rows have,
     sorted."""
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """The longest row, in tokens; of seq2seq_lm the longest source, of preference the longer text. Where it is not
-    set it is no more than the positions of the model."""
+    """The longest row, in tokens; of an encoder-decoder the longest source, of preference the longer text. Where it is
+    not set it is no more than the positions of the model."""
     max_target_length: Annotated[Annotated[int, Field(ge=2)] | None, OF_SEQ2SEQ] = None
     """The longest target, in tokens; null is max_length."""
     on_overlength: Literal["auto", "drop", "truncate", "split", "error"] = "auto"

@@ -16,13 +16,14 @@ from loraft.converting.limited_process import rewritten
 from loraft.converting.pickled_weights import COMPANY, MODEL_INDEX, PickledWeights, find_weights
 from loraft.errors import ModelError, RunFolderError, VerificationError
 from loraft.events import Observer, Progress, ignored
+from loraft.figures import listed
 from loraft.io.atomic import atomic_dir, output_errors
 from loraft.io.checksums import write_record
 from loraft.io.resources import require_free_bytes
 from loraft.models.auto_model import meta_model
 from loraft.models.hf_config import code_notes
 from loraft.models.load_model import load_config
-from loraft.models.safetensors_index import TensorHeader, headers_of, some_of, write_index
+from loraft.models.safetensors_index import TensorHeader, headers_of, write_index
 from loraft.version import __version__
 
 SMALL_FILES_BYTES = 64 << 20
@@ -126,7 +127,7 @@ def _write(weights: PickledWeights, staging: Path, observer: Observer) -> tuple[
         tied += written["tied"]
         before += file.stat().st_size
     if absent := sorted(weights.listed.keys() - sums.keys() - set(tied)):
-        message = f"no file holds {some_of(absent)}, which the index lists"
+        message = f"no file holds {listed(absent)}, which the index lists"
         raise ModelError(message, where=str(weights.folder / MODEL_INDEX))
     return sums, tied
 
@@ -140,7 +141,7 @@ def _verified(staging: Path, weights: PickledWeights, sums: Mapping[str, str], t
     headers = {name: header for file in weights.files.values() for name, header in headers_of(staging / file).items()}
     wrong = [name for name in sums if name not in headers or _sum_of(headers[name]) != sums[name]]
     if wrong or headers.keys() != sums.keys():
-        message = f"{some_of(wrong or sorted(headers.keys() ^ sums.keys()))} was written otherwise than it was read"
+        message = f"{listed(wrong or sorted(headers.keys() ^ sums.keys()))} was written otherwise than it was read"
         raise VerificationError(message, where=str(weights.folder), remedy="Try another disk.")
     if len(weights.files) > 1:
         write_index(

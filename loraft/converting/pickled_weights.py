@@ -10,7 +10,8 @@ from pathlib import Path
 from loraft.adapters.adapter_config import ADAPTER_CONFIG
 from loraft.adapters.lora_factors import ADAPTER_WEIGHTS
 from loraft.errors import ModelError
-from loraft.models.safetensors_index import INDEX, PICKLED, SINGLE, some_of, weight_map
+from loraft.figures import listed
+from loraft.models.safetensors_index import INDEX, PICKLED, SINGLE, weight_map
 from loraft.models.sources import SMALL_FILES, files_at_hub, from_hub
 
 MODEL, MODEL_INDEX, ADAPTER = "pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin"
@@ -83,7 +84,7 @@ def _is_safetensors(name: str) -> bool:
 
 def _refuse_safetensors(source: str, found: list[str]) -> None:
     if found:
-        message = f"has safetensors already ({some_of(found)}), which loraft reads as they are"
+        message = f"has safetensors already ({listed(found)}), which loraft reads as they are"
         raise ModelError(message, where=source, remedy=AS_IT_IS)
 
 
@@ -105,6 +106,6 @@ def _only_one(source: str, folder: Path) -> PickledWeights:
         message = f"there are no pickled weights: no {MODEL}, and no other file that ends in {', '.join(PICKLED)}"
         raise ModelError(message, where=source, remedy=f"A model has {SINGLE} or {INDEX}, and is read as it is.")
     if len(pickled) > 1:
-        message = f"any of {some_of([file.name for file in pickled])} may hold the weights"
+        message = f"any of {listed([file.name for file in pickled])} may hold the weights"
         raise ModelError(message, where=source, remedy=f"Name the file: {pickled[0]}.")
     return PickledWeights(folder, {pickled[0]: ADAPTER_WEIGHTS if (folder / ADAPTER_CONFIG).is_file() else SINGLE})

@@ -90,12 +90,12 @@ class BatchSampler:
             filled = pack_rows([self.lengths[i] for i in order], self.fill_to)
             rows = [[order[place] for place in row] for row in filled]
             rows = [rows[i] for i in random.permutation(len(rows))]
-            return [[i for row in chunk for i in row] for chunk in _chunks(rows, self.batch_size)]
+            return [[i for row in chunk for i in row] for chunk in chunks(rows, self.batch_size)]
         if not self.group_by_length:
-            return _chunks(order, self.batch_size)
+            return chunks(order, self.batch_size)
         grouped: list[list[int]] = []
-        for chunk in _chunks(order, self.batch_size * LENGTH_GROUP):
-            grouped += _chunks(sorted(chunk, key=lambda i: -self.lengths[i]), self.batch_size)
+        for chunk in chunks(order, self.batch_size * LENGTH_GROUP):
+            grouped += chunks(sorted(chunk, key=lambda i: -self.lengths[i]), self.batch_size)
         return [grouped[i] for i in random.permutation(len(grouped))]
 
     def windows(
@@ -105,7 +105,7 @@ class BatchSampler:
 
         `place` is for streams: here numbers tell where rows are.
         """
-        batches = _chunks(self.epoch(epoch), self.accumulation)
+        batches = chunks(self.epoch(epoch), self.accumulation)
         for number in range(window, len(batches)):
             rows = [[train[index] for index in batch] for batch in batches[number]]
             yield StepBatches(rows, ends_epoch=number == len(batches) - 1)
@@ -131,7 +131,8 @@ class BatchSampler:
         return drawn
 
 
-def _chunks(items: Sequence[T], size: int) -> list[list[T]]:
+def chunks(items: Sequence[T], size: int) -> list[list[T]]:
+    """The items in their order, so many at a time."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loraft.config.choices import RowFormat
-from loraft.figures import counted
+from loraft.figures import counted, listed
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import Example
 
@@ -185,9 +185,9 @@ def findings(report: DataReport) -> Iterator[str]:
     if share > UNKNOWN_SHARE:
         yield f"{share:.1%} of the tokens stand for text that the tokenizer does not know: is it the right one?"
     if absent := [each.label for each in report.classes if not each.train_rows]:
-        yield f"no training row is of the class {_named(absent)}"
+        yield f"no training row is of the class {listed(absent, SHOWN)}"
     if report.eval_rows and (unmeasured := [each.label for each in report.classes if not each.eval_rows]):
-        yield f"no row to evaluate on is of the class {_named(unmeasured)}: its figures will say nothing of it"
+        yield f"no row to evaluate on is of the class {listed(unmeasured, SHOWN)}: its figures will say nothing of it"
     spellings: dict[str, list[str]] = {}
     for each in report.classes:
         spellings.setdefault(each.label.casefold(), []).append(each.label)
@@ -208,10 +208,6 @@ def findings(report: DataReport) -> Iterator[str]:
 
 def _first(repeated: Sequence[Repetition]) -> str:
     return f"the first {repeated[0].row} ({repeated[0].same_as})"
-
-
-def _named(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
 
 
 def repetitions(train: Sequence[Example], evaluation: Sequence[Example]) -> tuple[list[Repetition], list[Repetition]]:
@@ -238,7 +234,8 @@ def contradictions(examples: Sequence[Example], task: Task) -> list[Repetition]:
     found = []
     for example in examples:
         if task.class_number(example) is not None:
-            known = first.setdefault(array("q", example.input_ids).tobytes(), example)
+            said = [-1, *example.labels] if example.target_tokens else []  # of a text the answer is among its tokens
+            known = first.setdefault(array("q", [*example.input_ids, *said]).tobytes(), example)
             if task.class_number(known) != task.class_number(example):
                 found.append(Repetition(example.where, known.where))
     return found

@@ -22,7 +22,7 @@ from loraft.config.choices import RowFormat
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.dataset.packed_rows import pack, unpack
-from loraft.dataset.sampler import BatchSampler, StepBatches
+from loraft.dataset.sampler import BatchSampler, StepBatches, chunks
 from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import LanguagePair, Record
@@ -221,7 +221,7 @@ class StreamingSampler:
         while taken:
             following = list(islice(rows, size * self.accumulation))
             examples = [example for example, _, _ in taken]
-            batches = [examples[at : at + size] for at in range(0, len(examples), size)]
+            batches = chunks(examples, size)
             notes = () if following else self.stream.notes()
             yield StepBatches(batches, place=taken[-1][1:], ends_epoch=not following, notes=notes)
             taken = following

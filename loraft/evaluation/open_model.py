@@ -22,7 +22,7 @@ from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRow
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.evaluation.metrics import is_valid_json
 from loraft.evaluation.past_run import run_of
-from loraft.events import Note, Observer
+from loraft.events import Observer, tell
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.engine import Settings, complete_batch
 from loraft.inference.prompt_limits import prompt_limit
@@ -125,8 +125,7 @@ def writing(session: Session, name: str, settings: Settings, batch_size: int) ->
     The base is asked as its adapter is: the same tokens, the same ends of an answer.
     """
     voice, placement, task = session.voice(name), session.loaded.placement, task_of_base(session.loaded)
-    autocast = None if placement.dtype == torch.float32 else placement.dtype
-    loss = task.loss(wrapped_model(session.model), session.loaded.family, autocast)
+    loss = task.loss(wrapped_model(session.model), session.loaded.family, placement.autocast)
     # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
     layout = BatchLayout(packed=False, pad_id=0)
 
@@ -169,12 +168,6 @@ def to_be_told(session: Session, options: GenerationRequest, of_several: str = A
         yield "the model reads a source and no conversation: the system prompt is not used"
     elif options.system and session.voice().renderer.chat_template is None:
         yield "the tokenizer has no chat template, which alone can print a system prompt: it is not used"
-
-
-def tell(observer: Observer, *notes: str) -> None:
-    """Tell an observer some sentences."""
-    for note in notes:
-        observer(Note(note))
 
 
 GROUPS = {"rouge": ROUGE}

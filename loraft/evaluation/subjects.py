@@ -20,8 +20,8 @@ from loraft.config.schema import RunConfig
 from loraft.errors import AdapterError, DataError
 from loraft.evaluation.eval_dataset import EvalSource, EvaluatedRows, rows_of, unasked_as_trained
 from loraft.evaluation.evaluator import EvalModel, RowScore
-from loraft.evaluation.open_model import MEASURED, RequestedModel, classifying, generating, tell, to_be_told, writing
-from loraft.events import Observer
+from loraft.evaluation.open_model import MEASURED, RequestedModel, classifying, generating, to_be_told, writing
+from loraft.events import Observer, tell
 from loraft.inference.engine import Settings
 from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest
@@ -100,8 +100,7 @@ def weighing(
     """
     plain, voice = writing(session, name, settings, batch_size), session.voice(name)
     placement, task = session.loaded.placement, TASKS[config.task]
-    autocast = None if placement.dtype == torch.float32 else placement.dtype
-    made = task.loss(wrapped_model(session.model), session.loaded.family, autocast)
+    made = task.loss(wrapped_model(session.model), session.loaded.family, placement.autocast)
     settled = task.settled(made, config, partial(session.speaking, session.voice(before)))
     loss = cast("PreferenceLoss", settled)  # the task compares answers
     layout = BatchLayout(packed=False, pad_id=0)

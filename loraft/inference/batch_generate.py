@@ -11,7 +11,7 @@ from loraft.adapters.adapter_files import digests
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import AdapterError, DataError, Problem
-from loraft.events import Note, Observer, Progress, ignored
+from loraft.events import Note, Observer, Progress, ignored, tell
 from loraft.inference.completion import Completion
 from loraft.inference.engine import complete_batch
 from loraft.inference.prompt_limits import prompt_limit
@@ -74,8 +74,7 @@ def read_questions(
     are not as they must be are refused, and the first ones named.
     """
     read = rows_to_answer(path, "prompts")
-    for note in read.notes:
-        observer(Note(note))
+    tell(observer, *read.notes)
     if column is None and read.columns == ("text",) and text_by_of(DataSource(path=str(path))) is not None:
         column = "text"
     _require_column(path, read, column)
@@ -121,8 +120,7 @@ def answer_questions(
     """
     voice = _voice(session, questions, observer)
     prompts = _prompts(session, voice, questions, options.system)
-    for note in voice.about_prompts(question.to(voice, options.system) for question in questions):
-        observer(Note(note))
+    tell(observer, *voice.about_prompts(question.to(voice, options.system) for question in questions))
     asked = AskedRows([question.row.values for question in questions], ADDED, _answered_by(session, voice, options))
     begun, total = perf_counter(), len(questions)
     lengths, reasons = list[int](), list[str]()
@@ -154,8 +152,7 @@ def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observe
     voice = session.voice()
     if any(len(question.messages) > 1 for question in questions):
         voice = voice.conversing()
-        for note in voice.renderer.notes:
-            observer(Note(note))
+        tell(observer, *voice.renderer.notes)
     return voice
 
 

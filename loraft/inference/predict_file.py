@@ -14,7 +14,7 @@ from time import perf_counter
 from loraft.adapters.adapter_files import digests
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
-from loraft.events import Note, Observer, Progress, ignored
+from loraft.events import Note, Observer, Progress, ignored, tell
 from loraft.inference.classifier import Classifier
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
@@ -66,8 +66,7 @@ def read_texts(
     are called as in training (`learned`). Rows that are not as they must be are refused, and the first ones named.
     """
     read = rows_to_answer(path, "texts")
-    for note in read.notes:
-        observer(Note(note))
+    tell(observer, *read.notes)
     as_learned = {ours: learned[ours] for ours in ("text", "text_pair") if learned.get(ours) in read.columns}
     columns = {**as_learned, **columns}
     _require_columns(path, read, columns)

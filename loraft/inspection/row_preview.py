@@ -93,7 +93,7 @@ class BatchRow:
 
     Attributes:
         tokens: How many; of an encoder-decoder those of its source.
-        target: The tokens of its target, of an encoder-decoder.
+        target: The tokens of its target, of an encoder-decoder; of two that are compared those of the longer one.
     """
 
     where: str
@@ -314,12 +314,17 @@ def _first_batches(config: RunConfig, data: PreparedData) -> tuple[list[list[Exa
     return list(islice((batch for window in windows for batch in window.batches), BATCHES)), None
 
 
+def _row_in_batch(example: Example) -> BatchRow:
+    read = example.longest if example.target_tokens else len(example.input_ids)
+    return BatchRow(example.where, read, example.longest_target or None)
+
+
 def _batch(task: Task, examples: Sequence[Example], layout: BatchLayout) -> SeenBatch:
     laid = task.collate(examples, layout)
     lines = (laid.input_ids, laid.labels) if examples[0].target_tokens else (laid.input_ids,)
     shapes = [(each.shape[0], each.shape[1]) for each in lines]
     return SeenBatch(
-        rows=tuple(BatchRow(e.where, len(e.input_ids), e.target_tokens or None) for e in examples),
+        rows=tuple(_row_in_batch(each) for each in examples),
         shape=shapes[0],
         target_shape=shapes[1] if len(shapes) > 1 else None,
         trained=laid.targets,

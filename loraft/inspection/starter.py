@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loraft.config.change_config import nested
 from loraft.config.choices import Method, RowFormat, TaskName, TextBy
 from loraft.config.commented import Said, commented
 from loraft.config.schema import RunConfig
@@ -81,13 +82,7 @@ def starter(start: Start, path: Path) -> str:
 
 def starter_config(start: Start) -> RunConfig:
     """The config that `starter` writes down."""
-    values: dict[str, object] = {}
-    for key, value, _ in _said(start):
-        section, _, name = key.rpartition(".")
-        inner = values.setdefault(section, {}) if section else values
-        assert isinstance(inner, dict)
-        inner[name] = value
-    return RunConfig.model_validate(values)
+    return RunConfig.model_validate(nested({key: value for key, value, _ in _said(start)}))
 
 
 def _said(start: Start) -> Iterator[Said]:

@@ -59,6 +59,11 @@ class DeviceConfig:
         """The dtype as the config writes it."""
         return str(self.dtype).removeprefix("torch.")
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype in which products of float32 weights are computed; None where that is float32 too."""
+        return None if self.dtype == torch.float32 else self.dtype
+
 
 @dataclass(frozen=True)
 class StatedDevice:

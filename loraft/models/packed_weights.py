@@ -42,11 +42,6 @@ class PackedHeader(TensorHeader):
     unpack: Unpack | None = field(repr=False)
     transposed: bool = False
 
-    @property
-    def packed_bytes(self) -> int:
-        """What all of it takes in the file."""
-        return sum(part.num_bytes for part in self.parts.values())
-
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """The weight, as the model has it: dequantized and rounded to `dtype`."""
         assert self.unpack is not None, "a model whose package is missing is refused"

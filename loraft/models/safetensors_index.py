@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from loraft.errors import ModelError, Problem
+from loraft.figures import listed
 
 if TYPE_CHECKING:  # a process that opens pickles has no need of transformers
     from transformers import PreTrainedModel
@@ -92,15 +93,15 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         return headers_of(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
-    listed = weight_map(folder / INDEX)
+    index = weight_map(folder / INDEX)
     headers: dict[str, TensorHeader] = {}
-    for shard in sorted(set(listed.values())):
+    for shard in sorted(set(index.values())):
         if not (folder / shard).is_file():
             message = "the file is missing, and the index lists it"
             raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
         headers |= headers_of(folder / shard)
-    if absent := sorted(set(listed) - set(headers)):
-        raise ModelError(f"no file holds {some_of(absent)}, which the index lists", where=str(folder / INDEX))
+    if absent := sorted(set(index) - set(headers)):
+        raise ModelError(f"no file holds {listed(absent)}, which the index lists", where=str(folder / INDEX))
     return headers
 
 
@@ -112,7 +113,7 @@ def _no_weights(folder: Path) -> ModelError:
     if not pickled:
         return ModelError(f"the folder has no weights: neither {SINGLE} nor {INDEX}", where=str(folder))
     return ModelError(
-        f"the weights are pickled ({some_of(pickled)}), and loraft opens safetensors only: a pickle can run code",
+        f"the weights are pickled ({listed(pickled)}), and loraft opens safetensors only: a pickle can run code",
         where=str(folder),
         remedy=f"Make safetensors of them, in a process that runs none: `loraft.convert({str(folder)!r}, 'OUT')`.",
     )
@@ -125,12 +126,12 @@ def weight_map(index: Path, ends: str = ".safetensors") -> dict[str, str]:
         ModelError: It cannot be read, or lists other files.
     """
     try:
-        listed = json.loads(index.read_bytes())["weight_map"]
-        shards = {str(name): str(shard) for name, shard in listed.items()}
+        held = json.loads(index.read_bytes())["weight_map"]
+        shards = {str(name): str(shard) for name, shard in held.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ModelError(f"is not an index of {ends} files", where=str(index), remedy=FETCH_AGAIN) from None
     if strange := sorted({shard for shard in shards.values() if not re.fullmatch(rf"[\w.-]+{re.escape(ends)}", shard)}):
-        raise ModelError(f"lists files that are not {ends} files beside it: {some_of(strange)}", where=str(index))
+        raise ModelError(f"lists files that are not {ends} files beside it: {listed(strange)}", where=str(index))
     return shards
 
 
@@ -198,7 +199,7 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]], found: 
     """
     problems = []
     if missing := [name for name in expected if name not in found]:
-        message = f"{len(missing)} of {len(expected)} tensors are missing: {some_of(missing)}"
+        message = f"{len(missing)} of {len(expected)} tensors are missing: {listed(missing)}"
         remedy = "Training would start from random numbers in their place. " + FETCH_AGAIN
         problems.append(Problem(message, str(folder), remedy=remedy))
     for name, origin in found.items():
@@ -238,12 +239,6 @@ def fingerprint(folder: Path) -> str:
                 stream.seek(start)
                 digest.update(stream.read(min(4096, header.stop - start)))
     return f"sha256:{digest.hexdigest()}"
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + rest
 
 
 def mapped_tensor(header: TensorHeader) -> Tensor:

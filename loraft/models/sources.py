@@ -23,14 +23,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.checksums import build_once, known_sha256_of
 from loraft.io.fetched_once import is_fetched
 from loraft.io.hub_files import NETWORK_ERROR, whole_files
-from loraft.io.paths import CONVERSION, cache_folder
+from loraft.io.paths import CONVERSION, cache_folder, without_bars
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted
@@ -188,16 +187,12 @@ def from_hub(name: str, revision: str | None, patterns: Sequence[str], *, key: s
     if not HUB_ID.fullmatch(name):
         message = f"there is no file or folder {name!r}, and it is no Hub id"
         raise NoSuchModelError(message, key=key, remedy=_OTHERWISE)
-    noisy = not are_progress_bars_disabled()
-    disable_progress_bars()
+    asked = {"revision": revision, "allow_patterns": [*patterns], "ignore_patterns": [BELOW_THE_ROOT]}
     try:
-        asked = {"revision": revision, "allow_patterns": [*patterns], "ignore_patterns": [BELOW_THE_ROOT]}
-        return whole_files(lambda: _snapshot(name, **asked), patterns)
+        with without_bars():
+            return whole_files(lambda: _snapshot(name, **asked), patterns)
     except (HFValidationError, NETWORK_ERROR, OSError) as error:
         raise _not_at_hub(name, revision, key, error) from error
-    finally:
-        if noisy:
-            enable_progress_bars()
 
 
 def _snapshot(name: str, **asked: Any) -> str:

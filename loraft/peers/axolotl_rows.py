@@ -116,16 +116,11 @@ def _translate(
 def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _Dataset:
     dataset = _Dataset(place, said)
     _place(dataset)
-    compared = set[str]()
     if translation.loss is not None:
-        compared = {*fields_of_answers(translation.loss)}
-        dataset.source["format"] = translation.compared_as
-        dataset.columns.update(columns_of_answers(said, translation.loss))
-        _tell_formats(dataset)
-        if type_of_answers(said, translation.loss) is None:
-            dataset.tell("type", "there is no such type: rows are read by their columns, text as it stands")
+        _answers(dataset, translation)
     else:
         _type(dataset)
+    compared = set[str]() if translation.loss is None else {*fields_of_answers(translation.loss)}
     for key, ours in COLUMNS.items():
         if said.get(key) is not None and key not in compared:
             dataset.columns[ours] = said[key]
@@ -162,6 +157,18 @@ def _place(dataset: _Dataset) -> None:
             dataset.source[key] = dataset.said[key]
 
 
+def _answers(dataset: _Dataset, translation: Translation) -> None:
+    """The format and the columns of rows whose answers are compared."""
+    said, loss = dataset.said, translation.loss
+    assert loss is not None, "answers are compared by one"
+    dataset.source["format"] = translation.compared_as
+    dataset.columns.update(columns_of_answers(said, loss))
+    if isinstance(said.get("type"), dict) and "instruction" in dataset.columns:
+        _tell_formats(dataset)
+    if type_of_answers(said, loss) is None:
+        dataset.tell("type", "there is no such type: rows are read by their columns, text as it stands")
+
+
 def _type(dataset: _Dataset) -> None:
     """The format of the rows, and the columns that it names."""
     kind = dataset.said.get("type")
@@ -187,9 +194,8 @@ def _type(dataset: _Dataset) -> None:
 
 def _tell_formats(dataset: _Dataset) -> None:
     """Say of a type that is spelt out that its formats are not read."""
-    if isinstance(dataset.said.get("type"), dict):
-        why = "rows are printed by data.chat_template, not by a format"
-        dataset.details.append((f"{dataset.place}.type", "…", why))
+    why = "rows are printed by data.chat_template, not by a format"
+    dataset.details.append((f"{dataset.place}.type", "…", why))
 
 
 def _conversations(dataset: _Dataset) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from loraft.config.change_config import nested
 from loraft.config.commented import Said, comment, commented
 from loraft.config.config_file import inline
 from loraft.config.schema import RunConfig
@@ -160,13 +161,7 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
 
 def values_of(rows: Iterable[TranslatedKey]) -> dict[str, Value]:
     """The config that rows come to, as nested mappings; of two that write the same key the later one counts."""
-    values: dict[str, Value] = {}
-    for key, value in _becomes(rows).items():
-        section, _, name = key.rpartition(".")
-        inner = values.setdefault(section, {}) if section else values
-        assert isinstance(inner, dict)
-        inner[name] = value
-    return values
+    return nested(_becomes(rows))
 
 
 def _becomes(rows: Iterable[TranslatedKey]) -> dict[str, Value]:

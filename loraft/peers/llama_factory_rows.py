@@ -90,19 +90,19 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
     for theirs, ours in (("subset", "name"), ("split", "split"), ("num_samples", "limit")):
         if said.get(theirs) is not None:
             source[ours] = said[theirs]
-    source["format"] = "sharegpt" if said.get("formatting") in ("sharegpt", "openai") else "alpaca"
+    formatting = "sharegpt" if said.get("formatting") in ("sharegpt", "openai") else "alpaca"
+    source["format"] = translation.compared_as if translation.compares else formatting
     if translation.compares:
-        renamed = _columns_of_answers(source["format"], columns, labelled=translation.compared_as == "unpaired")
-        source["format"] = translation.compared_as
+        renamed = _columns_of_answers(formatting, columns, labelled=translation.compared_as == "unpaired")
     else:
-        renamed = _columns(source["format"], columns)
+        renamed = _columns(formatting, columns)
     if renamed:
         source["columns"] = renamed
     for key, why in NOT_READ.items():
         if columns.get(key):
             translation.detail(name, f"{dataset}.columns.{key}", columns[key], why)
     tags = said.get("tags")
-    if isinstance(tags, dict) and source["format"] == "sharegpt":
+    if isinstance(tags, dict) and formatting == "sharegpt":
         keys = {key: tags.get(key, TURNS[0][key]) for key in TURNS[0]}
         if keys not in TURNS:
             why = "a turn has from and value, or role and content: rename those of the rows"
@@ -138,7 +138,8 @@ def _columns_of_answers(row_format: Value, said: Mapping[str, Any], *, labelled:
         names |= {"chosen": "chosen", "rejected": "rejected"}
     otherwise = {"messages": "conversations", "response": "output"}
     found = {ours: str(said.get(theirs) or otherwise.get(theirs, ours)) for theirs, ours in names.items()}
-    return {ours: theirs for ours, theirs in found.items() if ours != theirs}
+    # An instruction is named, for a column `prompt` would come first.
+    return {ours: theirs for ours, theirs in found.items() if ours != theirs or ours == "instruction"}
 
 
 def _place(said: Mapping[str, Any], dataset: str, folder: str) -> Source:

@@ -32,7 +32,7 @@ OTHERWISE = (
     "async_grpo",
 )
 """Commands and scripts of TRL that loraft has no training for."""
-TYPES: Mapping[str, Mapping[str, str]] = {
+TYPES: dict[str, Mapping[str, str]] = {
     "argilla": {"instruction": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
     "icr": {"instruction": "input"},
     "intel": {"instruction": "question"},
@@ -46,7 +46,9 @@ TYPES: Mapping[str, Mapping[str, str]] = {
 
 Text is printed with a template there, as it is here behind an instruction, and not behind a prompt.
 """
-TYPES_OF_KTO: Mapping[str, Mapping[str, str]] = {
+TYPES_OF_ORPO: dict[str, Mapping[str, str]] = {"argilla": {}}
+"""Those that are read otherwise for orpo: whole conversations."""
+TYPES_OF_KTO: dict[str, Mapping[str, str]] = {
     "argilla": {"instruction": "instruction"},
     "argilla_chat": {"messages": "completion"},
     "intel": {"instruction": "question"},
@@ -126,7 +128,10 @@ def type_of_answers(said: Mapping[str, Value], loss: str) -> Mapping[str, str] |
     kind = said.get("type")
     if kind is None or isinstance(kind, dict):
         return {}
-    return (TYPES_OF_KTO if loss == "kto" else TYPES).get(str(kind).rpartition(".")[2])
+    if kind in ("chat_template", "chat_template.default"):
+        return {} if loss == "kto" else {"prompt": "messages"}
+    types = TYPES_OF_KTO if loss == "kto" else TYPES | TYPES_OF_ORPO if loss == "orpo" else TYPES
+    return types.get(str(kind).rpartition(".")[2])
 
 
 def columns_of_answers(said: Mapping[str, Value], loss: str) -> dict[str, Value]:
@@ -134,8 +139,13 @@ def columns_of_answers(said: Mapping[str, Value], loss: str) -> dict[str, Value]
     kind = said.get("type")
     named = {**said, **(kind if isinstance(kind, dict) else {})}
     columns: dict[str, Value] = {**(type_of_answers(said, loss) or {})}
-    turns = {"field_messages": "messages" if loss == "kto" else "prompt"}
-    for key, ours in {**turns, **fields_of_answers(loss)}.items():
+    names = {"field_messages": "messages" if loss == "kto" else "prompt", **fields_of_answers(loss)}
+    if isinstance(kind, dict):
+        names["field_system"] = "system"
+        if kind.get("prompt_format"):  # a template prints it, and does so here behind an instruction
+            columns["instruction"] = named.get("field_prompt") or "prompt"
+            del names["field_prompt"]
+    for key, ours in names.items():
         if named.get(key) not in (None, ours):
             columns[ours] = named[key]
     return columns

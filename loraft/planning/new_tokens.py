@@ -8,11 +8,10 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.targets import TargetModules
 from loraft.dataset.build import PreparedData
-from loraft.figures import counted
+from loraft.figures import counted, listed
 from loraft.models.model_structure import embedding_weight
 from loraft.models.modules import output_head
 
-LISTED = 8
 """The most tokens that a sentence names."""
 
 
@@ -49,12 +48,6 @@ def unseen_tokens(names: Sequence[str], ids: Sequence[int], data: PreparedData) 
         unseen = [name for name, number in zip(names, ids, strict=True) if number in left]
         rows = "of the first rows, which were looked at," if data.stream is not None else "of the rows"
         yield f"none {rows} has the new {_token(unseen)} {listed(unseen)}: nothing will be learned of {_them(unseen)}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Some names, and how many more there are."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def _token(names: Collection[str]) -> str:

@@ -15,7 +15,7 @@ from loraft.adapters.effect import begins_as_the_base
 from loraft.adapters.model_card import shown
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig, TrainingSection
-from loraft.dataset.sampler import BatchSampler, batch_sampler, fills, uses_packing
+from loraft.dataset.sampler import BatchSampler, batch_sampler, chunks, fills, uses_packing
 from loraft.dataset.streaming import StreamingSampler, streaming_sampler
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.errors import ConfigError
@@ -309,7 +309,7 @@ def frozen_prefix_bytes(
     size, read = training.per_device_eval_batch_size, drawn.epoch(0)[: steps * drawn.accumulation]
     held_out = [example.input_ids for example in known.data.eval]
     batches = [[known.data.train[row].input_ids for row in batch] for batch in read]
-    batches += [held_out[start : start + size] for start in range(0, len(held_out), size)]
+    batches += chunks(held_out, size)
     hidden = next(iter(shape.layers.values())).hidden
     return kept_positions(batches, layout) * hidden * known.placement.dtype.itemsize
 

@@ -60,33 +60,45 @@ def columns_of(row_format: RowFormat, *, optional: bool = True) -> tuple[str, ..
 
 def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
     """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs."""
-    read = {column_of(renamed.get(name, name), columns) for name in columns_of(row_format)}
+    names = {*columns_of(row_format)}
+    if "prompt" in names and "prompt" in columns and "instruction" not in renamed:
+        names -= {"instruction", "input"}
+    read = {column_of(renamed.get(name, name), columns) for name in names}
     return tuple(column for column in columns if column not in read)
 
 
-def refuse_preferences(columns: Collection[str], renamed: Mapping[str, str], *, learns_them: str) -> None:
+def refuse_preferences(
+    columns: Collection[str], renamed: Mapping[str, str], formats: Collection[RowFormat], *, learns_them: str
+) -> None:
     """Refuse better and worse answers, unless `renamed` says what is to be learned of them.
 
-    `learns_them` is the task for them.
+    `learns_them` is the task for them, and `formats` are those of the task that is asked for.
 
     Raises:
         DataError: The columns are of such pairs, or of answers that a label calls good or bad.
     """
+
+    def alone(answer: str) -> str:
+        """The columns by which the good answers alone are learned; empty where there is no way."""
+        asked = {"prompt": "completion", "instruction": "output"}
+        named = (f"{{{name}: {name}, {asked[name]}: {answer}}}" for name in asked if name in columns)
+        return next(named, "{messages: chosen}" if "messages" in formats and answer == "chosen" else "")
+
     if {"completion", "label"} <= {*columns} and "text" not in columns and not renamed:
         message = "completion and label are of answers that are good or bad"
-        remedy = (
-            f"Write task: {learns_them} and preference.loss: kto, which learns them; or leave the bad ones out, and "
-            "write data.columns: {prompt: prompt, completion: completion}."
-        )
-        raise DataError(message, key="data.format", remedy=remedy)
+        remedy = f"Write task: {learns_them} and preference.loss: kto, which learns them"
+        if ours := alone("completion"):
+            remedy += f"; or leave the bad ones out, and write data.columns: {ours}"
+        raise DataError(message, key="data.format", remedy=f"{remedy}.")
     found = [column for column in PREFERENCES if column in columns]
     if not found or renamed:
         return
-    remedy = f"Write task: {learns_them}, which learns them; or name the format to be learned, as in data.format: "
-    remedy += "messages."
-    if "chosen" in columns:
-        ours = "{prompt: prompt, completion: chosen}" if "prompt" in columns else "{messages: chosen}"
-        remedy = f"Write task: {learns_them}; or, to learn the better answers alone, data.columns: {ours}."
+    remedy = f"Write task: {learns_them}"
+    if "chosen" in columns and (ours := alone("chosen")):
+        remedy += f"; or, to learn the better answers alone, data.columns: {ours}"
+    elif "messages" in formats:
+        remedy += ", which learns them; or name the format to be learned, as in data.format: messages"
+    remedy += "."
     verb = "are" if len(found) > 1 else "is"
     message = f"{' and '.join(found)} {verb} of preference pairs"
     raise DataError(message, key="data.format", remedy=remedy)
@@ -125,10 +137,8 @@ class Fields:
         return self.clean(name, value)
 
     def sequence(self, name: str) -> Sequence[object]:
-        """The items of a field that must have some; one turn by itself is a list of it."""
+        """The items of a field that must have some."""
         value = self.value(name)
-        if isinstance(value, Mapping):
-            return [value]
         if not isinstance(value, list | tuple):
             raise self.wrong(name, f"must be a list of turns; found {kind(value)}")
         if not value:

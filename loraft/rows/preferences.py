@@ -40,7 +40,8 @@ def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
     if fields.has("rejected_response") and not fields.has("chosen"):
         return _by_turns(fields, *_beside_messages(fields))
     instruction = _instruction(fields)
-    if isinstance(fields.value("chosen"), str) and not instruction:
+    as_it_stands = not instruction and isinstance(_asked_in(fields, "prompt") or "", str)
+    if isinstance(fields.value("chosen"), str) and as_it_stands:
         return _by_text(fields)
     prompt = instruction or _prompt_turns(fields)
     chosen, rejected = (_whole(_answer_turns(fields, name), prompt) for name in ("chosen", "rejected"))
@@ -55,12 +56,13 @@ def to_unpaired(row: Row, columns: Mapping[str, str]) -> UnpairedAnswer:
     """
     fields = Fields(row, columns)
     desirable = _is_desirable(fields)
-    if not fields.has("completion"):
+    if not fields.has("completion") or "messages" in columns:
         turns = _ending_with_an_answer(fields)
         return UnpairedAnswer(_compared(fields, "messages", turns, len(turns) - 1), desirable)
     instruction = _instruction(fields)
     of_text = isinstance(fields.value("completion"), str)
     if of_text and not instruction and isinstance(fields.value("prompt"), str):
+        _refuse_beside_text(fields)
         return UnpairedAnswer(PromptCompletion(fields.text("prompt"), fields.text("completion")), desirable)
     answer, prompt = _answer_turns(fields, "completion"), instruction or _prompt_turns(fields)
     if answer[0].role != "assistant":
@@ -80,6 +82,7 @@ def _is_desirable(fields: Fields) -> bool:
 
 
 def _by_text(fields: Fields) -> PreferencePair:
+    _refuse_beside_text(fields)
     chosen, rejected = fields.text("chosen"), fields.text("rejected")
     if fields.has("prompt"):
         prompt = fields.text("prompt")
@@ -112,20 +115,37 @@ def _ending_with_an_answer(fields: Fields) -> Turns:
 
 def _instruction(fields: Fields) -> Turns:
     """What the column `instruction` asks; nothing where a column `prompt` does, and no name says otherwise."""
-    asks = fields.has("instruction") and ("instruction" in fields.columns or not fields.has("prompt"))
+    comes_first = "instruction" in fields.columns or _asked_in(fields, "prompt") is None
+    asks = comes_first and _asked_in(fields, "instruction") is not None
     return (Message("user", instruction_of(fields)),) if asks else ()
+
+
+def _asked_in(fields: Fields, name: str) -> object:
+    """The value of a field that may be absent, as null is."""
+    return fields.value(name) if fields.has(name) else None
+
+
+def _refuse_beside_text(fields: Fields) -> None:
+    """Refuse a system prompt or tools beside text, which no template prints."""
+    for name in ("system", "tools"):
+        if _asked_in(fields, name):
+            remedy = "Name the prompt in data.columns: {instruction: prompt}, which makes turns of the text."
+            raise fields.wrong(name, "is printed by a chat template, and the prompt and its answer are text", remedy)
 
 
 def _answer_turns(fields: Fields, name: str) -> Turns:
     """The turns of an answer, of which text is the assistant's."""
-    if isinstance(fields.value(name), str):
+    value, theirs = fields.value(name), fields.columns.get(name, name)
+    if isinstance(value, str):
         return (Message("assistant", fields.text(name)),)
+    if isinstance(value, Mapping):  # one turn by itself
+        fields = Fields(replace(fields.row, values={**fields.row.values, theirs: [value]}), fields.columns)
     return _turns(fields, name)
 
 
 def _prompt_turns(fields: Fields) -> Turns:
     """The turns of the column `prompt`, of which text is the user's."""
-    if not fields.has("prompt") or fields.value("prompt") is None:
+    if _asked_in(fields, "prompt") is None:
         return ()
     if isinstance(fields.value("prompt"), str):
         return (Message("user", fields.text("prompt")),)

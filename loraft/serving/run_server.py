@@ -12,8 +12,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from loraft.errors import ConfigError
-from loraft.evaluation.open_model import RequestedModel, tell
-from loraft.events import Observer
+from loraft.evaluation.open_model import RequestedModel
+from loraft.events import Observer, tell
 from loraft.inference.requests import ModelRequest
 from loraft.models.remote_code import as_trusted
 from loraft.serving.interface import Limits, Server

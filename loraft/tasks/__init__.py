@@ -48,8 +48,9 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
     found = ", ".join(sorted(columns)) or "none"
     needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
     others = [(other, each) for other in reversed(list(TASKS.values())) for each in other.formats]
-    tasks = [(len(COLUMNS[each][0]), other.name) for other, each in others if has_columns(columns, each, theirs)]
-    hint = f" Rows with these columns fit task: {max(tasks, key=itemgetter(0))[1]}." if tasks else ""
+    fits = ((other, each) for other, each in others if has_columns(columns, each, theirs))
+    tasks = [(other.group == task.group, len(COLUMNS[each][0]), other.name) for other, each in fits]
+    hint = f" Rows with these columns fit task: {max(tasks, key=itemgetter(0, 1))[2]}." if tasks else ""
     hint = _of_another_case(columns, list(formats), theirs) or hint
     message = f"the columns are {found}, which is none of the formats that task {task.name} takes"
     remedy = f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}"
@@ -64,7 +65,7 @@ def refuse_answers_to_compare(columns: Collection[str], task: Task, renamed: Map
     """
     if not task.compares_answers:
         learning = [name for name in TASKS_OF_GROUP[task.group] if TASKS[name].compares_answers]
-        refuse_preferences(columns, renamed, learns_them=next(iter(learning), "preference"))
+        refuse_preferences(columns, renamed, task.formats, learns_them=next(iter(learning), "preference"))
 
 
 def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:

@@ -86,6 +86,10 @@ class ComparedAnswers(Task):
         """The texts, each by itself."""
         return [length for text in example.texts for length in self.one.read_by(stack, text)]
 
+    def prompt_ids(self, example: Example, asked: Reference, renderer: RowRenderer) -> list[int]:
+        """The tokens that an answer to an example follows: of a pair either text has them."""
+        return self.one.prompt_ids(example.texts[0], asked, renderer)
+
     def class_number(self, example: Example) -> int | None:
         """1 of a desirable answer, 0 of one that is not, and None of a pair."""
         return None if example.desirable is None else int(example.desirable)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loraft.errors import DataError
+from loraft.rows.fields import Fields
 from loraft.rows.formats import (
     Answer,
     LanguagePair,
@@ -41,14 +42,22 @@ class Seq2SeqPreference(ComparedAnswers, Seq2SeqLM):
         """The two targets that a row has, each behind its source, or the one with its label.
 
         Raises:
-            DataError: A field is missing, empty or of the wrong type, or there is a conversation of several turns; it
-                is named with file and line.
+            DataError: A field is missing, empty or of the wrong type, there is a conversation of several turns, or the
+                targets are of different sources; it is named with file and line.
         """
+        fields = Fields(row, columns)
+        if not (fields.has("prompt") or fields.has("instruction")) and isinstance(row.values.get("chosen"), str):
+            remedy = "Write data.columns: {prompt: THEIRS}, as in {prompt: source}."
+            raise fields.wrong("prompt", "is missing: the encoder has no source to read", remedy)
         found = super().record(row, row_format, columns, languages)
         if isinstance(found, UnpairedAnswer):
             return UnpairedAnswer(_as_target(found.answer, row), found.desirable)
         assert isinstance(found, PreferencePair), "the task's own records"
-        return PreferencePair(_as_target(found.chosen, row), _as_target(found.rejected, row))
+        chosen, rejected = _as_target(found.chosen, row), _as_target(found.rejected, row)
+        if chosen.source != rejected.source:
+            message = "has another user's turn before it than the chosen answer"
+            raise fields.wrong("rejected", message, "Both are answers to one source.")
+        return PreferencePair(chosen, rejected)
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """Whether answers stand alone."""
@@ -86,9 +95,10 @@ def _as_target(answer: Answer, row: Row) -> Seq2SeqRecord:
     if isinstance(answer, PromptCompletion):
         return Seq2SeqRecord(answer.prompt, answer.completion)
     roles = [turn.role for turn in answer.messages]
-    if roles != ["user", "assistant"] or answer.tools or any(turn.more for turn in answer.messages):
-        found = f"turns of {', '.join(roles)}" + (" and tools" if answer.tools else "")
+    besides = [*(["tools"] if answer.tools else []), *(key for turn in answer.messages for key in turn.more)]
+    if roles != ["user", "assistant"] or besides:
+        found = " and ".join([f"turns of {', '.join(roles)}", *dict.fromkeys(besides)])
         message = f"has {found}, and an encoder-decoder answers one text with one text"
-        raise DataError(message, where=row.where, remedy="Keep rows with a user's turn and an answer.")
+        raise DataError(message, where=row.where, remedy="Keep the user's turn and the answer alone.")
     asked, given = answer.messages
     return Seq2SeqRecord(asked.content, given.content)

@@ -83,9 +83,10 @@ class PairRenderer(ComparedRenderer):
 
     def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
         """How the longer of its texts exceeds the limits; None where neither does."""
-        longer = max(enumerate(example.texts), key=lambda each: each[1].tokens)
-        exceeds = self.one.too_long(longer[1], limits, least=least)
-        return exceeds and f"{exceeds}, with its {('chosen', 'rejected')[longer[0]]} answer"
+        which, longer = max(enumerate(example.texts), key=lambda each: each[1].tokens)
+        exceeds = self.one.too_long(longer, limits, least=least)
+        of_source = longer.target_tokens and len(longer.input_ids) > limits.max_length
+        return exceeds if of_source or not exceeds else f"{exceeds}, with its {('chosen', 'rejected')[which]} answer"
 
     def cut(self, rendered: Any, example: Example, limits: DataSection, choice: str) -> list[Example]:
         """The beginnings of both texts; no token is invented."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from loraft.dataset.prepared_steps import PreparedStep
-from loraft.dataset.sampler import BatchSampler, StepBatches, fills, positions
+from loraft.dataset.sampler import BatchSampler, StepBatches, chunks, fills, positions
 from loraft.dataset.streaming import StreamingSampler
 from loraft.events import Note
 from loraft.figures import counted
@@ -78,7 +78,7 @@ def longest_step(plan: RunPlan, *, alone: bool) -> StepBatches:
     batches, packed, train = plan.batches, plan.layout.packed, plan.data.train
     if isinstance(batches, StreamingSampler):
         rows = sorted(train, key=lambda row: -row.tokens)[: batches.batch_size * batches.accumulation]
-        return StepBatches(_chunks(rows, batches.batch_size), ends_epoch=False)
+        return StepBatches(chunks(rows, batches.batch_size), ends_epoch=False)
 
     def most(step: StepBatches) -> int:
         dealt = step.batches if alone or fills(plan.config) else [[row for rows in step.batches for row in rows]]
@@ -185,7 +185,7 @@ def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 def _longest_evaluated(run: Trainer) -> list[Example]:
     """The evaluation batch in which the most is read; no rows where nothing is evaluated."""
-    batches = _chunks(run.plan.data.eval, run.settings.per_device_eval_batch_size)
+    batches = chunks(run.plan.data.eval, run.settings.per_device_eval_batch_size)
     packed = run.plan.layout.packed
     return max(batches, key=lambda rows: read_in(rows, packed=packed), default=[])
 
@@ -202,7 +202,3 @@ def _try_evaluation(run: Trainer, rows: Sequence[Example], explained: Explained)
 
     with torch.inference_mode(), run.gathered():
         _together(run, read)
-
-
-def _chunks(rows: Sequence[Example], size: int) -> list[list[Example]]:
-    return [list(rows[at : at + size]) for at in range(0, len(rows), size)]

@@ -17,7 +17,7 @@ from loraft.dataset.prepared_steps import PreparedStep, PreparedSteps
 from loraft.distributed.roll_call import is_lost_contact
 from loraft.distributed.wishes import Wishes
 from loraft.errors import DataError, Interrupted, LoraftError, NonFiniteError
-from loraft.events import Note
+from loraft.events import Note, tell
 from loraft.figures import counted, perplexity
 from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
@@ -164,8 +164,7 @@ def _step(run: Trainer, state: RunState, prepared: PreparedStep, clock: Throughp
     state.drawn, state.pieces = window.place
     if window.ends_epoch:
         state.begin_epoch()
-    for note in window.notes:
-        run.observer(Note(note))
+    tell(run.observer, *window.notes)
     state.finished = all_trained(run, state)
 
 

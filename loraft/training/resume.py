@@ -15,7 +15,7 @@ from loraft.config.schema import RunConfig, TrainingSection
 from loraft.config.schema_info import idle_keys
 from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Problem, RunFolderError
-from loraft.events import Note
+from loraft.events import Note, tell
 from loraft.io.sealed import is_text_as_sealed, read_sealed
 from loraft.models.hf_config import config_fingerprint
 from loraft.models.load_model import LoadedModel
@@ -214,8 +214,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     run.ranks.on_main(lambda: remove_partial(run.folder.checkpoints))
     newest, damaged = run.ranks.on_main(lambda: newest_checkpoint(run.folder.checkpoints), patiently=True)
     run.ranks.together(lambda: _require_shared(run, newest))
-    for text in damaged:
-        run.observer(Note(text))
+    tell(run.observer, *damaged)
     if newest is None and damaged:
         remedy = "put its files back as they were, or replace the run by `overwrite`"
         raise RunFolderError("no checkpoint is whole to go on from", where=str(run.folder.path), remedy=remedy)
@@ -234,8 +233,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     for field in fields(RunState):
         setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
     state.finished = all_trained(run, state) or stops_early(run, state)
-    for note in run.folder.cut_back(checkpoint.state["files"]):
-        run.observer(Note(note))
+    tell(run.observer, *run.folder.cut_back(checkpoint.state["files"]))
     restore_rng(checkpoint.rng)
     run.ranks.on_main(lambda: rotate_checkpoints(run, state))  # a kill may have come between a checkpoint and this
     longer = "num_train_epochs" if run.settings.max_steps is None else "max_steps"

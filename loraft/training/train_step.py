@@ -22,7 +22,7 @@ from loraft.adapters.effect import before_training
 from loraft.adapters.inject import AdaptedModel
 from loraft.config.schema import TrainingSection
 from loraft.dataset.prepared_steps import PreparedStep
-from loraft.dataset.sampler import StepBatches, fills
+from loraft.dataset.sampler import StepBatches, chunks, fills
 from loraft.distributed.not_finite import Weight, first_output, first_weight
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.distributed.sharding import Shards, in_parts, plain, shard
@@ -161,7 +161,7 @@ def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     """The planned model, giving the summed loss of a batch as training computes it."""
     weights = plan.task.loss_weights(plan.config, plan.data.renderer.labels, plan.data.train)
     on_device = None if weights is None else weights.to(plan.placement.device)
-    autocast = None if plan.placement.dtype == torch.float32 else plan.placement.dtype
+    autocast = plan.placement.autocast
     smoothing = plan.config.training.label_smoothing_factor
     loss = plan.task.loss_of(plan.config)(adapted.loaded.model, plan.shape.family, autocast, on_device, smoothing)
     if not plan.task.has_reference(plan.config):
@@ -286,8 +286,7 @@ def evaluate_loss(
     weight, targets = 0.0, 0
     sums: list[Tensor] = []
     cells: list[Tensor] = []
-    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-    share = run.ranks.share_whole(run.plan.task.with_mismatched(batches, run.plan.config))
+    share = run.ranks.share_whole(run.plan.task.with_mismatched(chunks(examples, size), run.plan.config))
     laid = (run.batch(rows) for rows in share.batches if not stop())
     run.measure_kl(laid, share.counted, len(examples))
     with torch.inference_mode(), run.gathered():

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import shown, shown_word
+from loraft.dataset.sampler import chunks
 from loraft.distributed.part_loading import gather_in, loading_in_parts, whole_meanwhile
 from loraft.distributed.ranks import ALONE, Ranks
-from loraft.events import Note, Observer
+from loraft.events import Note, Observer, tell
 from loraft.figures import counted, perplexity
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.held_memory import give_back_at_once, peak_bytes, release_freed, reset_peak
@@ -40,7 +41,7 @@ from loraft.models.remote_code import is_trusted
 from loraft.planning.run_plan import RunPlan
 from loraft.planning.strategy import loads_in_parts
 from loraft.tasks.frozen_prefix import FrozenPrefix
-from loraft.tokenization.examples import with_reference
+from loraft.tokenization.examples import Example, with_reference
 from loraft.training.checkpoint import RunState, checkpoint_fault
 from loraft.training.longest_batch import try_longest_batch
 from loraft.training.loop import fit, told_if_stopped
@@ -124,8 +125,7 @@ def run_plan(
         OutOfMemoryError: The device's memory did not suffice.
     """
     began = time.monotonic()
-    for note in plan.notes:
-        observer(Note(note))
+    tell(observer, *plan.notes)
     taken_on, steps_before = ranks.on_main(lambda: compare_with_begun(plan, folder, resume, anyway=resume_anyway))
     full_disk = disk_errors(folder.path, remedy=GO_ON)
     with memory_explained(plan, ranks), folder.kept(), full_disk:
@@ -159,8 +159,7 @@ def _built(plan: RunPlan, ranks: Ranks, observer: Observer) -> AdaptedModel:
     ranks.first_on_each_machine(lambda: plan.model.folder)
     adapted = ranks.together(lambda: build_model(plan, ranks), patiently=True)
     ranks.together(lambda: require_same_model(adapted, ranks))
-    for note in adapted.notes:
-        observer(Note(note))
+    tell(observer, *adapted.notes)
     return adapted
 
 
@@ -236,12 +235,17 @@ def remember_reference(run: Trainer) -> None:
         again.append((plan.data.train, plan.steps > plan.batches.steps(0)))
     for rows in (rows for rows, is_so in again if rows and is_so):
         run.observer(Note(f"what the model before training gives {counted(len(rows), 'row')} is computed once"))
-        share = run.ranks.share_whole([rows[start : start + size] for start in range(0, len(rows), size)])
+        share = run.ranks.share_whole(chunks(rows, size))
         with torch.inference_mode(), run.gathered():
             found = [run.loss.before_training(run.batch(batch)).cpu() for batch in share.batches]
         mine = [row for batch, known in zip(share.batches, found, strict=True) for row in with_reference(batch, known)]
-        known = {(row.where, *row.input_ids): row for part in run.ranks.gathered(mine) for row in part}
-        rows[:] = [known[row.where, *row.input_ids] for row in rows]
+        known = {_content(row): row.reference for part in run.ranks.gathered(mine) for row in part}
+        rows[:] = [replace(row, reference=known[_content(row)]) for row in rows]
+
+
+def _content(row: Example) -> tuple[int, ...]:
+    """What the model before training reads of a row: rows that are alike have the same likelihood."""
+    return (row.second, len(row.input_ids), *row.input_ids, *row.labels)
 
 
 def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:

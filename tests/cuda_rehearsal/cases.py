@@ -89,6 +89,11 @@ class Case:
     options: Options = field(default_factory=dict)
 
     @property
+    def is_thorough(self) -> bool:
+        """Whether the run is stopped and gone on with, and answers drawn too: families do not differ in that."""
+        return self.model_type in SPECIMEN.values()
+
+    @property
     def tries_longest(self) -> bool:
         """Whether the longest batch is tried before the first step: where that differs, since it takes time."""
         variant = self.name.removeprefix(f"{self.model_type}-")

@@ -34,6 +34,7 @@ from loraft import api
 from loraft.api.answers import OpenModel
 from loraft.errors import Interrupted
 from loraft.evaluation.open_model import RequestedModel
+from loraft.events import ignored
 from loraft.inference import engine
 from loraft.inference.requests import GenerationRequest
 from loraft.kernels import decoding_products, lora_linear, packed_attention, rms_norm
@@ -149,7 +150,7 @@ def _noted(form: Callable[..., Any], name: str, seen: Seen) -> Callable[..., Any
 
 
 def rehearse(case: Case, models: Path, folder: Path, seen: Seen) -> None:
-    """Train two steps with an evaluation, stopped and resumed between, then answer, or tell classes."""
+    """Train two steps with an evaluation, the thorough ones stopped between, then answer, or tell classes."""
     model = models / case.model_type
     if not model.exists() and case.model_type not in FAMILIES:
         zoo.save(zoo.build(case.model_type, "causal"), model)
@@ -161,13 +162,15 @@ def rehearse(case: Case, models: Path, folder: Path, seen: Seen) -> None:
     (folder / "model").mkdir()  # so that none is made there
     made = judged if options.get("preference__loss") == "kto" else ROWS_OF[case.task]
     write_rows(folder / "train.jsonl", made())
+    saves, together = 1 if case.is_thorough else 2, ["the order is late", "the text"]
+    asks = ((0.0, ["the order"]), (1.0, together)) if case.is_thorough else ((0.0, together),)
     with rehearsal() as ledger, watched(ledger, seen):
         config = tiny_config(
-            folder, task=case.task, model=section, data__eval=0.2, training__max_steps=2,
-            training__eval_steps=2, training__save_steps=1, training__try_longest_batch=case.tries_longest, **options,
+            folder, task=case.task, model=section, data__eval=0.2, training__max_steps=2, training__eval_steps=2,
+            training__save_steps=saves, training__try_longest_batch=case.tries_longest, **options,
         )  # fmt: skip
         try:
-            api.train(config, observer=stop_at(1))
+            api.train(config, observer=stop_at(1) if case.is_thorough else ignored)
         except Interrupted:
             api.train(config, resume=True)
         run = str(folder / "run")
@@ -175,7 +178,7 @@ def rehearse(case: Case, models: Path, folder: Path, seen: Seen) -> None:
             api.predict(run, texts=[("the order is late", None), ("the text", None)])
             return
         opened = OpenModel(RequestedModel(run).session())
-        for temperature, prompts in ((0.0, ["the order"]), (1.0, ["the order is late", "the text"])):
+        for temperature, prompts in asks:
             asked = GenerationRequest(max_new_tokens=NEW_TOKENS, temperature=temperature, seed=0)
             for answer in opened.complete(prompts, options=asked):
                 assert len(answer.token_ids) <= NEW_TOKENS

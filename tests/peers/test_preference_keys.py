@@ -68,9 +68,11 @@ def test_commands_of_trl(tmp_path: Path) -> None:
             {"prompt": "talk", "chosen": "good"},
         ),
         ("{path: a/b, type: chatml.intel}", {"instruction": "question"}),
+        ("{path: a/b, type: chat_template.default}", {"prompt": "messages"}),
+        ("{path: a/b, type: {field_prompt: ask, field_rejected: bad}}", {"prompt": "ask", "rejected": "bad"}),
         (
-            "{path: a/b, type: {field_prompt: ask, field_rejected: bad, prompt_format: '[INST] {prompt}'}}",
-            {"prompt": "ask", "rejected": "bad"},
+            "{path: a/b, type: {field_prompt: ask, field_system: s, prompt_format: '[INST] {prompt}'}}",
+            {"instruction": "ask", "system": "s"},
         ),
         ("{path: a/b, type: llama3.ultra}", {}),
     ],
@@ -78,6 +80,11 @@ def test_commands_of_trl(tmp_path: Path) -> None:
 def test_rows_of_pairs_of_axolotl(tmp_path: Path, entry: str, columns: dict[str, str]) -> None:
     config = imported(tmp_path, AXOLOTL.format(entry=entry) + "rl: dpo\n").config
     assert (config.data.train[0].format, config.data.train[0].columns) == ("preferences", columns)
+
+
+def test_rows_of_orpo_of_axolotl_are_whole_conversations(tmp_path: Path) -> None:
+    config = imported(tmp_path, AXOLOTL.format(entry="{path: a/b, type: chat_template.argilla}") + "rl: orpo\n").config
+    assert config.data.train[0].columns == {}
 
 
 def test_rows_of_pairs_of_llama_factory(tmp_path: Path) -> None:
@@ -123,7 +130,10 @@ def test_answers_with_a_label_of_axolotl(tmp_path: Path, entry: str, columns: di
 @pytest.mark.parametrize(
     ("said", "columns"),
     [
-        ({"columns": {"kto_tag": "good"}}, {"completion": "output", "label": "good"}),
+        (
+            {"columns": {"kto_tag": "good"}},
+            {"instruction": "instruction", "completion": "output", "label": "good"},
+        ),
         (
             {"columns": {"prompt": "ask", "query": "more", "response": "said", "kto_tag": "label"}},
             {"instruction": "ask", "input": "more", "completion": "said"},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from loraft.errors import DataError
+from loraft.rows.fields import unread_columns
 from loraft.rows.formats import Conversation, PreferencePair, PromptCompletion, UnpairedAnswer
 from loraft.rows.preferences import to_pair, to_unpaired
 from loraft.rows.row import Row
@@ -70,6 +71,47 @@ def test_an_instruction_has_its_input_and_a_prompt_comes_first_unless_names_say_
     alone = to_unpaired(Row({"instruction": "q", "completion": "a", "label": False}, "rows.jsonl:3"), {})
     assert isinstance(alone.answer, Conversation)
     assert (shown(alone.answer), alone.desirable) == (["q", "[a]"], False)
+
+
+def test_null_is_absent_and_a_prompt_of_turns_takes_answers_of_text() -> None:
+    whole = {"chosen": turns("q", "good"), "rejected": turns("q", "bad")}
+    assert shown(read(**whole, instruction=None, prompt=None).chosen) == ["q", "[good]"]
+    assert shown(read(prompt=None, instruction="q", chosen="good", rejected="bad").chosen) == ["q", "[good]"]
+    assert shown(read(prompt=turns("q"), chosen="good", rejected="bad").rejected) == ["q", "[bad]"]
+    row = Row({"completion": turns("q", "a"), "label": True}, "rows.jsonl:3")
+    answered = to_unpaired(row, {"messages": "completion"}).answer
+    assert isinstance(answered, Conversation)
+    assert shown(answered) == ["q", "[a]"]
+
+
+@pytest.mark.parametrize("beside", [{"system": "s"}, {"tools": [{"name": "t"}]}])
+def test_what_a_template_would_print_beside_text_is_refused(beside: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="chat template") as caught:
+        read(prompt="q", chosen="good", rejected="bad", **beside)
+    assert caught.value.problems[0].key == next(iter(beside))
+    row = Row({"prompt": "q", "completion": "a", "label": True, **beside}, "rows.jsonl:3")
+    with pytest.raises(DataError, match="instruction: prompt"):
+        to_unpaired(row, {})
+
+
+def test_columns_beside_a_prompt_are_read_only_where_they_are_named() -> None:
+    columns = ["prompt", "instruction", "input", "foo", "chosen", "rejected"]
+    assert unread_columns(columns, "preferences", {}) == ("instruction", "input", "foo")
+    assert unread_columns(columns, "preferences", {"instruction": "prompt"}) == ("instruction", "foo")
+
+
+@pytest.mark.parametrize(
+    ("columns", "remedy"),
+    [
+        (["instruction", "chosen", "rejected"], "{instruction: instruction, output: chosen}"),
+        (["messages", "rejected_response"], "Write task: seq2seq_preference."),
+        (["instruction", "completion", "label"], "{instruction: instruction, output: completion}"),
+    ],
+)
+def test_a_remedy_names_columns_that_the_task_and_the_file_have(columns: list[str], remedy: str) -> None:
+    with pytest.raises(DataError) as caught:
+        detect_format(columns, TASKS["seq2seq_lm"])
+    assert remedy in str(caught.value.problems[0].remedy)
 
 
 def test_earlier_answers_and_a_system_prompt_stand_before_and_are_not_compared() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from loraft.config.preference_section import PreferenceSection
+from loraft.dataset.statistics import contradictions
 from loraft.errors import DataError
 from loraft.models.registry import FAMILIES
 from loraft.rows.formats import NO_LANGUAGES, PreferencePair, Seq2SeqRecord, UnpairedAnswer
@@ -21,6 +22,7 @@ from loraft.tasks import TASKS
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.kto_loss import Seq2SeqKTOLoss, kto_losses
 from loraft.tasks.preference_loss import PreferenceLoss, Seq2SeqPreferenceLoss, pair_losses
+from loraft.tasks.task import Reference
 from loraft.tokenization.examples import IGNORED, Example, with_mismatched
 from tests.tiny import tiny_model
 
@@ -162,12 +164,13 @@ def record(**values: object) -> Any:
 
 
 SAID: Mapping[str, Any] = {"role": "user", "content": "q"}
+GOOD, BAD = ({"role": "assistant", "content": text} for text in ("good", "bad"))
 
 
 def test_a_row_is_a_source_with_targets_be_it_text_or_one_turn_and_its_answer() -> None:
     wanted = PreferencePair(Seq2SeqRecord("q", "good"), Seq2SeqRecord("q", "bad"))
     assert record(prompt="q", chosen="good", rejected="bad") == wanted
-    good, bad = ([{"role": "assistant", "content": text}] for text in ("good", "bad"))
+    good, bad = [GOOD], [BAD]
     assert record(prompt=[SAID], chosen=good, rejected=bad) == wanted
     assert record(messages=[SAID, *good], rejected_response="bad") == wanted
     assert record(prompt="q", completion="good", label=True) == UnpairedAnswer(Seq2SeqRecord("q", "good"), True)
@@ -179,7 +182,35 @@ def test_a_row_is_a_source_with_targets_be_it_text_or_one_turn_and_its_answer() 
     ids=["a system prompt", "several turns"],
 )
 def test_a_conversation_is_refused_with_its_place(before: list[Any]) -> None:
-    good, bad = ([{"role": "assistant", "content": text}] for text in ("good", "bad"))
     with pytest.raises(DataError, match="an encoder-decoder answers one text with one text") as caught:
-        record(prompt=[*before, SAID], chosen=good, rejected=bad)
+        record(prompt=[*before, SAID], chosen=[GOOD], rejected=[BAD])
     assert caught.value.problems[0].where == "rows.jsonl:3"
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "named"),
+    [
+        (
+            {"chosen": [SAID, GOOD], "rejected": [{"role": "user", "content": "r"}, BAD]},
+            "rejected",
+            "another user's turn",
+        ),
+        ({"source": "q", "chosen": "so good", "rejected": "so bad"}, "prompt", "no source to read"),
+        ({"prompt": "q", "system": "s", "chosen": "good", "rejected": "bad"}, "system", "are text"),
+        ({"prompt": "q", "chosen": [{**GOOD, "thinking": "t"}], "rejected": [BAD]}, None, "and thinking"),
+    ],
+    ids=["two sources", "no source", "a system prompt beside text", "what was thought"],
+)
+def test_a_row_that_is_no_source_with_targets_is_refused(values: dict[str, Any], key: str | None, named: str) -> None:
+    with pytest.raises(DataError, match=named) as caught:
+        record(**values)
+    assert (caught.value.problems[0].where, caught.value.problems[0].key) == ("rows.jsonl:3", key)
+
+
+def test_what_is_asked_is_the_source_once_and_sources_alike_with_other_targets_contradict_nothing() -> None:
+    (example,) = PAIRS[:1]
+    assert list(TASK.prompt_ids(example, Reference("q", "good"), SimpleNamespace())) == example.texts[0].input_ids  # type: ignore[arg-type]
+    rows = [replace(answer(1, 5, length), where=f"row {length}", desirable=length > 3) for length in (3, 4, 5)]
+    assert contradictions(rows, TASK) == []
+    again = replace(rows[0], where="again", desirable=True)
+    assert [(each.row, each.same_as) for each in contradictions([*rows, again], TASK)] == [("again", "row 3")]

@@ -25,7 +25,7 @@ def config_of(folder: Path, rows: list[dict[str, Any]] | None = None, **options:
     folder.mkdir(exist_ok=True)
     path = write_rows(folder / "judged.jsonl", judged() if rows is None else rows)
     given = {"data__train": str(path), "preference__loss": "kto"} | options
-    return tiny_config(folder, task="preference", **given)
+    return tiny_config(folder, **{"task": "preference", **given})
 
 
 def test_kto_begins_at_one_half_and_parts_the_rewards_of_both_kinds(tmp_path: Path) -> None:
@@ -156,6 +156,14 @@ def test_of_each_kind_the_same_share_is_held_out(tmp_path: Path) -> None:
         ({"preference__label_smoothing": 0.1}, "dpo, simpo"),
         ({"training__metric_for_best_model": "accuracy"}, "single answers"),
         ({"training__per_device_train_batch_size": 1}, "needs 2"),
+        (
+            {
+                "task": "seq2seq_preference",
+                "training__per_device_train_batch_size": 1,
+                "data__packing": "fill",
+            },
+            "needs 2",
+        ),
         ({"preference__desirable_weight": 0}, "desirable_weight"),
     ],
 )

@@ -186,6 +186,17 @@ def test_what_the_reference_gives_is_computed_once_where_rows_are_read_again(tmp
     assert all(row.reference is None for row in once.plan.data.train)
 
 
+def test_rows_stay_what_they_are_where_the_same_source_has_other_targets_elsewhere(tmp_path: Path) -> None:
+    ranked = [{"prompt": f"q {number}", "a": "one", "b": "two words", "c": "and three words"} for number in range(4)]
+    path = str(write_rows(tmp_path / "ranked.jsonl", ranked))
+    sources = [{"path": path, "columns": {"chosen": good, "rejected": bad}} for good, bad in ("ab", "bc")]
+    run, _ = tiny_fit(tiny_config(tmp_path, task="seq2seq_preference", data__train=sources))
+    before = [(row.where, row.labels) for row in run.plan.data.train]
+    remember_reference(run)
+    assert [(row.where, row.labels) for row in run.plan.data.train] == before
+    assert all(row.reference is not None for row in run.plan.data.train)
+
+
 def test_answers_that_are_longer_on_one_side_are_told(tmp_path: Path) -> None:
     rows = [{**row, "rejected": [{"role": "assistant", "content": "no"}]} for row in preferred(4)]
     path = write_rows(tmp_path / "sided.jsonl", rows)
