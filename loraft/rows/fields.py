@@ -169,6 +169,10 @@ class Fields:
         """Whether the row has a column for a field of that name."""
         return column_of(self.columns.get(name, name), self.row.values) in self.row.values
 
+    def filled(self, name: str) -> object:
+        """The field's value, where it may be absent: None then, as where it is null."""
+        return self.value(name) if self.has(name) else None
+
     def value(self, name: str) -> object:
         """The field's value, whatever it is; it must be there."""
         theirs = self.columns.get(name, name)

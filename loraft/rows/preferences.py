@@ -40,7 +40,7 @@ def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
     if fields.has("rejected_response") and not fields.has("chosen"):
         return _by_turns(fields, *_beside_messages(fields))
     instruction = _instruction(fields)
-    as_it_stands = not instruction and isinstance(_asked_in(fields, "prompt") or "", str)
+    as_it_stands = not instruction and isinstance(fields.filled("prompt") or "", str)
     if isinstance(fields.value("chosen"), str) and as_it_stands:
         return _by_text(fields)
     prompt = instruction or _prompt_turns(fields)
@@ -84,7 +84,7 @@ def _is_desirable(fields: Fields) -> bool:
 def _by_text(fields: Fields) -> PreferencePair:
     _refuse_beside_text(fields)
     chosen, rejected = fields.text("chosen"), fields.text("rejected")
-    if fields.has("prompt"):
+    if fields.filled("prompt") is not None:
         prompt = fields.text("prompt")
         return PreferencePair(PromptCompletion(prompt, chosen), PromptCompletion(prompt, rejected))
     border = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
@@ -115,20 +115,15 @@ def _ending_with_an_answer(fields: Fields) -> Turns:
 
 def _instruction(fields: Fields) -> Turns:
     """What the column `instruction` asks; nothing where a column `prompt` does, and no name says otherwise."""
-    comes_first = "instruction" in fields.columns or _asked_in(fields, "prompt") is None
-    asks = comes_first and _asked_in(fields, "instruction") is not None
+    comes_first = "instruction" in fields.columns or fields.filled("prompt") is None
+    asks = comes_first and fields.filled("instruction") is not None
     return (Message("user", instruction_of(fields)),) if asks else ()
-
-
-def _asked_in(fields: Fields, name: str) -> object:
-    """The value of a field that may be absent, as null is."""
-    return fields.value(name) if fields.has(name) else None
 
 
 def _refuse_beside_text(fields: Fields) -> None:
     """Refuse a system prompt or tools beside text, which no template prints."""
     for name in ("system", "tools"):
-        if _asked_in(fields, name):
+        if fields.filled(name):
             remedy = "Name the prompt in data.columns: {instruction: prompt}, which makes turns of the text."
             raise fields.wrong(name, "is printed by a chat template, and the prompt and its answer are text", remedy)
 
@@ -145,7 +140,7 @@ def _answer_turns(fields: Fields, name: str) -> Turns:
 
 def _prompt_turns(fields: Fields) -> Turns:
     """The turns of the column `prompt`, of which text is the user's."""
-    if _asked_in(fields, "prompt") is None:
+    if fields.filled("prompt") is None:
         return ()
     if isinstance(fields.value("prompt"), str):
         return (Message("user", fields.text("prompt")),)

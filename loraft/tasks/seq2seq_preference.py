@@ -46,7 +46,8 @@ class Seq2SeqPreference(ComparedAnswers, Seq2SeqLM):
                 targets are of different sources; it is named with file and line.
         """
         fields = Fields(row, columns)
-        if not (fields.has("prompt") or fields.has("instruction")) and isinstance(row.values.get("chosen"), str):
+        asked = [name for name in ("prompt", "instruction") if fields.filled(name) is not None]
+        if not asked and isinstance(fields.filled("chosen"), str):
             remedy = "Write data.columns: {prompt: THEIRS}, as in {prompt: source}."
             raise fields.wrong("prompt", "is missing: the encoder has no source to read", remedy)
         found = super().record(row, row_format, columns, languages)
