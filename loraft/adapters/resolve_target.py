@@ -16,6 +16,7 @@ from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, adapter_in, 
 from loraft.config.choices import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
 from loraft.io.checksums import RECORD, is_weights, refuse_altered
+from loraft.io.hub_access import unreached
 from loraft.io.hub_files import adapter_from_hub
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
@@ -171,6 +172,11 @@ def _only_adapter(name: str, given: str) -> AdapterTarget:
     return replace(found, name=name)
 
 
+def or_unseen(given: str) -> str:
+    """What else may be so of a name that nothing was found by: of one of the Hub, that nobody answered."""
+    return "" if os.path.exists(given) or given.startswith("builtin:") else f", or {unreached()}"
+
+
 def adapter_named(given: str, named_by: Mapping[str, str], *, remedy: str) -> AdapterTarget:
     """The adapter that a folder, run, checkpoint, config or Hub id means.
 
@@ -181,8 +187,7 @@ def adapter_named(given: str, named_by: Mapping[str, str], *, remedy: str) -> Ad
     """
     found = _found(given, named_by)
     if not found.adapters:
-        unseen = "" if os.path.exists(given) or given.startswith("builtin:") else ", or the Hub cannot be reached"
-        raise AdapterError(f"{given} is no adapter{unseen}", **named_by, remedy=remedy)
+        raise AdapterError(f"{given} is no adapter{or_unseen(given)}", **named_by, remedy=remedy)
     return found.adapters[0]
 
 

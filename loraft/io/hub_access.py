@@ -1,4 +1,4 @@
-"""Whether this machine may write to a repository of the Hub, as far as that is known without asking it."""
+"""Whether this machine reaches the Hub and may write there, as far as that is known without asking it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from dataclasses import replace
 from loraft.errors import Problem
 
 WITHOUT_TOKEN = "log in by `hf auth login`, or set HF_TOKEN in the environment"
+
+
+def unreached() -> str:
+    """Why the Hub may have given nothing, as a part of a sentence."""
+    from huggingface_hub import constants
+
+    return "the Hub is off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
 
 
 def hub_problems(repo: str, at: Problem, *, asks: bool = True) -> list[Problem]:

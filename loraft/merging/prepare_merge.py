@@ -23,7 +23,7 @@ from loraft.adapters.adapter_files import read_adapter, refuse_other_base
 from loraft.adapters.lora_factors import parse_key
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
-from loraft.adapters.resolve_target import base_named_by, classes_of, resolve_target
+from loraft.adapters.resolve_target import base_named_by, classes_of, or_unseen, resolve_target
 from loraft.adapters.token_rows import refuse_untrained_rows
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError
@@ -135,7 +135,7 @@ def resolve_weighted(
     named = [f"adapter-{number}={place}" for number, (place, _) in enumerate(places, start=1)]
     found = resolve_target(target, named, base_model=base_model)
     if not found.adapters:
-        message = f"{target} has no adapter that could be merged"
+        message = f"{target} has no adapter that could be merged{or_unseen(target or '')}"
         remedy = "Name an adapter, a run or a checkpoint, or add `adapters`."
         raise AdapterError(message, parameter="target", remedy=remedy)
     return found, tuple(weight for _, weight in places) or (1.0,)

@@ -20,6 +20,7 @@ from loraft.config.choices import TextBy
 from loraft.errors import DataError, Problem
 from loraft.figures import counted
 from loraft.io.checksums import sha256_of, sha256_of_facts
+from loraft.io.hub_access import unreached
 from loraft.rows.places import AS_TABLE, files_of, lies_in_files
 from loraft.rows.readers import ALL_TYPES, count_in, rows_in
 from loraft.rows.row import RawRow, Row, look
@@ -196,7 +197,7 @@ def _hub(source: DataSource, *, streaming: bool) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"is no file here, and could not be loaded from the Hub (split {split}): {reason}", where=source.path,
-            key="data", remedy="check the name, data.name and data.split, and that this machine reaches the Hub",
+            key="data", remedy=f"check the name, data.name and data.split; perhaps {unreached()}",
         ) from None  # fmt: skip
 
 

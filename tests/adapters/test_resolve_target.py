@@ -201,7 +201,7 @@ def test_an_adapter_of_somebody_else_by_its_hub_id(here: Path, monkeypatch: pyte
         ("./" + "x" * 5000, None, "no file or folder"),
         ("~nobody-of-that-name/x", None, "no file or folder"),
         (None, "./" + "x" * 5000, "no file or folder"),
-        (None, "org/absent", "is no adapter, or the Hub cannot be reached"),
+        (None, "org/absent", "is no adapter, or the Hub is off"),
         (None, "runs", "looked for adapter_config.json"),
         ("empty", None, "looked for adapter_config.json"),
         ("unfinished", None, r"unfinished/checkpoints/step-000002(.|\n)*'unfinished/config\.yaml'\), resume=True\)`"),

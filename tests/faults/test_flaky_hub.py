@@ -178,5 +178,6 @@ def test_offline_nobody_is_asked(hub: FlakyHub, tmp_path: Path, monkeypatch: pyt
             done = loraft(*words, cwd=tmp_path)
             fetched = case in ("generate, fetched", "check", "train")
             assert done.returncode == (0 if fetched else 2), (case, done.stderr)
+            assert fetched or "HF_HUB_OFFLINE" in done.stderr, case
             said(done)  # no traceback
             assert (tried, hub.asked) == ([], []), case
