@@ -28,6 +28,8 @@ CLIPPED = 0.9
 it does no harm."""
 FALLING = 0.02
 """What the training loss still loses from the part before the last one to the last, as a share of it."""
+LEAST = 0.01
+"""What it must lose at the least: of a loss that is next to nothing no more is to be had."""
 FELL = 0.05
 """What the training loss must lose from the first part to the last, as a share, for a run to have learned anything."""
 FORGOTTEN = 0.1
@@ -71,8 +73,9 @@ def _losses(records: RunRecords, first: float, last: float) -> float:
 
 
 def _still_falls(records: RunRecords) -> bool:
-    """Whether the training loss of the last part is lower by 2 % and more than that of the part before."""
-    return _losses(records, 1 - PART, 1) <= (1 - FALLING) * _losses(records, 1 - 2 * PART, 1 - PART)
+    """Whether the training loss of the last part is lower by 2 %, and by 0.01, or more than that of the part before."""
+    before, last = _losses(records, 1 - 2 * PART, 1 - PART), _losses(records, 1 - PART, 1)
+    return before - last >= max(FALLING * before, LEAST)
 
 
 def _rate(records: RunRecords, factor: float) -> str:

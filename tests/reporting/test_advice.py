@@ -35,6 +35,7 @@ QUIET: list[tuple[dict[str, Any], ModelFindings | None]] = [
     ({"losses": FLAT}, None),
     ({"losses": FLAT, "evaluations": {10: 1.0, 20: 1.01}}, findings_with((-0.4, -0.2), (2.0, 2.09))),
     ({"losses": FALLING, "finished": False}, None),
+    ({"losses": [each * 1e-4 for each in FALLING]}, None),  # it falls, and is next to nothing
     ({"losses": FALLING, "evaluations": {10: 1.0, 20: 1.01}, "norm": 1.5}, None),  # clipped, and it falls on
     ({"losses": FALLING[:9], "norm": 1.5}, None),  # too short to be judged
     ({"losses": FLAT, "norm": 9.0, "max_grad_norm": None}, None),
