@@ -11,7 +11,7 @@ from loraft.config.choices import RowFormat, TaskName, TextBy
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
-from loraft.rows.fields import column_of, columns_of, unread_columns
+from loraft.rows.fields import column_of, columns_of, read_names, unread_columns
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
 from loraft.tasks import TASKS, check_format, detect_format, refuse_answers_to_compare
@@ -195,7 +195,8 @@ def _other_names(columns: Collection[str], row_format: RowFormat, *, optional_on
     for name in ours:
         if name in columns or (optional_only and name in needed):
             continue
-        taken = {*found.values(), *(column for column in ours if column in columns)}
+        read = {*ours, *read_names(columns, row_format, found)}
+        taken = {*found.values(), *(column for column in read if column in columns)}
         near = (lowered[other] for other in (name, *ELSEWHERE.get(name, ())) if other in lowered)
         if theirs := next((column for column in near if column not in taken), None):
             found[name] = theirs

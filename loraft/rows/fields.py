@@ -58,11 +58,18 @@ def columns_of(row_format: RowFormat, *, optional: bool = True) -> tuple[str, ..
     return (*needed, *OPTIONAL_COLUMNS.get(row_format, ())) if optional else needed
 
 
+def read_names(columns: Collection[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
+    """Our names of what is read of rows with such columns: an instruction and its input are not beside a prompt."""
+    names = columns_of(row_format)
+    instructs = "instruction" in renamed or ("instruction" in columns and "prompt" not in columns)
+    if instructs or "prompt" not in names:
+        return names
+    return tuple(name for name in names if name not in ("instruction", "input"))
+
+
 def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
     """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs."""
-    names = {*columns_of(row_format)}
-    if "prompt" in names and "prompt" in columns and "instruction" not in renamed:
-        names -= {"instruction", "input"}
+    names = read_names(columns, row_format, renamed)
     read = {column_of(renamed.get(name, name), columns) for name in names}
     return tuple(column for column in columns if column not in read)
 

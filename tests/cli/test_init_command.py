@@ -127,6 +127,20 @@ def test_the_task_follows_from_model_and_rows(here: Path, kind: str, task: TaskN
     assert load_config("c.yaml").task == task
 
 
+@pytest.mark.parametrize(
+    ("asked", "columns"),
+    [
+        ({"instruction": "add", "input": "1 2"}, {}),
+        ({"input": "1 2"}, {"prompt": "input"}),
+        ({"question": "1 2"}, {"prompt": "question"}),
+    ],
+)
+def test_what_asks_for_a_pair_is_one_column(here: Path, asked: dict[str, str], columns: dict[str, str]) -> None:
+    write_rows(Path("rows.jsonl"), [{**asked, "chosen": "3", "rejected": "4"} for _ in range(3)])
+    assert init("c.yaml", "--data", "rows.jsonl").exit_code == 0
+    assert load_config("c.yaml").data.columns == columns
+
+
 @pytest.mark.parametrize("task", get_args(TaskName))
 def test_without_rows_an_example_is_named(here: Path, task: TaskName) -> None:
     result = init("c.yaml", "--task", task)

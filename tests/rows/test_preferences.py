@@ -98,6 +98,7 @@ def test_columns_beside_a_prompt_are_read_only_where_they_are_named() -> None:
     columns = ["prompt", "instruction", "input", "foo", "chosen", "rejected"]
     assert unread_columns(columns, "preferences", {}) == ("instruction", "input", "foo")
     assert unread_columns(columns, "preferences", {"instruction": "prompt"}) == ("instruction", "foo")
+    assert unread_columns(["input", "chosen", "rejected"], "preferences", {}) == ("input",)
 
 
 @pytest.mark.parametrize(
