@@ -256,7 +256,8 @@ def _require_all_finite(
     if not math.isfinite(loss):
         for each, rows in zip(losses, prepared.rows, strict=True):
             run.ranks.together(partial(require_finite, each, "the loss", step, rows, run))
-    if not run.scaler.is_enabled() and not math.isfinite(norm):
+    # Of a loss that is scaled up a gradient may overflow by that alone, which a smaller scale meets.
+    if not math.isfinite(norm) and not (run.scaler.is_enabled() and run.scaler.get_scale() > 1):
         rows = [row for rows in prepared.rows for row in rows]
         run.ranks.together(lambda: require_finite(norm, "the gradient", step, rows, run))
 

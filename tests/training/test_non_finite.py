@@ -177,6 +177,19 @@ def test_a_scaled_loss_is_left_out_and_the_scale_made_smaller(
     assert all(parameter.isfinite().all() for parameter in run.adapted.trainable.values())
 
 
+@pytest.mark.slow
+def test_a_gradient_that_overflows_by_itself_is_told_once_the_scale_is_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every step would be left out without a word, with a scale that goes to 0."""
+    run, state = tiny_fit(tiny_config(tmp_path, training__max_steps=9))
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    overflowing(monkeypatch, *range(2, 10), backward=True)
+    with pytest.raises(NonFiniteError, match=r"the gradient is (nan|inf) at step 4"):
+        fit(run, state)
+    assert run.scaler.get_scale() == 1
+
+
 def test_a_weight_that_is_not_finite_ends_the_run_at_once(tmp_path: Path) -> None:
     run, state = tiny_fit(tiny_config(tmp_path, training__on_nonfinite="skip"))
     next(iter(run.adapted.trainable.values())).data[0, 0] = torch.nan
