@@ -14,6 +14,7 @@ from loraft.figures import listed
 from loraft.models.modules import is_within
 
 SHOWN = 3
+"""The most names that a sentence lists."""
 
 
 def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = ()) -> AdapterFiles | None:

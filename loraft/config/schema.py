@@ -58,7 +58,7 @@ class TrainingSection(Section):
     gradient_accumulation_steps: PositiveInt = 1
     """Batches in an optimizer step: its gradient is that of one batch with all their rows."""
     learning_rate: Auto | PositiveFloat = "auto"
-    """The peak rate, after the warm-up; auto is 2e-4 for lora and qlora, 2e-5 for full, a tenth of preferences."""
+    """The peak rate, after the warm-up; auto is 2e-4 for lora and qlora, 2e-5 for full; for preferences a tenth."""
     lr_scheduler_type: ScheduleName = "cosine"
     """How the rate falls after the warm-up: along a line or half a cosine towards 0 at the end, or not at all. The
     other names are transformers' own schedules to the number, whose warm-up begins at a rate of 0."""

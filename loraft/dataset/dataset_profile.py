@@ -141,8 +141,8 @@ def _fit(
         DataError: They fit nothing.
     """
     _check_names(columns, renamed or {})
-    undecided = row_format is None and len(tasks) != 1
-    if row_format is None and not undecided:
+    told_format, told_task = row_format is not None, len(tasks) == 1
+    if told_task and not told_format:
         refuse_answers_to_compare(columns, TASKS[next(iter(tasks))], renamed or {})
     # Of a label beside other columns nobody knows what it says.
     labelled = {"prompt", "completion", "label"} <= {*columns}
@@ -150,19 +150,26 @@ def _fit(
         (each, form)
         for each, form in sorted(READINGS, key=lambda reading: reading[1] in reading[0].only_if_asked)
         if (not tasks or each.name in tasks) and row_format in (None, form)
-        if not (undecided and not tasks and form in each.only_if_asked)
-        if not (undecided and form == "unpaired" and not labelled)
+        if told_format or tasks or form not in each.only_if_asked
+        if told_format or told_task or labelled or form != "unpaired"
     ]
     for may_guess in (False, True):
         for each, form in readings:
             names = renamed or _other_names(columns, form, optional_only=not may_guess)
             with suppress(DataError):
                 if detect_format(columns, each, names) == form:
-                    return FormatMatch(each.name, form, names)
+                    return FormatMatch(_usual_task(form, readings).name, form, names)
     if not readings:
         assert row_format is not None
         check_format(row_format, TASKS[next(iter(tasks))])
     raise _fit_nothing(columns, readings)
+
+
+def _usual_task(row_format: RowFormat, readings: Sequence[tuple[Task, RowFormat]]) -> Task:
+    """Of the tasks that rows of a format may be read for the first, one that must be asked for by its format last."""
+    order = [*TASKS]
+    takes_it = (task for task, form in readings if form == row_format)
+    return min(takes_it, key=lambda task: (row_format in task.only_if_asked, order.index(task.name)))
 
 
 def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:

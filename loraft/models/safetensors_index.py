@@ -31,7 +31,7 @@ INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library, in bytes
 LISTED = 8
-"""The most names that an error lists."""
+"""The most problems that an error has."""
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The floating dtypes by the words that safetensors has for them."""
 WHOLE_NUMBERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "U8": torch.uint8, "BOOL": torch.bool}

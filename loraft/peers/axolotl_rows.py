@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraft.config.yaml_nodes import Value
-from loraft.peers.preference_keys import columns_of_answers, fields_of_answers, type_of_answers
+from loraft.peers.preference_keys import columns_of_answers, rows_of, type_of_answers
 from loraft.peers.row_sources import Source, write_evaluation, written_sources
 from loraft.peers.translation import Translation
 
@@ -116,11 +116,12 @@ def _translate(
 def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _Dataset:
     dataset = _Dataset(place, said)
     _place(dataset)
+    compared = set[str]()
     if translation.loss is not None:
-        _answers(dataset, translation)
+        dataset.source["format"], compared = translation.compared_as, {*rows_of(translation.loss).fields}
+        _answers(dataset, translation.loss)
     else:
         _type(dataset)
-    compared = set[str]() if translation.loss is None else {*fields_of_answers(translation.loss)}
     for key, ours in COLUMNS.items():
         if said.get(key) is not None and key not in compared:
             dataset.columns[ours] = said[key]
@@ -157,11 +158,9 @@ def _place(dataset: _Dataset) -> None:
             dataset.source[key] = dataset.said[key]
 
 
-def _answers(dataset: _Dataset, translation: Translation) -> None:
-    """The format and the columns of rows whose answers are compared."""
-    said, loss = dataset.said, translation.loss
-    assert loss is not None, "answers are compared by one"
-    dataset.source["format"] = translation.compared_as
+def _answers(dataset: _Dataset, loss: str) -> None:
+    """The columns of rows whose answers are compared."""
+    said = dataset.said
     dataset.columns.update(columns_of_answers(said, loss))
     if isinstance(said.get("type"), dict) and "instruction" in dataset.columns:
         _tell_formats(dataset)

@@ -148,7 +148,7 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
     """The rows without what the schema refuses, which is told as the reason, and the config that is left."""
     for _ in rows:
         try:
-            return rows, RunConfig.model_validate(values_of(rows))
+            return rows, RunConfig.model_validate(nested(_becomes(rows)))
         except ValidationError:
             problems = _problems(rows)
         wrong = {".".join((problem.key or "").partition("[")[0].split(".")[:2]): problem for problem in problems}
@@ -159,12 +159,8 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
     raise ConfigError.several(replace(problem, where=str(file.path)) for problem in problems)
 
 
-def values_of(rows: Iterable[TranslatedKey]) -> dict[str, Value]:
-    """The config that rows come to, as nested mappings; of two that write the same key the later one counts."""
-    return nested(_becomes(rows))
-
-
 def _becomes(rows: Iterable[TranslatedKey]) -> dict[str, Value]:
+    """What the rows write; of two that write the same key the later one counts."""
     return {key: value for row in rows for key, value in row.becomes.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from loraft.config.aliases import BY_PAIRS, remedy_for
 from loraft.config.choices import PreferenceLossName
@@ -32,33 +32,58 @@ OTHERWISE = (
     "async_grpo",
 )
 """Commands and scripts of TRL that loraft has no training for."""
-TYPES: dict[str, Mapping[str, str]] = {
-    "argilla": {"instruction": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
-    "icr": {"instruction": "input"},
-    "intel": {"instruction": "question"},
-    "prompt_pairs": {"instruction": "prompt"},
-    "ultra": {},
-    "argilla_chat": {},
-    "passthrough": {},
-    "default": {},
-}
-"""Types of pairs of axolotl, behind the template's name, with our column names: theirs.
 
-Text is printed with a template there, as it is here behind an instruction, and not behind a prompt.
-"""
-TYPES_OF_ORPO: dict[str, Mapping[str, str]] = {"argilla": {}}
-"""Those that are read otherwise for orpo: whole conversations."""
-TYPES_OF_KTO: dict[str, Mapping[str, str]] = {
-    "argilla": {"instruction": "instruction"},
-    "argilla_chat": {"messages": "completion"},
-    "intel": {"instruction": "question"},
-    "prompt_pairs": {"instruction": "prompt"},
-    "ultra": {"instruction": "prompt"},
-    "default": {},
-}
-"""The same of answers that a label calls good or bad."""
-FIELDS = {"field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected"}
-FIELDS_OF_KTO = {"field_prompt": "prompt", "field_completion": "completion", "field_label": "label"}
+
+class AnswerRows(NamedTuple):
+    """How axolotl holds rows whose answers are compared.
+
+    Text is printed with a template there, as it is here behind an instruction, and not behind a prompt.
+
+    Attributes:
+        types: The columns that a type reads, ours: theirs, where they differ; of most types by what stands behind the
+            name of a template.
+        fields: Keys of a dataset, or of a type that is spelt out, that name a column, and what that is called here.
+    """
+
+    types: Mapping[str, Mapping[str, str]]
+    fields: Mapping[str, str]
+
+
+PAIRS = AnswerRows(
+    {
+        "argilla": {"instruction": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
+        "icr": {"instruction": "input"},
+        "intel": {"instruction": "question"},
+        "prompt_pairs": {"instruction": "prompt"},
+        "chat_template": {"prompt": "messages"},
+        "chat_template.default": {"prompt": "messages"},
+        "ultra": {},
+        "argilla_chat": {},
+        "passthrough": {},
+        "default": {},
+    },
+    {"field_messages": "prompt", "field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected"},
+)
+WHOLE_PAIRS = AnswerRows({**PAIRS.types, "argilla": {}}, PAIRS.fields)
+"""Those of orpo, where one type has whole conversations."""
+SINGLE = AnswerRows(
+    {
+        "argilla": {"instruction": "instruction"},
+        "argilla_chat": {"messages": "completion"},
+        "intel": {"instruction": "question"},
+        "prompt_pairs": {"instruction": "prompt"},
+        "ultra": {"instruction": "prompt"},
+        "chat_template": {},
+        "default": {},
+    },
+    {
+        "field_messages": "messages",
+        "field_prompt": "prompt",
+        "field_completion": "completion",
+        "field_label": "label",
+    },
+)
+"""Answers with a label."""
 
 
 def translate_task(translation: Translation) -> None:
@@ -118,28 +143,24 @@ def refuse_without_a_reference(translation: Translation) -> None:
         translation.refuse(name, why, "Train an adapter, or by orpo, simpo or cpo.")
 
 
-def fields_of_answers(loss: str) -> Mapping[str, str]:
-    """Keys of a dataset whose answers are compared that name a column, and what that is called here."""
-    return FIELDS_OF_KTO if loss == "kto" else FIELDS
+def rows_of(loss: str) -> AnswerRows:
+    """How axolotl holds the rows of a loss."""
+    return {"kto": SINGLE, "orpo": WHOLE_PAIRS}.get(loss, PAIRS)
 
 
 def type_of_answers(said: Mapping[str, Value], loss: str) -> Mapping[str, str] | None:
     """The columns that the type of such a dataset reads, ours: theirs; None where there is no such type."""
-    kind = said.get("type")
+    kind, types = said.get("type"), rows_of(loss).types
     if kind is None or isinstance(kind, dict):
         return {}
-    if kind in ("chat_template", "chat_template.default"):
-        return {} if loss == "kto" else {"prompt": "messages"}
-    types = TYPES_OF_KTO if loss == "kto" else TYPES | TYPES_OF_ORPO if loss == "orpo" else TYPES
-    return types.get(str(kind).rpartition(".")[2])
+    return types.get(str(kind), types.get(str(kind).rpartition(".")[2]))
 
 
 def columns_of_answers(said: Mapping[str, Value], loss: str) -> dict[str, Value]:
-    """Our names of the columns of a dataset of axolotl whose answers are compared: theirs, where they differ."""
-    kind = said.get("type")
+    """Our names of the columns of a dataset whose answers are compared: theirs, where they differ."""
+    kind, names = said.get("type"), {**rows_of(loss).fields}
     named = {**said, **(kind if isinstance(kind, dict) else {})}
     columns: dict[str, Value] = {**(type_of_answers(said, loss) or {})}
-    names = {"field_messages": "messages" if loss == "kto" else "prompt", **fields_of_answers(loss)}
     if isinstance(kind, dict):
         names["field_system"] = "system"
         if kind.get("prompt_format"):  # a template prints it, and does so here behind an instruction

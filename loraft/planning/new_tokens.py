@@ -12,8 +12,6 @@ from loraft.figures import counted, listed
 from loraft.models.model_structure import embedding_weight
 from loraft.models.modules import output_head
 
-"""The most tokens that a sentence names."""
-
 
 def about_new_tokens(
     names: Sequence[str], model: PreTrainedModel, own_rows: int, targets: TargetModules | None

@@ -86,10 +86,12 @@ def refuse_preferences(
     """
 
     def alone(answer: str) -> str:
-        """The columns by which the good answers alone are learned; empty where there is no way."""
-        asked = {"prompt": "completion", "instruction": "output"}
-        named = (f"{{{name}: {name}, {asked[name]}: {answer}}}" for name in asked if name in columns)
-        return next(named, "{messages: chosen}" if "messages" in formats and answer == "chosen" else "")
+        """The columns by which the good answers alone are learned; empty where the task has no such rows."""
+        for form in ("prompt_completion", "alpaca"):
+            asked, answered = COLUMNS[form][0]
+            if form in formats and asked in columns:
+                return f"{{{asked}: {asked}, {answered}: {answer}}}"
+        return "{messages: chosen}" if "messages" in formats and answer == "chosen" else ""
 
     if {"completion", "label"} <= {*columns} and "text" not in columns and not renamed:
         message = "completion and label are of answers that are good or bad"

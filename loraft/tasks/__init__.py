@@ -20,7 +20,7 @@ from loraft.tasks.task import MetricFacts, Task
 __all__ = ["METRIC_FACTS", "TASKS", "check_format", "detect_format", "refuse_answers_to_compare"]
 
 TASKS: Mapping[TaskName, Task] = {
-    task.name: task for task in (CausalLM(), Seq2SeqPreference(), Preference(), Seq2SeqLM(), SequenceClassification())
+    task.name: task for task in (CausalLM(), Preference(), Seq2SeqLM(), Seq2SeqPreference(), SequenceClassification())
 }
 """Every task, by the name that a config gives it."""
 METRIC_FACTS: Mapping[str, MetricFacts] = {
@@ -47,7 +47,7 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
         return fitting[0]
     found = ", ".join(sorted(columns)) or "none"
     needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
-    others = [(other, each) for other in reversed(list(TASKS.values())) for each in other.formats]
+    others = [(other, each) for other in TASKS.values() for each in other.formats]
     fits = ((other, each) for other, each in others if has_columns(columns, each, theirs))
     tasks = [(other.group == task.group, len(COLUMNS[each][0]), other.name) for other, each in fits]
     hint = f" Rows with these columns fit task: {max(tasks, key=itemgetter(0, 1))[2]}." if tasks else ""

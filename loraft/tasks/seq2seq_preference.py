@@ -9,6 +9,7 @@ from loraft.errors import DataError
 from loraft.rows.fields import Fields
 from loraft.rows.formats import (
     Answer,
+    Conversation,
     LanguagePair,
     PreferencePair,
     PromptCompletion,
@@ -91,10 +92,9 @@ def _as_target(answer: Answer, row: Row) -> Seq2SeqRecord:
     Raises:
         DataError: More stands before the answer than a user's turn; it is named with file and line.
     """
-    if isinstance(answer, Seq2SeqRecord):
-        return answer
     if isinstance(answer, PromptCompletion):
         return Seq2SeqRecord(answer.prompt, answer.completion)
+    assert isinstance(answer, Conversation), "rows are read as text or as turns"
     roles = [turn.role for turn in answer.messages]
     besides = [*(["tools"] if answer.tools else []), *(key for turn in answer.messages for key in turn.more)]
     if roles != ["user", "assistant"] or besides:

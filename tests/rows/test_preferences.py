@@ -115,6 +115,12 @@ def test_a_remedy_names_columns_that_the_task_and_the_file_have(columns: list[st
     assert remedy in str(caught.value.problems[0].remedy)
 
 
+def test_a_classifier_is_offered_no_columns_that_it_cannot_read() -> None:
+    with pytest.raises(DataError) as caught:
+        detect_format(["prompt", "chosen", "rejected"], TASKS["seq_cls"])
+    assert caught.value.problems[0].remedy == "Write task: preference."
+
+
 def test_earlier_answers_and_a_system_prompt_stand_before_and_are_not_compared() -> None:
     pair = read(system="be brief", chosen=turns("a", "b", "c", "good"), rejected=turns("a", "b", "c", "bad"))
     assert shown(pair.chosen) == ["be brief", "a", "b", "c", "[good]"]
