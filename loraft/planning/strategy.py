@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from loraft.config.change_config import with_values
 from loraft.config.choices import OptimName, Strategy
 from loraft.config.distributed_section import DistributedSection
 from loraft.dataset.sampler import BatchSampler
@@ -168,10 +169,10 @@ def with_optim(known: KnownRun, optim: OptimName) -> KnownRun:
     Raises:
         ConfigError: It cannot.
     """
-    training = known.config.training.model_copy(update={"optim": optim})
+    config = with_values(known.config, {"training.optim": optim})
     if not known.placement.stated:
-        require_optimizer(training, known.placement.device)
-    return replace(known, config=known.config.model_copy(update={"training": training}))
+        require_optimizer(config.training, known.placement.device)
+    return replace(known, config=config)
 
 
 def choose_strategy(known: KnownRun, ranks: Ranks, *, fits: bool) -> Strategy:
@@ -195,8 +196,7 @@ def choose_strategy(known: KnownRun, ranks: Ranks, *, fits: bool) -> Strategy:
 
 def with_strategy(known: KnownRun, strategy: Strategy) -> KnownRun:
     """The same run, decided."""
-    settings = known.config.distributed.model_copy(update={"strategy": strategy})
-    return replace(known, config=known.config.model_copy(update={"distributed": settings}))
+    return replace(known, config=with_values(known.config, {"distributed.strategy": strategy}))
 
 
 def strategy_notes(known: KnownRun, strategy: Strategy, ranks: Ranks, memory: MemoryPlan) -> tuple[str, ...]:
