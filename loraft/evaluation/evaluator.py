@@ -125,10 +125,10 @@ class Evaluation:
         return {**measured, **shown}
 
 
-class _Tallies:
-    """A model, and what its rows have added up to."""
+class Tallies:
+    """What the rows of a model have added up to; `names` are the figures besides those of the loss and of pairs."""
 
-    def __init__(self, model: EvalModel, names: Sequence[str], purpose: EvalPurpose, *, keep: bool) -> None:
+    def __init__(self, model: str, names: Sequence[str], purpose: EvalPurpose, *, keep: bool) -> None:
         labels, task = purpose.labels, purpose.task
         self.model, self.names, self.task, self.cut = model, names, task, 0
         self.losses = RowTally(losses(of_text="perplexity" in task.metrics.always), keep=keep)
@@ -140,17 +140,21 @@ class _Tallies:
 
     @property
     def figure(self) -> Figure:
-        figures = {key: value for tally in self.answers for key, value in tally.figures().items()}
+        """All of them."""
+        of_answers = self.answers if self.names else ()
+        figures = {key: value for tally in of_answers for key, value in tally.figures().items()}
         of_losses = self.losses.figures()
         asked = {**(self.pairs.figures() if self.pairs else {}), **{key: figures[key] for key in self.names}}
-        return Figure(self.model.name, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
+        return Figure(self.model, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
 
     @property
     def signatures(self) -> dict[str, str]:
+        """How the figures were computed whose name does not say it."""
         found = {name: tally.metric.signature for tally in self.texts for name in tally.metric.names}
         return {name: signature for name in self.names if (signature := found.get(name)) is not None}
 
     def add(self, item: EvalExample, reading: RowScore) -> None:
+        """Count one more row."""
         self.losses.add(reading.loss, self.task.weight_of(item.example))
         if self.pairs is not None and reading.rewards is not None:
             self.pairs.add(*reading.rewards)
@@ -158,6 +162,16 @@ class _Tallies:
             self.cut += reading.answer.finish_reason == "length"
             for tally in self.answers:
                 tally.add(reading.answer.text, item.question.reference)
+
+    def minus(self, base: Tallies, *, rows: int, references: int) -> dict[str, PairedDifference]:
+        """These figures minus those of a base that were kept of the same rows, for every one that is shown."""
+        found = {**paired_differences(base.losses.figures, self.losses.figures, rows)}
+        if self.pairs is not None and base.pairs is not None:
+            found |= paired_differences(base.pairs.figures, self.pairs.figures, rows)
+        always = tuple(found)
+        for tally, other in zip(self.answers, base.answers, strict=True) if self.names else ():
+            found |= paired_differences(other.figures, tally.figures, references)
+        return {name: found[name] for name in (*always, *self.names)}
 
 
 def evaluate(
@@ -179,12 +193,15 @@ def evaluate(
         raise DataError("no row is left to evaluate on", where=rows.called)
     references = sum(item.question is not None for item in rows.items)
     metrics, labels = metrics if references else (), rows.purpose.labels
-    begun, measured = perf_counter(), _Tallies(subject, metrics, rows.purpose, keep=baseline is not None)
-    base = None if baseline is None else _Tallies(baseline, metrics, rows.purpose, keep=True)
+    begun, measured = perf_counter(), Tallies(subject.name, metrics, rows.purpose, keep=baseline is not None)
+    base = None if baseline is None else Tallies(baseline.name, metrics, rows.purpose, keep=True)
+    models = [(subject, measured)]
+    if baseline is not None and base is not None:
+        models.append((baseline, base))
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller `batch_size`" + (", or a smaller `max_new_tokens`." if metrics and not labels else ".")
     with memory_errors(out_of_memory, remedy=remedy):
-        _tally(rows, [measured, base] if base else [measured], batch_size, output, observer)
+        _tally(rows, models, batch_size, output, observer)
     seconds, told = perf_counter() - begun, measured.classes
     return Evaluation(
         task=rows.purpose.task.name,
@@ -194,7 +211,7 @@ def evaluate(
         tokens=sum(item.example.trained for item in rows.items),
         measured=measured.figure,
         baseline=base.figure if base else None,
-        differences=_differences(measured, base, rows=len(rows.items), references=references) if base else {},
+        differences=measured.minus(base, rows=len(rows.items), references=references) if base else {},
         signatures=measured.signatures,
         output=output,
         seconds=seconds,
@@ -203,15 +220,19 @@ def evaluate(
 
 
 def _tally(
-    rows: EvaluatedRows, models: Sequence[_Tallies], batch_size: int, output: Path | None, observer: Observer
+    rows: EvaluatedRows,
+    models: Sequence[tuple[EvalModel, Tallies]],
+    batch_size: int,
+    output: Path | None,
+    observer: Observer,
 ) -> None:
     """Let every model read and answer every row, a window at a time, and write the rows."""
     total = len(rows.items)
     with nullcontext() if output is None else open_jsonl(output) as file, _told(file, total):
         for start in range(0, total, batch_size * BATCHES_A_WINDOW):
             window = rows.items[start : start + batch_size * BATCHES_A_WINDOW]
-            found = [_measure(each, window, rows, batch_size) for each in models]
-            for tallies, readings in zip(models, found, strict=True):
+            found = [_measure(model, window, rows, batch_size, asks=bool(each.names)) for model, each in models]
+            for (_, tallies), readings in zip(models, found, strict=True):
                 for item, reading in zip(window, readings, strict=True):
                     tallies.add(item, reading)
             if file is not None:
@@ -220,9 +241,11 @@ def _tally(
             observer(Progress("rows evaluated", start + len(window), total))
 
 
-def _measure(tallies: _Tallies, window: Sequence[EvalExample], rows: EvaluatedRows, batch_size: int) -> list[RowScore]:
+def _measure(
+    subject: EvalModel, window: Sequence[EvalExample], rows: EvaluatedRows, batch_size: int, *, asks: bool
+) -> list[RowScore]:
     """What a model makes of each row of a window and, where metrics need it, its answer to each that asks something."""
-    subject, found = tallies.model, dict[int, RowScore]()
+    found: dict[int, RowScore] = {}
     by_length = sorted(range(len(window)), key=lambda place: -len(window[place].example.input_ids))
     for start in range(0, len(window), batch_size):
         places = by_length[start : start + batch_size]
@@ -232,7 +255,7 @@ def _measure(tallies: _Tallies, window: Sequence[EvalExample], rows: EvaluatedRo
             remedy = "Compute in another `dtype`: float16 overflows in some models."
             message = f"the loss of {subject.name} is {reading.loss}"
             raise NonFiniteError(message, where=window[place].example.where, remedy=remedy)
-    asking = [place for place, item in enumerate(window) if item.question is not None] if tallies.names else []
+    asking = [place for place, item in enumerate(window) if item.question is not None] if asks else []
     if asking and subject.answers is not None:
         prompts = [rows.prompt_ids(window[place]) for place in asking]
         for place, answer in zip(asking, subject.answers(prompts), strict=True):
@@ -263,17 +286,6 @@ def _said(reading: RowScore, weight: int) -> dict[str, object]:
         return {"prediction": answer.text, "probabilities": dict(answer.probabilities), "loss": loss}
     text, reason = (answer.text, answer.finish_reason) if answer is not None else (None, None)
     return {"prediction": text, "finish_reason": reason, "loss": loss}
-
-
-def _differences(measured: _Tallies, base: _Tallies, *, rows: int, references: int) -> dict[str, PairedDifference]:
-    """What is measured minus its base, for every figure that is shown."""
-    found = {**paired_differences(base.losses.figures, measured.losses.figures, rows)}
-    if measured.pairs is not None and base.pairs is not None:
-        found |= paired_differences(base.pairs.figures, measured.pairs.figures, rows)
-    always = tuple(found)
-    for tally, other in zip(measured.answers, base.answers, strict=True):
-        found |= paired_differences(other.figures, tally.figures, references)
-    return {name: found[name] for name in (*always, *measured.names)}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ whole is read first and let go before its base is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from loraft.adapters.resolve_target import classes_of
 from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
 from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, learned_source, read_eval_source
-from loraft.evaluation.evaluator import RowScore
+from loraft.evaluation.evaluator import RowScore, Tallies
 from loraft.evaluation.open_model import RequestedModel, purpose_of, writing
 from loraft.evaluation.past_run import PastRun
 from loraft.evaluation.subjects import opened, weighing
@@ -22,9 +22,9 @@ from loraft.events import Event, Note, Observer
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, open_session
 from loraft.inspection.layers_report import inspect_layers
-from loraft.reporting.beside_base import beside
 from loraft.reporting.model_findings import (
     AnswerBeside,
+    FigureBeside,
     Forgetting,
     HardRow,
     ModelFindings,
@@ -167,7 +167,7 @@ def _put_together(
         rows=read.rows.called if read.held_out else None,
         rows_read=len(read.held_out),
         base=base.name if base is not None else None,
-        figures=beside(read, base, trained) if base is not None and read.held_out else {},
+        figures=_beside(read, base, trained) if base is not None and read.held_out else {},
         answers=_answers(read, base, trained),
         forgotten=forgotten,
         hard_held_out=_hard(read, [item.example for item in read.held_out], trained.held_out),
@@ -177,6 +177,22 @@ def _put_together(
         moved=moved,
         notes=tuple(notes),
     )
+
+
+def _beside(read: ReportRows, base: ModelReadings, trained: ModelReadings) -> Mapping[str, FigureBeside]:
+    """The figures of both on the held-out rows, with the paired bootstrap of their difference."""
+    purpose, asking = read.rows.purpose, sum(item.question is not None for item in read.held_out)
+    names = ("accuracy", "macro_f1") if purpose.labels and asking else ()
+    before, after = (Tallies(each.name, names, purpose, keep=True) for each in (base, trained))
+    for item, *scores in zip(read.held_out, base.held_out, trained.held_out, strict=True):
+        for tallies, score in zip((before, after), scores, strict=True):
+            tallies.add(item, score)
+    apart = after.minus(before, rows=len(read.held_out), references=asking)
+    first, second = before.figure.figures, after.figure.figures
+    return {
+        name: FigureBeside(first[name], second[name], each.difference, each.low, each.high)
+        for name, each in apart.items()
+    }
 
 
 def _answers(read: ReportRows, base: ModelReadings | None, trained: ModelReadings) -> Sequence[AnswerBeside]:
