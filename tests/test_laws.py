@@ -181,7 +181,7 @@ def test_no_modules_import_one_another_in_a_circle_and_none_imports_the_package_
 
 
 PICKLE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-OWN_PICKLES = {"loraft/dataset/packed_rows.py", "loraft/dataset/tokenize_rows.py", "loraft/distributed/roll_call.py"}
+OWN_PICKLES = {"loraft/dataset/tokenize_rows.py", "loraft/distributed/roll_call.py"}
 """What takes pickles of a process that loraft started for the same run, as torch's own exchange between ranks does."""
 
 

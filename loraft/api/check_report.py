@@ -10,8 +10,12 @@ from loraft.adapters.model_card import shown
 from loraft.api.exchanged import ASSUMED, strategies
 from loraft.api.predicted_time import predicted_time
 from loraft.api.served_by_vllm import vllm_notes
+from loraft.baselines.compare_methods import compare_methods
+from loraft.config.schema import RunConfig
 from loraft.config.sections import FROM_WEIGHTS
 from loraft.distributed.ranks import ALONE, Ranks
+from loraft.events import Observer
+from loraft.models.remote_code import is_trusted
 from loraft.optimization.schedule import learning_rate, warmup_steps
 from loraft.planning.run_plan import RunPlan
 
@@ -64,6 +68,24 @@ def report(plan: RunPlan, folder: Path, ranks: Ranks = ALONE, *, verbose: bool =
         time=time,
         strategies=told,
     )
+
+
+def measured_steps(plan: RunPlan, config: RunConfig, steps: int, observer: Observer) -> dict[str, Any]:
+    """What a few steps took, and the time of all at that rate; evaluating and saving come on top."""
+    (tried,) = compare_methods(
+        config, methods=(config.method,), steps=steps, trust_remote_code=is_trusted(), observer=observer
+    ).methods
+    cost = tried.measured
+    assert cost is not None, "else it is refused"
+    tokens = sum(example.tokens for example in plan.data.train) / len(plan.data.train)
+    settings = plan.config.training
+    rows = plan.steps * settings.per_device_train_batch_size * plan.batches.accumulation
+    return {
+        "steps": steps,
+        "tokens_per_second": cost.tokens_per_second,
+        "peak_bytes": cost.memory["peak_bytes"],
+        "all_steps_seconds": rows * tokens / cost.tokens_per_second,
+    }
 
 
 def _model(plan: RunPlan) -> dict[str, Any]:

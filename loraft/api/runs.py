@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from loraft.api.check_report import CheckReport, report
-from loraft.api.measured_steps import measured_steps
+from loraft.adapters.inject import AdaptedModel
+from loraft.api.check_report import CheckReport, measured_steps, report
 from loraft.api.to_hub import push_result
 from loraft.baselines.fit_memory import require_memory
 from loraft.config.schema import RunConfig
@@ -21,18 +21,14 @@ from loraft.errors import AdapterError, InvalidInputError
 from loraft.evaluation.eval_dataset import read_eval_source
 from loraft.evaluation.evaluator import Evaluation
 from loraft.evaluation.evaluator import evaluate as measure
-from loraft.evaluation.open_model import (
-    RequestedModel,
-    chosen_metrics,
-    known_metrics,
-    purpose_of,
-)
+from loraft.evaluation.open_model import RequestedModel, chosen_metrics, known_metrics, purpose_of
 from loraft.evaluation.past_run import run_of
-from loraft.evaluation.sample_answers import answerer_of
 from loraft.evaluation.subjects import opened
 from loraft.events import Observer, Progress, ignored, tell
 from loraft.inference.batch_generate import BATCH_SIZE
+from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.sampling import SamplingParams
 from loraft.io.jsonl import check_jsonl
 from loraft.merging.merge_report import LEAST_POSITIONS, MergeReport, merge_and_verify
 from loraft.merging.prepare_merge import BaseChoice, MergedDtype, prepare_merge, resolve_weighted, weighted
@@ -41,6 +37,7 @@ from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
 from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.reporting.report_file import reported
+from loraft.rows.formats import Message
 from loraft.rows.places import files_here
 from loraft.rows.standard_input import with_input_kept
 from loraft.training.loop import noted_signals
@@ -172,6 +169,24 @@ def train(
                 command=command,
             )
         return ranks.on_main(lambda: push_result(replace(done, report=page.at), config.training.push_to_hub, observer))
+
+
+def answerer_of(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
+    """Answers to `training.sample_prompts` as `generate` would give them: greedy, whatever the defaults are."""
+    renderer = plan.data.renderer
+    rules = SamplingParams().beginning_with(plan.task.first_tokens(adapted.model, renderer))
+
+    def answer(prompt: str) -> str:
+        asked = [Message("user", prompt)]
+        system = renderer.system_prompt
+        ids = renderer.prompt_ids([Message("system", system), *asked] if system else asked)
+        limit = plan.config.generation.max_new_tokens
+        answered = stream(
+            adapted.model, renderer.tokenizer, ids, rules=rules, max_new_tokens=limit, stop_ids=renderer.stop_ids
+        )
+        return answered.completion.completion
+
+    return answer
 
 
 @contextmanager

@@ -21,9 +21,8 @@ import numpy as np
 from loraft.config.choices import RowFormat
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
-from loraft.dataset.packed_rows import pack, unpack
 from loraft.dataset.sampler import BatchSampler, StepBatches, chunks
-from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, tokenize_rows
+from loraft.dataset.tokenize_rows import LengthPolicy, TokenizedRow, length_policy, pack, tokenize_rows, unpack
 from loraft.errors import DataError, Problem
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import count_rows, is_read_whole, raw_rows

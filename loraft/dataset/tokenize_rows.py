@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any
 
@@ -66,6 +67,22 @@ class Rendered:
 
     text: Any
     in_part: bool = False
+
+
+OF_EXAMPLE = attrgetter(*(field.name for field in fields(Example)))
+OF_ROW = attrgetter(*(field.name for field in fields(TokenizedRow) if field.name != "examples"))
+"""What is packed of an example, and of a row besides its examples: plain tuples pickle in two thirds of the time."""
+
+
+def pack(rows: Sequence[TokenizedRow]) -> bytes:
+    """Rows as bytes, for the others that read a stream."""
+    return pickle.dumps([([*map(OF_EXAMPLE, row.examples)], OF_ROW(row)) for row in rows])
+
+
+def unpack(packed: bytes) -> list[TokenizedRow]:
+    """The rows that `pack` made bytes of, here or in another process of the same run."""
+    rows = pickle.loads(packed)  # noqa: S301 - torch's own exchange between the ranks of a run, which pickles as well
+    return [TokenizedRow(tuple(Example(*each) for each in examples), *rest) for examples, rest in rows]
 
 
 def length_policy(source: DataSource, data: DataSection, row_format: str) -> LengthPolicy:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from loraft.config.schema import TrainingSection
 from loraft.dataset.sampler import StepBatches
-from loraft.distributed.deal_rows import deal_rows
 from loraft.distributed.pulse import Pulse
 from loraft.distributed.roll_call import of_rank, portable
 from loraft.errors import LoraftError
@@ -229,9 +228,52 @@ class Ranks:
 ALONE = Ranks()
 
 
+class Wishes:
+    """What signals ask for; what they ask one of several ranks for, all grant at the same place.
+
+    Attributes:
+        stop: The signal that asks for the end; 0 is none.
+        save: Whether one asks for a checkpoint.
+    """
+
+    def __init__(self, ranks: Ranks, stops: Sequence[int], saves: list[int]) -> None:
+        self._ranks, self._stops, self._saves = ranks, stops, saves
+        self.stop, self.save = 0, False
+
+    def share(self) -> Wishes:
+        """Look at the signals that have come to any rank."""
+        stop, save = self._ranks.greatest(next(iter(self._stops), 0), len(self._saves))
+        self.stop, self.save = int(stop), bool(save)
+        return self
+
+    def granted(self) -> None:
+        """A checkpoint was saved."""
+        self._saves.clear()
+        self.save = False
+
+
 def gradient_bytes(trained: int) -> int:
     """The bytes that a rank gives the others in a step, of so many trained numbers, all of which are float32."""
     return trained * 4
+
+
+def deal_rows(rows: Sequence[Example], batches: int, size: int, world: int) -> list[list[Example]]:
+    """The rows of so many batches, as batches of at most `size` whose tokens differ little between the `world` ranks.
+
+    Batch i is of rank i modulo `world`, and each rank has as many. The longest row goes first, each to the rank that
+    has the fewest tokens so far among those with room, and there into its batch that has the fewest.
+    """
+    batches = -(-batches // world) * world
+    dealt: list[list[Example]] = [[] for _ in range(batches)]
+    tokens = [0] * batches
+    of_rank = [0] * world
+    for row in sorted(rows, key=lambda row: -row.tokens):
+        open_ = [at for at in range(batches) if len(dealt[at]) < size]
+        at = min(open_, key=lambda at: (of_rank[at % world], tokens[at], at))
+        dealt[at].append(row)
+        tokens[at] += row.tokens
+        of_rank[at % world] += row.tokens
+    return [batch for batch in dealt if batch]
 
 
 def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:

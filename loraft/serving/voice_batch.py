@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,12 +20,13 @@ from loraft.inference.session import Speaker
 from loraft.kernels.transfer import to_device
 from loraft.models.modules import wrapped_model
 from loraft.models.probe import spec_of
-from loraft.serving.held_prefixes import HeldPrefixes
 from loraft.serving.jobs import ChoiceToken, Failed, Grown, Job, Opened
-from loraft.tokenization.boundaries import Pieces
+from loraft.tokenization.boundaries import Pieces, shared_beginning
 
 ALIKE = 2
 """Prompts are read together where the longest has at most so many times the tokens of the shortest."""
+WORTH_HOLDING = 16
+"""For fewer common tokens than this a prompt is read anew."""
 
 
 @dataclass(eq=False)
@@ -59,6 +61,36 @@ class Group:
     context: DecoderState
     rows: list[GrowingAnswer]
     newest: Tensor
+
+
+class HeldPrefixes:
+    """Rows that one voice has read, the newest first, while their keys and values take no more than `room` bytes.
+
+    They are kept for later prompts that begin alike: conversations, or one system prompt.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._held: deque[tuple[list[int], DecoderState]] = deque()
+
+    def beginning_of(self, ids: Sequence[int]) -> DecoderState | None:
+        """A copy of the longest beginning of a prompt that was read before, all but its last token at most."""
+        shared = [(shared_beginning(held, ids[:-1]), place) for place, (held, _) in enumerate(self._held)]
+        length, place = max(shared, default=(0, 0))
+        if length < WORTH_HOLDING:
+            return None
+        found = self._held[place]
+        del self._held[place]
+        self._held.appendleft(found)
+        return found[1].part(0, length)
+
+    def hold(self, row: DecoderState) -> None:
+        """Keep what was read of a row; what is a beginning of it goes, and the oldest go where there is no room."""
+        ids = row.first_row
+        others = (each for each in self._held if each[0] != ids[: len(each[0])])
+        self._held = deque([(ids, row), *others])
+        while sum(state.cache_bytes for _, state in self._held) > self._room:
+            self._held.pop()
 
 
 class VoiceBatch:

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 from loraft.dataset.prepared_steps import PreparedStep, PreparedSteps
+from loraft.distributed.ranks import Wishes
 from loraft.distributed.roll_call import is_lost_contact
-from loraft.distributed.wishes import Wishes
 from loraft.errors import DataError, Interrupted, LoraftError, NonFiniteError
 from loraft.events import Note, tell
 from loraft.figures import counted, perplexity

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from loraft.dataset.packed_rows import pack, unpack
-from loraft.dataset.tokenize_rows import TokenizedRow
+from loraft.dataset.tokenize_rows import TokenizedRow, pack, unpack
 from loraft.errors import Problem
 from loraft.tokenization.examples import Example
 

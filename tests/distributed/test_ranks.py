@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from loraft.distributed.deal_rows import deal_rows
 from loraft.distributed.rank_environment import RankEnvironment
-from loraft.distributed.ranks import ALONE, Ranks
+from loraft.distributed.ranks import ALONE, Ranks, deal_rows
 from loraft.errors import ConfigError, Interrupted, LoraftError, LostRankError, Problem, RunFolderError
 from loraft.planning.run_plan import plan_run
 from loraft.training.resume import require_same_model

@@ -17,9 +17,9 @@ from pyarrow import parquet
 
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.packed_rows import unpack
 from loraft.dataset.sampler import BatchSampler, batch_sampler
 from loraft.dataset.streaming import RowStream, StreamingSampler, streaming_sampler
+from loraft.dataset.tokenize_rows import unpack
 from loraft.distributed.ranks import Ranks
 from loraft.errors import DataError
 from tests.cli.running import loraft
