@@ -8,8 +8,7 @@ from typing import Any
 
 from loraft.baselines.compared_model import Writing
 from loraft.baselines.gradient_reach import GradientReach
-from loraft.baselines.recurrent import Cell
-from loraft.baselines.train_recurrent import TriedRate
+from loraft.baselines.train_recurrent import RecurrentTraining
 from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference
 
 
@@ -46,24 +45,6 @@ class ComparedNetwork:
     padded: PaddedRow
     writing: Writing | None
     figures: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class RecurrentTraining:
-    """How a recurrent network was trained; `TrainedNetwork` says what its words mean."""
-
-    cell: Cell
-    embedding: int
-    hidden: int
-    dropout: float
-    known_tokens: int
-    tried: tuple[TriedRate, ...]
-    learning_rate: float
-    rounds: int
-    best_round: int
-    plateau: bool
-    tokens_per_second: float
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +192,8 @@ def measure(plan: RunPlan, folder: Path, stepped: Callable[[int, float], None]) 
 
 def _windows(plan: RunPlan) -> Iterator[StepBatches]:
     """The windows of the plan's steps, over as many epochs as they take."""
-    taken, epoch = 0, 0
-    while taken < plan.steps:
-        for window in plan.batches.windows(plan.data.train, epoch, 0, (0, 0)):
-            yield window
-            taken += 1
-            if taken == plan.steps:
-                return
-        epoch += 1
+    epochs = (plan.batches.windows(plan.data.train, epoch, 0, (0, 0)) for epoch in count())
+    return islice(chain.from_iterable(epochs), plan.steps)
 
 
 def _count_gradients(tally: Tally, adapted: AdaptedModel) -> None:

@@ -12,7 +12,6 @@ from loraft.baselines.baseline_report import (
     ComparedNetwork,
     MeasuredReach,
     PaddedRow,
-    RecurrentTraining,
     SampleAnswers,
     findings_of,
 )
@@ -107,7 +106,7 @@ def _report(
         rows=len(rows.items),
         compared_with=None if target is None else str(target[0].adapter or target[0].base),
         networks=tuple(_network(*each, rows) for each in zip(models, timed, figures, strict=True)),
-        training=tuple(map(_training, trained)),
+        training=tuple(each.training for each in trained),
         differences=differences,
         gradient=_reach(known, beside, trained, observer),
         samples=tuple(_samples(rows, [each.model for each in timed])),
@@ -157,12 +156,12 @@ def _trained(known: KnownRun, cell: Cell, observer: Observer) -> TrainedNetwork:
     device = known.placement.device
     untrained = recurrent_model(shape, data.train, known.task, labels, known.shape.vocabulary, seed=seed, device=device)
     found = train_recurrent(untrained, data.train, data.eval, seed=seed, observer=observer)
-    tried = ", ".join(f"{each.learning_rate:g} → {each.loss:.3f}" for each in found.tried)
-    ended = "the loss on the held-out rows fell no more" if found.plateau else "the most there are"
-    observer(Note(f"{cell}: rates tried by the loss on the held-out rows: {tried}; {found.learning_rate:g} is kept"))
-    observer(
-        Note(f"{cell}: {counted(found.rounds, 'round')}, {ended}; the weights are those of round {found.best_round}")
-    )
+    done = found.training
+    tried = ", ".join(f"{each.learning_rate:g} → {each.loss:.3f}" for each in done.tried)
+    ended = "the loss on the held-out rows fell no more" if done.plateau else "the most there are"
+    observer(Note(f"{cell}: rates tried by the loss on the held-out rows: {tried}; {done.learning_rate:g} is kept"))
+    rounds = counted(done.rounds, "round")
+    observer(Note(f"{cell}: {rounds}, {ended}; the weights are those of round {done.best_round}"))
     return found
 
 
@@ -219,24 +218,6 @@ def _padded(model: EvalModel, examples: Sequence[Example]) -> PaddedRow:
     shortest, longest = (choose(examples, key=lambda each: len(each.input_ids)) for choose in (min, max))
     (alone,), (beside, _) = model.read([shortest]), model.read([shortest, longest])
     return PaddedRow(len(longest.input_ids) - len(shortest.input_ids), alone.loss, beside.loss)
-
-
-def _training(found: TrainedNetwork) -> RecurrentTraining:
-    shape = found.model.network.shape
-    return RecurrentTraining(
-        cell=shape.cell,
-        embedding=shape.embedding,
-        hidden=shape.hidden,
-        dropout=shape.dropout,
-        known_tokens=len(found.model.known) - 1,
-        tried=found.tried,
-        learning_rate=found.learning_rate,
-        rounds=found.rounds,
-        best_round=found.best_round,
-        plateau=found.plateau,
-        tokens_per_second=found.tokens_per_second,
-        seconds=found.seconds,
-    )
 
 
 def _reach(

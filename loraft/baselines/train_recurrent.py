@@ -41,12 +41,11 @@ class TriedRate:
     loss: float
 
 
-@dataclass(frozen=True, eq=False)
-class TrainedNetwork:
-    """A network after training.
+@dataclass(frozen=True)
+class RecurrentTraining:
+    """How a network was trained.
 
     Attributes:
-        untrained: The same one as it began.
         tried: The rates, of which the best was taken.
         rounds: How many there were.
         best_round: The round, from 1, whose weights it has.
@@ -54,16 +53,28 @@ class TrainedNetwork:
         tokens_per_second: Tokens read in training, by its steps alone.
     """
 
-    model: RecurrentModel
-    untrained: RecurrentModel
+    cell: Cell
+    embedding: int
+    hidden: int
+    dropout: float
+    known_tokens: int
     tried: tuple[TriedRate, ...]
     learning_rate: float
     rounds: int
     best_round: int
     plateau: bool
-    loss: float
     tokens_per_second: float
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A network after training, and as it began; `loss` is that of the held-out rows."""
+
+    model: RecurrentModel
+    untrained: RecurrentModel
+    training: RecurrentTraining
+    loss: float
 
 
 def shape_of(cell: Cell, *, classifies: bool) -> RecurrentShape:
@@ -97,18 +108,18 @@ def train_recurrent(
     course = _Course(untrained, best, seed)
     course.run(train, held_out, MOST_ROUNDS, _told(observer, f"{cell}: rounds at most", 0, MOST_ROUNDS))
     course.model.network.load_state_dict(course.best_weights)
-    return TrainedNetwork(
-        model=course.model,
-        untrained=untrained,
+    training = RecurrentTraining(
+        **vars(untrained.network.shape),
+        known_tokens=len(untrained.known) - 1,
         tried=tuple(tried),
         learning_rate=best,
         rounds=course.round,
         best_round=course.best_round,
         plateau=course.is_over,
-        loss=course.best_loss,
         tokens_per_second=course.tokens / course.seconds,
         seconds=perf_counter() - begun,
     )
+    return TrainedNetwork(course.model, untrained, training, course.best_loss)
 
 
 def _told(observer: Observer, what: str, start: int, total: int) -> Callable[[int], None]:

@@ -78,6 +78,19 @@ def text_table(title: str, headings: Iterable[str], rows: Iterable[Sequence[str]
     return titled(title, _WordsKeptWhole(list(headings), [[printable(cell) for cell in row] for row in rows]), indent=1)
 
 
+def figures_beside(
+    title: str, first: str, second: str, rows: Iterable[tuple[str, float, float, float, float, float]]
+) -> RenderableType:
+    """A table of what two models come to: each figure of both, the difference, and the ends of its 95 % interval."""
+    shown_rows = []
+    for name, *figures, difference, low, high in rows:
+        apart, *ends = (as_figure(name, each, signed=True) for each in (difference, low, high))
+        both = (as_figure(name, each) for each in figures)
+        shown_rows.append([label(name), *both, apart, " to ".join(ends)])
+    headings = ("", f">{first}", f">{second}", ">difference", ">95 % interval")
+    return text_table(title, headings, shown_rows)
+
+
 @dataclass(frozen=True)
 class _WordsKeptWhole:
     """A table whose numbers and names are not broken while there is anything else to break."""
@@ -210,8 +223,10 @@ def as_duration(seconds: float) -> str:
     return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
 
 
-def as_measure(number: float) -> str:
-    """A loss, a norm or a perplexity: four decimals while small, five figures when large."""
+def as_measure(number: float | None) -> str:
+    """A loss, a norm or a perplexity: four decimals while small, five figures when large; – for none."""
+    if number is None:
+        return "–"
     if not math.isfinite(number):
         return str(number)
     if number != 0 and abs(number) < 0.001:

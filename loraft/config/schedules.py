@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from loraft.config.sections import Allowed, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
@@ -22,8 +22,23 @@ ScheduleName = Literal[
 LINEAR_WARMUP: frozenset[ScheduleName] = frozenset({"linear", "cosine", "constant"})
 """Those whose warm-up never wastes a step on a rate of zero; the others are transformers' own."""
 Rise = Literal["linear", "cosine", "1-sqrt"]
+
+
+def _share_or_whole(value: float | None) -> float | None:
+    if value is not None and value >= 1 and value != int(value):
+        raise ValueError("must be a whole number of steps, or a share of all steps below 1")
+    return value
+
+
 StepsOrShare = Annotated[
-    PositiveFloat | None, Allowed("a whole number of steps, a share of all steps above 0 and below 1, or null")
+    NonNegativeFloat,
+    Allowed("a whole number of steps, or a share of all steps below 1"),
+    AfterValidator(_share_or_whole),
+]
+StepsOrShareOrNull = Annotated[
+    PositiveFloat | None,
+    Allowed("a whole number of steps, a share of all steps above 0 and below 1, or null"),
+    AfterValidator(_share_or_whole),
 ]
 UpToOne = Annotated[float, Field(ge=0, le=1)]
 
@@ -43,7 +58,7 @@ class ScheduleKwargs(Section):
     """The power of polynomial; null is 1, a line."""
     timescale: PositiveInt | None = None
     """After how many steps inverse_sqrt counts; null is the steps of warm-up, or 10,000 without one."""
-    num_decay_steps: StepsOrShare = None
+    num_decay_steps: StepsOrShareOrNull = None
     """The last steps of warmup_stable_decay, in which the rate falls; below 1 a share of all steps, rounded up."""
     warmup_type: Rise | None = None
     """How warmup_stable_decay rises; null is linear."""
@@ -51,13 +66,6 @@ class ScheduleKwargs(Section):
     """How warmup_stable_decay falls; null is cosine."""
     min_lr_ratio: UpToOne | None = None
     """Where warmup_stable_decay begins and ends, as a share of learning_rate; null is 0."""
-
-    @field_validator("num_decay_steps")
-    @classmethod
-    def _share_or_whole(cls, value: float | None) -> float | None:
-        if value is not None and value >= 1 and value != int(value):
-            raise ValueError("must be a whole number of steps, or a share of all steps below 1")
-        return value
 
 
 TAKEN: Mapping[ScheduleName, tuple[str, ...]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from loraft.config.choices import (
@@ -20,7 +20,7 @@ from loraft.config.choices import (
 )
 from loraft.config.distributed_section import DistributedSection
 from loraft.config.preference_section import SMOOTHED, PreferenceSection
-from loraft.config.schedules import ScheduleKwargs, ScheduleName, misfits
+from loraft.config.schedules import ScheduleKwargs, ScheduleName, StepsOrShare, StepsOrShareOrNull, misfits
 from loraft.config.sections import (
     OF_CAUSAL_LM,
     Allowed,
@@ -38,8 +38,6 @@ from loraft.config.sections import (
 )
 
 OF_LMS = UsedBy(*TASKS_OF_GROUP["decoder"], *TASKS_OF_GROUP["encoder_decoder"])
-STEPS_OR_SHARE = Allowed("a whole number of steps, or a share of all steps below 1")
-STEPS_OR_SHARE_OR_NULL = Allowed("a whole number of steps, a share of all steps above 0 and below 1, or null")
 
 
 class TrainingSection(Section):
@@ -64,7 +62,7 @@ class TrainingSection(Section):
     other names are transformers' own schedules to the number, whose warm-up begins at a rate of 0."""
     lr_scheduler_kwargs: ScheduleKwargs | None = None
     """The numbers of the schedules that have some, such as {min_lr_rate: 0.1}; null for the others."""
-    warmup_steps: Annotated[NonNegativeFloat, STEPS_OR_SHARE] = 0.03
+    warmup_steps: StepsOrShare = 0.03
     """Steps in which the rate rises to its peak, linearly; below 1 it is a share of all steps, rounded up."""
     weight_decay: NonNegativeFloat = 0.0
     """The decoupled weight decay, of every optimizer; vectors, such as norms and biases, do not decay."""
@@ -118,10 +116,10 @@ class TrainingSection(Section):
     batches stay the same."""
     logging_steps: PositiveInt = 10
     """Optimizer steps between two lines of metrics."""
-    eval_steps: Annotated[PositiveFloat | None, STEPS_OR_SHARE_OR_NULL] = None
+    eval_steps: StepsOrShareOrNull = None
     """Optimizer steps between evaluations; below 1 a share of all steps; null is once an epoch. The last step is
     evaluated in any case."""
-    save_steps: Annotated[PositiveFloat | None, STEPS_OR_SHARE_OR_NULL] = None
+    save_steps: StepsOrShareOrNull = None
     """Optimizer steps between checkpoints; below 1 a share of all steps; null is once an epoch. The best evaluation,
     the last step and a stop are saved in any case."""
     save_total_limit: PositiveInt | None = 3
@@ -151,13 +149,6 @@ class TrainingSection(Section):
     """The project's name in a tracker; null is loraft."""
     run_name: str | None = None
     """The run's name in wandb, mlflow, trackio and swanlab; null is the name of the run's folder."""
-
-    @field_validator("warmup_steps", "eval_steps", "save_steps")
-    @classmethod
-    def _share_or_whole(cls, value: float | None) -> float | None:
-        if value is not None and value >= 1 and value != int(value):
-            raise ValueError(f"must be {STEPS_OR_SHARE.words}")
-        return value
 
 
 class GenerationSection(Section):

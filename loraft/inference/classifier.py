@@ -83,12 +83,8 @@ class Classifier:
         cut = dict(zip(long, self.renderer.text_ids([texts[place] for place in long], most), strict=True))
         return [TextTokens(*cut.get(place, whole), is_cut=place in cut) for place, whole in enumerate(read)]
 
-    def logits(self, texts: Sequence[TextTokens]) -> Tensor:
-        """The scores of the classes, float32 and on the CPU: `[texts, classes]`."""
-        return self.scores([Example.of_class(text.ids, 0, "", text.types) for text in texts])
-
     def scores(self, rows: Sequence[Example]) -> Tensor:
-        """The scores of the classes for rows of tokens, whatever their labels are; as `logits` gives them."""
+        """The scores of the classes for rows of tokens, whatever their labels are: `[rows, classes]`, on the CPU."""
         placement, tokenizer = self.loaded.placement, self.loaded.tokenizer
         pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
         batch = collate_labelled(rows, BatchLayout(packed=False, pad_id=pad_id)).to(placement.device)
@@ -104,7 +100,7 @@ class Classifier:
 
     def probabilities(self, texts: Sequence[TextTokens]) -> list[dict[str, float]]:
         """The probability of each class for each text: softmax over the scores, if they are all numbers."""
-        scores = self.logits(texts)
+        scores = self.scores([Example.of_class(text.ids, 0, "", text.types) for text in texts])
         if not scores.isfinite().all():
             remedy = "Compute in another `dtype`: float16 overflows in some models."
             raise NonFiniteError("the scores of the classes are not finite", parameter="target", remedy=remedy)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice, takewhile
 
 import torch
 from torch import Tensor, nn
@@ -89,12 +89,9 @@ def longest_step(plan: RunPlan, *, alone: bool) -> StepBatches:
 
 def _steps(plan: RunPlan, batches: BatchSampler) -> Iterator[StepBatches]:
     """The steps of a run, of its first epoch at least."""
-    left, epoch = plan.steps, 0
-    while left > 0 and epoch * len(plan.data.train) < LOOKED_AT:
-        for step in islice(batches.windows(plan.data.train, epoch, 0, (0, 0)), left):
-            left -= 1
-            yield step
-        epoch += 1
+    epochs = takewhile(lambda epoch: epoch * len(plan.data.train) < LOOKED_AT, count())
+    windows = (batches.windows(plan.data.train, epoch, 0, (0, 0)) for epoch in epochs)
+    return islice(chain.from_iterable(windows), plan.steps)
 
 
 def read_in(rows: Sequence[Example], *, packed: bool) -> int:

@@ -35,9 +35,9 @@ def test_it_learns_what_has_to_be_remembered(cell: Cell) -> None:
     assert accuracy(found.model, ROWS) == 1
     losses, _ = found.model.losses(ROWS[:16], found.model.embedded(ROWS[:16]))
     assert losses.mean().item() == pytest.approx(found.loss, rel=1e-5), "the weights are those of the best round"
-    assert [each.learning_rate for each in found.tried] == list(RATES[cell])
-    assert found.learning_rate == min(found.tried, key=lambda each: each.loss).learning_rate
-    assert found.tokens_per_second > 0
+    assert [each.learning_rate for each in found.training.tried] == list(RATES[cell])
+    assert found.training.learning_rate == min(found.training.tried, key=lambda each: each.loss).learning_rate
+    assert found.training.tokens_per_second > 0
 
 
 def test_training_is_a_function_of_its_seed_and_leaves_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_training_is_a_function_of_its_seed_and_leaves_the_random_state_alone(mo
     one, other = trained(), trained()
     assert all(map(torch.equal, one.model.network.parameters(), other.model.network.parameters()))
     assert torch.equal(torch.get_rng_state(), before)
-    assert (one.rounds, one.plateau) == (3, False)
+    assert (one.training.rounds, one.training.plateau) == (3, False)
     begun = classifier("lstm", ROWS)
     assert all(map(torch.equal, one.untrained.network.parameters(), begun.network.parameters()))
 
@@ -57,8 +57,8 @@ def test_it_ends_at_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "RATES", {"lstm": (1e-2,)})
     contrary = [Example.of_class(row.input_ids, 1 - row.labels[0], row.where) for row in ROWS[:16]]
     found = train_recurrent(classifier("lstm", ROWS), ROWS, contrary, seed=0, observer=ignored)
-    assert found.plateau
-    assert found.rounds == found.best_round + PATIENCE
+    assert found.training.plateau
+    assert found.training.rounds == found.training.best_round + PATIENCE
 
 
 def test_it_tells_how_far_it_is() -> None:
@@ -66,14 +66,14 @@ def test_it_tells_how_far_it_is() -> None:
     found = trained(observer=events.append)
     said = [event for event in events if isinstance(event, Progress)]
     assert [each.what for each in said[:1]] == ["lstm: rate 0.001 tried"]
-    assert said[-1].done == found.rounds
+    assert said[-1].done == found.training.rounds
     assert all(each.done <= each.total for each in said)
 
 
 def test_a_rate_that_diverges_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "RATES", {"rnn": (1e30, 1e-2)})
     found = trained("rnn")
-    assert (found.learning_rate, found.loss < 0.1) == (1e-2, True)
+    assert (found.training.learning_rate, found.loss < 0.1) == (1e-2, True)
 
 
 def test_a_loss_that_is_no_number_at_any_rate_ends_it() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from heapq import nlargest
 from operator import itemgetter
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from loraft.cli.console import print_json, print_result, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option, refuse
-from loraft.cli.text_tables import as_figure, facts, label, text_table
+from loraft.cli.text_tables import as_figure, facts, figures_beside, text_table
 from loraft.cli.views.progress import watching
 from loraft.config.choices import RowFormat
 from loraft.inference.requests import GenerationRequest
@@ -130,14 +130,9 @@ def _figures(found: Evaluation) -> RenderableType:
     if base is None:
         shown = {name: as_figure(name, value) for name, value in measured.figures.items()}
         return facts("figures", shown, label_width=LABEL_WIDTH)
-    headings = ("", f">{base.name}", f">{measured.name}", ">difference", ">95 % interval")
-    rows = []
-    for name, value in measured.figures.items():
-        apart = found.differences[name]
-        interval = f"{as_figure(name, apart.low, signed=True)} to {as_figure(name, apart.high, signed=True)}"
-        difference = as_figure(name, apart.difference, signed=True)
-        rows.append([label(name), as_figure(name, base.figures[name]), as_figure(name, value), difference, interval])
-    return text_table("figures", headings, rows)
+    apart = {name: astuple(each) for name, each in found.differences.items()}
+    rows = ((name, base.figures[name], value, *apart[name]) for name, value in measured.figures.items())
+    return figures_beside("figures", base.name, measured.name, rows)
 
 
 def _confusion(found: Confusion) -> RenderableType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from loraft.cli.text_tables import (
     as_figure,
     as_measure,
     facts,
+    figures_beside,
     label,
     text_table,
     titled,
@@ -27,7 +29,8 @@ from loraft.cli.views.plots import PlottedLine, plot_lines
 from loraft.cli.wording import in_options
 
 if TYPE_CHECKING:
-    from loraft.baselines.baseline_report import BaselineReport, ComparedNetwork, RecurrentTraining
+    from loraft.baselines.baseline_report import BaselineReport, ComparedNetwork
+    from loraft.baselines.train_recurrent import RecurrentTraining
 
 DISTANCES = (1, 2, 5, 10, 20, 50, 100, 200)
 LABEL_WIDTH = 20
@@ -116,13 +119,11 @@ def _quality(report: BaselineReport, cell: str) -> RenderableType:
     """The figures of what stands beside and of one network, and how sure the difference is."""
     beside = report.networks[0]
     network = next(each for each in report.networks if each.name == cell)
-    rows = []
-    for name, apart in report.differences[cell].items():
-        ends = [as_figure(name, each, signed=True) for each in (apart.difference, apart.low, apart.high)]
-        both = [as_figure(name, each.figures[name]) for each in (network, beside)]
-        rows.append([label(name), *both, ends[0], f"{ends[1]} to {ends[2]}"])
-    headings = ["", f">{cell}", f">{beside.name}", ">difference", ">95 % interval"]
-    return text_table("quality on the held-out rows", headings, rows)
+    rows = (
+        (name, network.figures[name], beside.figures[name], *astuple(apart))
+        for name, apart in report.differences[cell].items()
+    )
+    return figures_beside("quality on the held-out rows", cell, beside.name, rows)
 
 
 def _figures_alone(networks: Sequence[ComparedNetwork]) -> RenderableType:

@@ -126,8 +126,8 @@ def gradients_view(found: Document) -> Iterator[RenderableType]:
         (
             f"{layer['stack']} {layer['index']}" if several else str(layer["index"]),
             as_count(layer["parameters"]) if layer["parameters"] else "–",
-            _measure(layer["norm"]),
-            _measure(layer["stream_norm"]),
+            as_measure(layer["norm"]),
+            as_measure(layer["stream_norm"]),
             _bar(layer["stream_norm"], most),
         )
         for layer in found["layers"]
@@ -175,10 +175,6 @@ def _verdict(course: Document, layers: Sequence[Document]) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _measure(value: float | None) -> str:
-    return "–" if value is None else as_measure(value)
 
 
 def _bar(part: float | None, whole: float) -> str:

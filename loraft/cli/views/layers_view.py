@@ -55,7 +55,7 @@ def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:
         "names the base": adapter["base"],
         "kind": f"{adapter['kind']}, r {', '.join(map(str, adapter['ranks']))}, alpha {as_count(adapter['alpha'])}",
         "holds": f"{as_count(adapter['parameters'])} numbers: {_by_dtype(adapter['dtypes'], as_count)}",
-        "‖ΔW‖": _measure(adapter["norm"]),
+        "‖ΔW‖": as_measure(adapter["norm"]),
     }
     if adapter["relative"] is not None:
         rows["‖ΔW‖ / ‖W‖"] = as_share(adapter["relative"], 1)
@@ -95,7 +95,7 @@ def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
     rows = []
     for name, group in by_name.items():
         farthest = max(group, key=lambda module: module["relative"] or module["norm"])
-        how_far = _measure(farthest["norm"]) if farthest["relative"] is None else _share(farthest["relative"])
+        how_far = as_measure(farthest["norm"]) if farthest["relative"] is None else _share(farthest["relative"])
         ranks = [module["effective_rank"] for module in group]
         shares = [module["relative"] for module in group]
         rows.append(
@@ -119,7 +119,7 @@ def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
         (
             module["path"],
             str(module["rank"]),
-            _measure(module["norm"]),
+            as_measure(module["norm"]),
             _share(module["relative"]),
             "–" if module["effective_rank"] is None else f"{module['effective_rank']:.1f}",
             "not finite" if not module["finite"] else "dead" if module["dead"] else "",
@@ -165,16 +165,12 @@ def _some(names: Sequence[str], meaning: str) -> str:
 
 
 def _saved(row: Document) -> tuple[str, ...]:
-    norm = _measure(row["norm"]) if row["finite"] else "not finite"
+    norm = as_measure(row["norm"]) if row["finite"] else "not finite"
     return row["name"], _shape(row), norm, _share(row["relative"])
 
 
 def _shape(module: Document) -> str:
     return " × ".join(map(as_count, module["shape"]))
-
-
-def _measure(value: float | None) -> str:
-    return "–" if value is None else as_measure(value)
 
 
 def _share(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from loraft.cli.console import printable
-from loraft.cli.text_tables import as_bytes, as_figure, as_measure, facts, label, text_table
+from loraft.cli.text_tables import as_bytes, as_figure, as_measure, facts, figures_beside, label
 from loraft.figures import counted
 
 if TYPE_CHECKING:
@@ -58,18 +59,8 @@ def _about(found: RunReport, page: Path) -> dict[str, object]:
 def _beside(findings: ModelFindings) -> Iterator[RenderableType]:
     if findings.base is None or not findings.figures:
         return
-    rows = [
-        [
-            label(name),
-            as_figure(name, each.base),
-            as_figure(name, each.trained),
-            as_figure(name, each.difference, signed=True),
-            f"{as_figure(name, each.low, signed=True)} to {as_figure(name, each.high, signed=True)}",
-        ]
-        for name, each in findings.figures.items()
-    ]
-    headings = ("", f">{findings.base}", ">trained", ">difference", ">95 % interval")
-    yield text_table(f"{findings.rows_read:,} of {findings.rows}", headings, rows)
+    rows = ((name, *astuple(each)) for name, each in findings.figures.items())
+    yield figures_beside(f"{findings.rows_read:,} of {findings.rows}", findings.base, "trained", rows)
 
 
 def _next(found: RunReport) -> Iterator[RenderableType]:
