@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,11 @@ BARE = re.compile(r"[\w/.][\w/.@+-]*([: ][\w/.@+-]+)*", re.ASCII)
 OTHERS_MISREAD = re.compile(r"(?i)y|n|yes|no|on|off|[-+.]?\d[\d_:.]*|\d{4}-\d\d?-.*|\.+")
 """Text that readers of YAML 1.1 take for a bool, a number or a date."""
 TO_ESCAPE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+WIDTH = 100
+NO_COMMENT = re.compile("[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+"""What does not stand in a comment as it is."""
+Said = tuple[str, object, str]
+"""A dotted key, its value, and why it stands there; where nothing is to be said of it, empty."""
 
 
 def dump_config(config: RunConfig) -> str:
@@ -77,6 +83,28 @@ def _yaml_text(text: str) -> str:
     if BARE.fullmatch(text) and isinstance(scalar(text), str) and not OTHERS_MISREAD.fullmatch(text):
         return text
     return TO_ESCAPE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+def commented(said: Iterable[Said]) -> Iterator[str]:
+    """The lines of a config: its keys in their order, an empty line before each section."""
+    section = ""
+    for key, value, why in said:
+        name, _, inner = key.rpartition(".")
+        if name != section:
+            yield from ["", f"{name}:"] if name else [""]
+            section = name
+        indent = "  " if name else ""
+        yield from comment(why, indent)
+        yield f"{indent}{inner}: {inline(value)}"
+
+
+def comment(text: str, indent: str = "", hang: str = "") -> Iterator[str]:
+    """A text as lines of a comment; all but the first begin with `hang`."""
+    plain = NO_COMMENT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # which could end the comment's line
+    lines = textwrap.wrap(
+        plain, WIDTH - len(indent) - 2, subsequent_indent=hang, break_on_hyphens=False, break_long_words=False
+    )
+    yield from (f"{indent}# {line}" for line in lines)
 
 
 MOST_BYTES = 64 * 1024

@@ -22,7 +22,7 @@ from loraft.distributed.pulse import Pulse
 from loraft.distributed.roll_call import of_rank, portable
 from loraft.errors import LoraftError
 from loraft.figures import counted
-from loraft.io.fetched_once import fetched_by_another
+from loraft.io.patience import fetched_by_another
 from loraft.kernels.transfer import to_device
 from loraft.models.device import DeviceConfig
 from loraft.tokenization.examples import Example

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loraft.config.change_config import nested
 from loraft.config.choices import Method, RowFormat, TaskName, TextBy
-from loraft.config.commented import Said, commented
+from loraft.config.config_file import Said, commented
 from loraft.config.schema import RunConfig
 from loraft.tasks import TASKS
 from loraft.tasks.task import StarterFacts

@@ -67,6 +67,15 @@ def check_config_place(path: Path, *, reads: Iterable[Path] = (), overwrite: boo
         raise ConfigError("is there already", where=str(path), remedy=remedy)
 
 
+def begins_with(path: Path, mark: str) -> bool:
+    """Whether a file has a mark near its beginning, as the pages have that loraft writes."""
+    try:
+        with path.open("rb") as file:
+            return mark.encode() in file.read(400)
+    except OSError:
+        return False
+
+
 @contextmanager
 def without_bars() -> Iterator[None]:
     """The Hub's library draws no bars meanwhile."""

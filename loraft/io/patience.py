@@ -1,10 +1,15 @@
-"""What is fetched from elsewhere is asked for again where the network, or who answers, fails for the moment."""
+"""What is fetched from elsewhere: asked for again where the network, or who answers, fails for the moment.
+
+One process of a machine fetches it for all of them, and those after it ask nobody again.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 Fetched = TypeVar("Fetched")
@@ -19,6 +24,7 @@ OF_LIBRARIES = {
     "aiohttp": ("ClientConnectionError", "ClientPayloadError", "ServerTimeoutError"),
 }
 """How those that ask for us call a connection that fails or is cut."""
+_BY_ANOTHER = ContextVar("_BY_ANOTHER", default=False)
 
 
 def patiently(fetch: Callable[[], Fetched]) -> Fetched:
@@ -63,3 +69,18 @@ def _cut() -> tuple[type[BaseException], ...]:
                 yield from (getattr(sys.modules[library], name) for name in names)
 
     return tuple(found())
+
+
+@contextmanager
+def fetched_by_another() -> Iterator[None]:
+    """Meanwhile what lies elsewhere was fetched just now, by another process of this machine."""
+    before = _BY_ANOTHER.set(True)
+    try:
+        yield
+    finally:
+        _BY_ANOTHER.reset(before)
+
+
+def is_fetched() -> bool:
+    """Whether what lies elsewhere was fetched just now."""
+    return _BY_ANOTHER.get()

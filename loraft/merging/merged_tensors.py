@@ -7,7 +7,7 @@ more than it gains, above all on a machine that has other things to do.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,13 +15,19 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from loraft.adapters.effect import Run, cast_pieces
-from loraft.merging.converted_weights import RemadeTensors
-from loraft.merging.merged_pieces import checked, merged_pieces
+from loraft.adapters.effect import Run, cast_pieces, pieces_with_rows, updated_pieces
+from loraft.config.sections import QuantizationSection
+from loraft.errors import AdapterError, NonFiniteError
+from loraft.kernels.packed_experts import pack
 from loraft.merging.prepare_merge import Merge
+from loraft.merging.quantize_roundtrip import quantize_roundtrip
+from loraft.models.auto_model import meta_model
+from loraft.models.load_model import load_config
 from loraft.models.packed_weights import PackedHeader
 from loraft.models.safetensors_index import TORCH_DTYPES, Slot, TensorHeader, in_order, mapped_tensor
+from loraft.models.weight_names import Conversion
 
 BYTES_AT_ONCE = 4 << 20
 MOST_WORKERS = 8
@@ -74,6 +80,83 @@ class MergedTensors:
         return (piece.view(dtype) if piece.dtype == torch.uint8 else piece for piece in self.pieces(slot, run))
 
 
+class RemadeTensors:
+    """The tensors of the base's files that a merge changes and that loading computes with, by their names there.
+
+    Loading makes others of them, such as all experts in one, which are merged and taken apart again. Those that are
+    computed with one another are made together, once one of them is asked for.
+    """
+
+    def __init__(self, merge: Merge) -> None:
+        """Find what is computed with what.
+
+        Raises:
+            AdapterError: transformers does not know the way back.
+        """
+        self._merge, self._made = merge, dict[str, Tensor]()
+        self._groups: dict[str, tuple[str, ...]] = {}
+        quantized = merge.quantized if merge.storage is not None else frozenset()
+        changed = sorted(merge.converted.keys() & {*merge.plan.changed, *quantized})
+        if not changed:
+            return
+        model = meta_model(load_config(merge.target.model, None, merge.labels))
+        self._conversion, state = Conversion(model, merge.headers), model.state_dict()
+        for name, group in _groups(merge, changed).items():
+            parts = {header.name for each in group for header in merge.converted[each]}
+            if self._conversion.back({each: state[each] for each in group}).keys() != parts:
+                raise _stuck(merge, name)
+            self._groups |= dict.fromkeys(parts, group)
+
+    def take(self, name: str) -> Tensor | None:
+        """A tensor of the files as the merge makes it, which is given once; None of one that is merged without this.
+
+        Raises:
+            NonFiniteError: A merged tensor holds NaN or infinity.
+        """
+        if name not in self._groups:
+            return None
+        if name not in self._made:
+            self._made |= self._remade(self._groups[name])
+        return self._made.pop(name)
+
+    def _remade(self, group: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of the files that some of the model are made of, merged."""
+        merge = self._merge
+        parts = {header.name: header for name in group for header in merge.converted[name]}
+        stored = TORCH_DTYPES[next(iter(parts.values())).dtype]
+        loaded_in = (merge.trained_dtype or merge.dtype) if merge.is_packed else stored
+        loaded = self._conversion.load({name: _read(header, loaded_in) for name, header in parts.items()})
+        dtype, merged = merge.dtype if merge.casts else stored, dict[str, Tensor]()
+        for name in group:
+            shape, whole = loaded[name].shape, loaded.pop(name)
+            merged[name] = torch.cat(list(_merged_pieces(merge, name, whole, dtype))).view(shape)
+        return self._conversion.back(merged)
+
+
+def _groups(merge: Merge, changed: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The tensors of the model that are made of some of the same tensors as one that is changed, by its name."""
+    of_part = defaultdict[str, list[str]](list)
+    for name, parts in merge.converted.items():
+        for part in parts:
+            of_part[part.name].append(name)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in changed:
+        if not any(name in group for group in found.values()):
+            found[name] = tuple(dict.fromkeys(each for part in merge.converted[name] for each in of_part[part.name]))
+    return found
+
+
+def _read(header: TensorHeader, dtype: torch.dtype) -> Tensor:
+    """A tensor of the base as training computed with it."""
+    return header.unpacked(dtype) if isinstance(header, PackedHeader) else mapped_tensor(header).to(dtype)
+
+
+def _stuck(merge: Merge, name: str) -> AdapterError:
+    message = f"it changes {name}, which the base's files hold in another form, with no known way back"
+    remedy = "Use it unmerged: `loraft.generate` with `adapters`."
+    return AdapterError(message, where=str(merge.adapters[0].files.folder), remedy=remedy)
+
+
 def plan_files(merge: Merge) -> dict[str, list[Slot]]:
     """What each file of the result holds: those of the base, under their names, with what is new in the last one.
 
@@ -112,7 +195,7 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
     """One tensor of the result, in pieces; a dtype of None is that of a tensor that holds no floating numbers."""
     replacement = merge.plan.replaced.get(name)
     if replacement is not None:
-        return cast_pieces(replacement, dtype or replacement.dtype, run=checked(run, name))
+        return cast_pieces(replacement, dtype or replacement.dtype, run=_checked(run, name))
     header = _source(merge, name)
     changes = (
         name in merge.plan.changed
@@ -126,7 +209,54 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
         weight = header.unpacked(merge.trained_dtype or merge.dtype)
     else:
         weight = mapped_tensor(header)
-    return merged_pieces(merge, name, weight, dtype, run)
+    return _merged_pieces(merge, name, weight, dtype, run)
+
+
+def _merged_pieces(merge: Merge, name: str, weight: Tensor, dtype: torch.dtype, run: Run = map) -> Iterable[Tensor]:
+    """The tensor that the model calls `name`, and whose numbers in the base are `weight`, as the result has it.
+
+    Raises:
+        NonFiniteError: While iterating: it holds NaN or infinity.
+    """
+    plan, looked_at = merge.plan, _checked(run, name)
+    if name in plan.replaced:
+        return cast_pieces(plan.replaced[name], dtype, run=looked_at)
+    if merge.storage is not None:
+        weight = _as_trained(merge, merge.storage, name, weight, run)
+    if name in plan.updates:
+        return updated_pieces(weight, plan.updates[name], dtype, transposed=name in plan.transposed, run=looked_at)
+    if name in plan.rows:
+        return pieces_with_rows(weight, *plan.rows[name], dtype, run=looked_at)
+    if name in plan.added:
+        return cast_pieces(torch.stack([weight.float(), *plan.added[name]]).sum(0), dtype, run=looked_at)
+    if name in merge.grown:  # what is added to the logits, and nothing for a new token
+        weight = pad(weight, (0, merge.grown[name][-1] - weight.shape[-1]))
+    return cast_pieces(weight, dtype, run=looked_at)
+
+
+def _as_trained(merge: Merge, storage: QuantizationSection, name: str, weight: Tensor, run: Run) -> Tensor:
+    """A tensor of the base as a model that stores it quantized computes with it."""
+    dtype = merge.trained_dtype or merge.dtype
+    if name not in merge.quantized:
+        return weight.to(dtype)
+    if weight.dim() == 3:
+        return pack(weight.to(dtype), storage.type, double_quant=storage.double_quant).value()
+    if name in merge.plan.transposed:
+        return quantize_roundtrip(weight.T, storage, dtype, run=run).T
+    return quantize_roundtrip(weight, storage, dtype, run=run)
+
+
+def _checked(run: Run, name: str) -> Run:
+    """Makes pieces as `run` does, and looks at each before it is given on."""
+
+    def finite(piece: Tensor) -> Tensor:
+        # The sum is quick, and finite where every number is, unless they are huge.
+        if not bool(torch.isfinite(piece.sum())) and not bool(torch.isfinite(piece).all()):
+            remedy = "Its numbers are too large for float16: use bfloat16." if piece.dtype == torch.float16 else None
+            raise NonFiniteError(f"the merged tensor {name} holds NaN or infinity", remedy=remedy)
+        return piece
+
+    return lambda work, spans: run(lambda span: finite(work(span)), spans)
 
 
 @contextmanager

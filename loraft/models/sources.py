@@ -27,9 +27,9 @@ from huggingface_hub.errors import (
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.checksums import build_once, known_sha256_of
-from loraft.io.fetched_once import is_fetched
 from loraft.io.hub_files import NETWORK_ERROR, whole_files
 from loraft.io.paths import CONVERSION, cache_folder, without_bars
+from loraft.io.patience import is_fetched
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted

@@ -10,8 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from loraft.config.change_config import nested
-from loraft.config.commented import Said, comment, commented
-from loraft.config.config_file import inline
+from loraft.config.config_file import Said, comment, commented, inline
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import KEYS
 from loraft.config.validation_errors import validated

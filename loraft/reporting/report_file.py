@@ -10,7 +10,7 @@ from pathlib import Path
 from loraft.errors import DataError, Interrupted, RunError
 from loraft.events import Note, Observer
 from loraft.io.atomic import write_whole
-from loraft.io.paths import check_output_file
+from loraft.io.paths import begins_with, check_output_file
 from loraft.reporting.report_page import MARK, page_of
 from loraft.reporting.run_records import read_records
 from loraft.reporting.run_report import RunReport, report_of
@@ -27,7 +27,7 @@ def check_report_file(path: Path) -> None:
         DataError: It is a folder, there is no folder for it, or it holds something else than a report.
     """
     check_output_file(path, parameter=OUTPUT)
-    if path.exists() and not _is_report(path):
+    if path.exists() and not begins_with(path, MARK):
         message = "is there already, and is no report of loraft"
         raise DataError(message, where=str(path), parameter=OUTPUT, remedy="Name another file.")
 
@@ -81,11 +81,3 @@ def _write_at_the_end(folder: Path, observer: Observer) -> Path | None:
         observer(Note(f"{path} was not written: {error}"))
         return None
     return path
-
-
-def _is_report(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return MARK.encode() in file.read(400)
-    except OSError:
-        return False

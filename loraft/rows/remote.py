@@ -13,10 +13,9 @@ from urllib.parse import urlsplit
 
 from loraft.errors import DataError, LoraftError
 from loraft.io.checksums import sha256_of_facts
-from loraft.io.fetched_once import is_fetched
 from loraft.io.kept_files import kept_file
 from loraft.io.paths import without_bars
-from loraft.io.patience import patiently
+from loraft.io.patience import is_fetched, patiently
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
 
 ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/+")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraft.config.commented import WIDTH, comment, commented
+from loraft.config.config_file import WIDTH, comment, commented
 from loraft.config.yaml_nodes import read_yaml
 
 

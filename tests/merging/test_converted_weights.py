@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from loraft import api
 from loraft.errors import NonFiniteError
-from loraft.merging.converted_weights import RemadeTensors
+from loraft.merging.merged_tensors import RemadeTensors
 from loraft.merging.prepare_merge import prepare_merge, resolve_weighted
 from loraft.models.safetensors_index import SINGLE
 from tests.merging.merging import own_adapter

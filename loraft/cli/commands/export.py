@@ -7,8 +7,8 @@ from typing import Literal
 
 from loraft.cli.console import print_json, print_note, print_result, waiting
 from loraft.cli.options import JsonOption, argument, flag, option, trust_flag
-from loraft.cli.views.export_view import export_view
 from loraft.cli.views.progress import watching
+from loraft.cli.views.written_view import export_view
 from loraft.cli.wording import with_options
 
 

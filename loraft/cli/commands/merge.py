@@ -8,8 +8,8 @@ from typing import Literal
 from loraft.cli.console import print_json, print_note, print_result, waiting
 from loraft.cli.options import JsonOption, argument, flag, option, refuse, trust_flag
 from loraft.cli.text_tables import print_try_it
-from loraft.cli.views.merge_view import merge_view
 from loraft.cli.views.progress import watching
+from loraft.cli.views.written_view import merge_view
 from loraft.cli.wording import with_options
 from loraft.config.choices import TASK_OF_GROUP
 

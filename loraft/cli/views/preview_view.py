@@ -18,7 +18,7 @@ from loraft.cli.text_tables import as_count, as_share
 from loraft.errors import DataError
 from loraft.figures import counted
 from loraft.io.atomic import write_whole
-from loraft.io.paths import check_output_file
+from loraft.io.paths import begins_with, check_output_file
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
@@ -267,7 +267,7 @@ def check_page(path: Path, config: RunConfig, config_path: Path, *, overwrite: b
     evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
     rows = (path for source in (*config.data.train, *evaluation) for path in files_here(source.path))
     check_output_file(path, reads=(config_path, *rows), parameter=HTML)
-    if path.exists() and not overwrite and not _is_page(path):
+    if path.exists() and not overwrite and not begins_with(path, MARK):
         remedy = "Name another file, or replace it with --overwrite."
         raise DataError(
             "is there already, and is no page of loraft preview", where=str(path), parameter=HTML, remedy=remedy
@@ -331,11 +331,3 @@ def _batches_html(preview: Preview) -> Iterator[str]:
 
 def _target(tokens: int | None) -> str:
     return "" if tokens is None else f" → {tokens}"
-
-
-def _is_page(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return MARK.encode() in file.read(400)
-    except OSError:
-        return False

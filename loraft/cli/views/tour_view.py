@@ -23,9 +23,9 @@ from loraft.cli.views.inside_view import SECTIONS as OF_ACTIVATIONS
 from loraft.cli.views.inside_view import activations_view, gradients_view
 from loraft.cli.views.layers_view import SECTIONS as OF_LAYERS
 from loraft.cli.views.layers_view import layers_view
-from loraft.cli.views.merge_view import merge_view
 from loraft.cli.views.trace_view import SECTIONS as OF_TRACE
 from loraft.cli.views.trace_view import render_trace
+from loraft.cli.views.written_view import merge_view
 from loraft.tour.screens import Document, Fact, Part, Shown
 
 WIDEST = 100
