@@ -35,34 +35,11 @@ if TYPE_CHECKING:
     from loraft.reporting.report_run import report
 
 __all__ = [
-    "Answering",
-    "OpenClassifier",
-    "OpenModel",
-    "answer_file",
-    "check",
-    "compare",
-    "compare_methods",
-    "complete",
-    "convert",
-    "evaluate",
-    "export",
-    "fit_memory",
-    "generate",
-    "inspect_activations",
-    "inspect_gradients",
-    "inspect_layers",
-    "load",
-    "merge",
-    "open_chat",
-    "predict",
-    "predict_file",
-    "preview",
-    "push",
-    "report",
-    "train",
-    "train_baseline",
-    "tune",
-]
+    "Answering", "OpenClassifier", "OpenModel", "answer_file", "check", "compare", "compare_methods", "complete",
+    "convert", "evaluate", "export", "fit_memory", "generate", "inspect_activations", "inspect_gradients",
+    "inspect_layers", "load", "merge", "open_chat", "predict", "predict_file", "preview", "push", "report", "train",
+    "train_baseline", "tune",
+]  # fmt: skip
 
 HOMES = {
     **dict.fromkeys(("Answering", "OpenModel", "answer_file", "compare"), "api.answers"),
