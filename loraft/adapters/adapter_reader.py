@@ -56,19 +56,16 @@ class AdapterReader:
     dtypes: Mapping[str, int]
     file: Any
 
-    @property
+    @cached_property
     def ranks(self) -> dict[str, int]:
         """The rank of each adapted module, from the sizes of its tensors."""
-        return {name: rows // self._experts(name, rows) for name, rows in self._rows.items()}
+        sizes = {name: self.file.get_slice(parts["A"]).get_shape()[0] for name, parts in self.keys.items()}
+        return {name: rows // self._experts(name, rows) for name, rows in sizes.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The sizes of the tensors that are trained whole."""
         return {name: tuple(self.file.get_slice(key).get_shape()) for name, key in self.saved.items()}
-
-    @cached_property
-    def _rows(self) -> Mapping[str, int]:
-        return {name: self.file.get_slice(parts["A"]).get_shape()[0] for name, parts in self.keys.items()}
 
     @cached_property
     def _alphas(self) -> Mapping[str, float]:

@@ -75,10 +75,10 @@ class TargetModules:
     parameters: int
     by_name: Mapping[str, ModuleCount]
     by_layer: Mapping[int, ModuleCount]
-    by_rank_pattern: Mapping[str, int]
-    by_alpha_pattern: Mapping[str, int]
-    saved: tuple[str, ...]
-    saved_parameters: int
+    by_rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    by_alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+    saved: tuple[str, ...] = ()
+    saved_parameters: int = 0
     weights: tuple[AdaptedWeight, ...] = ()
     biases: Mapping[str, int] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
@@ -204,10 +204,6 @@ def _counts(
         parameters=sum(sizes.values()),
         by_name=_counted((place.inside, size) for place, size in sizes.items()),
         by_layer=_counted((place.layer, size) for place, size in sizes.items()),
-        by_rank_pattern={},
-        by_alpha_pattern={},
-        saved=(),
-        saved_parameters=0,
     )
 
 

@@ -45,7 +45,8 @@ def confine(out: Path, size: int) -> None:
     It cannot be undone. Twice the size of the file is allowed: where it cannot be mapped it is read, and a tensor that
     is not in order is put in order.
     """
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if _has_proc() else 0
+    statm = Path("/proc/self/statm")
+    held = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
     most = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: BASE_SECONDS + size // BYTES_A_SECOND}
     if held:  # elsewhere nothing tells what the libraries hold already
         most[resource.RLIMIT_AS] = held + 2 * size + BASE_BYTES
@@ -62,7 +63,3 @@ def confine(out: Path, size: int) -> None:
             raise PermissionError(f"{given[0]} is not for a process that opens pickles to write")
 
     sys.addaudithook(refuse)
-
-
-def _has_proc() -> bool:
-    return Path("/proc/self/statm").exists()

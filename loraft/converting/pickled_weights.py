@@ -74,12 +74,9 @@ def find_weights(source: str, revision: str | None) -> PickledWeights:
 
 
 def _fetched(name: str, revision: str | None) -> Path:
-    _refuse_safetensors(name, [file for file in files_at_hub(name, revision) if _is_safetensors(file)])
+    at_the_root = (file for file in files_at_hub(name, revision) if "/" not in file)
+    _refuse_safetensors(name, [file for file in at_the_root if file.endswith(".safetensors")])
     return from_hub(name, revision, [*COMPANY, "pytorch_model*.bin", ADAPTER], key="model.name_or_path")
-
-
-def _is_safetensors(name: str) -> bool:
-    return "/" not in name and name.endswith(".safetensors")
 
 
 def _refuse_safetensors(source: str, found: list[str]) -> None:

@@ -61,16 +61,12 @@ def _stand_in(weight: nn.Parameter, ranks: Ranks) -> nn.Parameter:
     empty = nothing.to(weight.device).expand(weight.shape)
     made: Any = torch.Tensor._make_subclass(type(weight), empty, weight.requires_grad)
     vars(made).update(vars(weight))
-    flat, size = weight.data.reshape(-1), _part_size(weight, ranks)
+    flat, size = weight.data.reshape(-1), -(-weight.numel() // ranks.world)
     part = flat.new_zeros(size)
     own = flat[ranks.rank * size : (ranks.rank + 1) * size]
     part[: len(own)] = own
     setattr(made, PART, part)
     return made  # type: ignore[no-any-return]
-
-
-def _part_size(weight: Tensor, ranks: Ranks) -> int:
-    return -(-weight.numel() // ranks.world)
 
 
 def gather_in(module: nn.Module, ranks: Ranks, besides: Sequence[nn.Module] = ()) -> None:

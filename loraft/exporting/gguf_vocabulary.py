@@ -8,7 +8,7 @@ tokens there than here, and is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -46,10 +46,12 @@ def vocabulary_of(
     """
     backend: Any = tokenizer.backend_tokenizer
     described: Json = json.loads(backend.to_str())
-    notes = [*_about_added(described)]
+    strips = [each["content"] for each in described["added_tokens"] if each["lstrip"] or each["rstrip"]]
+    said = f"llama.cpp keeps white space beside {', '.join(strips[:4])}, which the tokenizer takes away"
+    notes = [said] if strips else []
     if described["model"]["type"] != "BPE":
         raise _refused(f"it is of the kind {described['model']['type']}, and llama.cpp's decoders have BPE", where)
-    if _is_byte_level(described):
+    if any(part["type"] == "ByteLevel" for part in _parts(described, "pre_tokenizer")):
         values, more = _byte_level(described, where)
     else:
         values, more = _of_sentencepiece(described, where)
@@ -73,16 +75,6 @@ def _parts(described: Json, what: str) -> list[Json]:
         return []
     listed: list[Json] = given.get("normalizers") or given.get("pretokenizers") or []
     return listed if given["type"] == "Sequence" else [given]
-
-
-def _is_byte_level(described: Json) -> bool:
-    return any(part["type"] == "ByteLevel" for part in _parts(described, "pre_tokenizer"))
-
-
-def _about_added(described: Json) -> Iterator[str]:
-    strips = [each["content"] for each in described["added_tokens"] if each["lstrip"] or each["rstrip"]]
-    if strips:
-        yield f"llama.cpp keeps white space beside {', '.join(strips[:4])}, which the tokenizer takes away"
 
 
 def _byte_level(described: Json, where: str) -> tuple[dict[str, Value], list[str]]:

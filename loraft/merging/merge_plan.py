@@ -85,7 +85,10 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held
         parameters = _parameters_that_fit(model, adapter.files)
         for place, parts in adapter.files.factors.items():
             if (of := parameters.get(place)) is not None:
-                name, update = of.name, _update_of_parameter(of, parts, adapter)
+                name, update = (
+                    of.name,
+                    LoraFactors(parts["A"], parts["B"], adapter.weight * of.scale, experts=of.experts),
+                )
                 transposed = transposed | {name} if of.transposed else transposed - {name}
             else:
                 name, update = f"{place}.weight", _update(place, parts, modules[place], adapter)
@@ -132,10 +135,6 @@ def _parameters_that_fit(model: PreTrainedModel, files: AdapterFiles) -> Mapping
         wrapped = with_layers(copy.deepcopy(model), replace(files, config=config), ADAPTER_NAME)
     refuse_misfit(wrapped, files, ADAPTER_NAME)
     return adapted_parameters(wrapped, ADAPTER_NAME)
-
-
-def _update_of_parameter(of: AdaptedParameter, parts: Mapping[str, Tensor], adapter: WeightedAdapter) -> LoraFactors:
-    return LoraFactors(parts["A"], parts["B"], adapter.weight * of.scale, experts=of.experts)
 
 
 def _added(place: str, bias: Tensor, module: nn.Module, scale: float, adapter: WeightedAdapter) -> Tensor:

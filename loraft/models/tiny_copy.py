@@ -77,9 +77,11 @@ def tiny_copy(config: PreTrainedConfig) -> PreTrainedModel | None:
 
 def _refusal(model: PreTrainedModel) -> str | None:
     """What a forward asks for beside text; None where it takes it."""
+    ids = torch.arange(1, 9)[None]
+    read = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
     for options in ({"use_cache": False}, {}):
         try:
-            model(**_read(model), **options)
+            model(**read, **options)
         except (TypeError, ValueError) as error:
             refusal = reason(error)
         else:
@@ -91,11 +93,6 @@ def not_on_text(config: PreTrainedConfig, why: str) -> ModelError:
     """An architecture that is not trained on text alone."""
     message = f"model type {config.model_type!r} is not trained on text alone: {why}"
     return ModelError(message, key="model.name_or_path", remedy="Choose another model.")
-
-
-def _read(model: PreTrainedModel) -> dict[str, Any]:
-    ids = torch.arange(1, 9)[None]
-    return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
 
 
 def _scale(parameter: torch.Tensor) -> None:

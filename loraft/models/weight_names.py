@@ -61,16 +61,12 @@ class Conversion:
             converter.add_tensor(first, name, pattern, tensors[name])  # type: ignore[arg-type]  # a tensor will do
         model, config = self._model, self._model.config
         found = (each.convert(first, model=model, config=config).items() for first, each in made.items())
-        return {name: _one(tensor) for several in found for name, tensor in several}
+        return {name: each[0] if isinstance(each, list) else each for several in found for name, each in several}
 
     def back(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the files, by their names there, that these of the model were made of."""
         found: dict[str, Tensor] = revert_weight_conversion(self._model, dict(tensors))
         return found
-
-
-def _one(made: Tensor | list[Tensor]) -> Tensor:
-    return made[0] if isinstance(made, list) else made
 
 
 class _Renaming:

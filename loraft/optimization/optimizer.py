@@ -292,7 +292,11 @@ def restore_optimizer(
     for name, value in [*tensors.items(), *numbers.items()]:
         number, _, field = name.partition(".")
         fields.setdefault(int(number), {})[field] = value
-    places = dict(_places(optimizer))
+    places = {
+        parameter: (g, p)
+        for g, group in enumerate(optimizer.param_groups)
+        for p, parameter in enumerate(group["params"])
+    }
     for index, parameter in enumerate(_in_order(trainable)):
         state, (g, p) = optimizer.state[parameter], places[parameter]
         if index in fields and hasattr(optimizer, "init_state") and not state:
@@ -313,9 +317,3 @@ def parameter_of(name: str, trainable: Mapping[str, nn.Parameter]) -> nn.Paramet
 def _in_order(trainable: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
     """The parameters as checkpoints number them: matrices, then vectors, each in the order of their names."""
     return sorted(trainable.values(), key=lambda parameter: parameter.ndim < 2)
-
-
-def _places(optimizer: Optimizer) -> Iterator[tuple[nn.Parameter, tuple[int, int]]]:
-    """The parameters, each with the numbers of its group and of its place in the group."""
-    for g, group in enumerate(optimizer.param_groups):
-        yield from ((parameter, (g, p)) for p, parameter in enumerate(group["params"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedModel
 
@@ -45,12 +45,5 @@ def unseen_tokens(names: Sequence[str], ids: Sequence[int], data: PreparedData) 
     if left:
         unseen = [name for name, number in zip(names, ids, strict=True) if number in left]
         rows = "of the first rows, which were looked at," if data.stream is not None else "of the rows"
-        yield f"none {rows} has the new {_token(unseen)} {listed(unseen)}: nothing will be learned of {_them(unseen)}"
-
-
-def _token(names: Collection[str]) -> str:
-    return "token" if len(names) == 1 else "tokens"
-
-
-def _them(names: Collection[str]) -> str:
-    return "it" if len(names) == 1 else "them"
+        tokens, them = ("token", "it") if len(unseen) == 1 else ("tokens", "them")
+        yield f"none {rows} has the new {tokens} {listed(unseen)}: nothing will be learned of {them}"

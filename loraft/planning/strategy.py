@@ -107,6 +107,7 @@ class Parts:
         """
         whole_model = not plan.adapter
         own = -(-(self.weights - self.constants) // self.ranks) + self.constants
+        on_host = own + -(-(plan.adapter + plan.gradients + plan.optimizer) // self.ranks)
         gradient = self.gathered if whole_model else 0
         return replace(
             plan,
@@ -114,11 +115,8 @@ class Parts:
             adapter=0 if self.offloads else -(-plan.adapter // self.ranks),
             gradients=gradient + (0 if self.offloads else -(-plan.gradients // self.ranks)),
             optimizer=0 if self.offloads else -(-plan.optimizer // self.ranks),
-            host_weights=self._on_host(plan, own) if self.offloads else plan.host_weights,
+            host_weights=on_host if self.offloads else plan.host_weights,
         )
-
-    def _on_host(self, plan: MemoryPlan, own: int) -> int:
-        return own + -(-(plan.adapter + plan.gradients + plan.optimizer) // self.ranks)
 
 
 def parts_of(known: KnownRun, plan: MemoryPlan, ranks: Ranks) -> Parts:

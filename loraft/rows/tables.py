@@ -104,14 +104,11 @@ def _parts(lines: Sequence[str], mark: str) -> bool:
 def _header(cells: Sequence[str], where: str) -> list[str]:
     twice = sorted({cell for cell in cells if cells.count(cell) > 1})
     if twice:
-        raise DataError(f"the header names {', '.join(map(_shown, twice))} twice", where=where, key="data")
+        named = ", ".join(column.strip() or "(no name)" for column in twice)
+        raise DataError(f"the header names {named} twice", where=where, key="data")
     if not all(_is_utf8(cell) for cell in cells):
         raise DataError("is not UTF-8", where=where, key="data", remedy=remedy_of("is not UTF-8"))
     return list(cells)
-
-
-def _shown(column: str) -> str:
-    return column.strip() or "(no name)"
 
 
 def _cells(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, object]:

@@ -34,10 +34,6 @@ def _norm_pairs() -> list[tuple[Callable[..., Any], ...]]:
     ]
 
 
-def _gated_pairs() -> list[tuple[Callable[..., Any], ...]]:
-    return [(partial(fused_gated, by_gelu=gelu), partial(plain_gated, by_gelu=gelu)) for gelu in (False, True)]
-
-
 def _numbers(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
     """The same on every device."""
     generator = torch.Generator().manual_seed(sum(shape))
@@ -59,7 +55,7 @@ def _inputs(name: str, device: str, dtype: torch.dtype) -> tuple[list[Tensor], l
 PAIRS: Mapping[str, Callable[[], Sequence[tuple[Callable[..., Any], ...]]]] = {
     NORMS: _norm_pairs,
     ROTARY: lambda: [(fused_rotated, plain_rotated)],
-    GATED: _gated_pairs,
+    GATED: lambda: [(partial(fused_gated, by_gelu=gelu), partial(plain_gated, by_gelu=gelu)) for gelu in (False, True)],
 }
 """The fused and the plain form of each operation."""
 
