@@ -16,8 +16,8 @@ from loraft.config.sections import QuantizationSection
 from loraft.kernels.cuda_rows import efficient_attention, row_ends_of
 from loraft.kernels.fused import row_trials, trials
 from loraft.kernels.fused.capped_rows import _blocks
-from loraft.kernels.fused.chosen import fuse_chosen
 from loraft.kernels.fused.forms import fused_norm
+from loraft.kernels.fused.fuse import fuse_chosen
 from loraft.kernels.lora_linear import patch_lora_linears
 from loraft.kernels.packed_attention import attend_rows
 from loraft.kernels.rms_norm import cuda_norm, patch_rms_norm, plain_norm

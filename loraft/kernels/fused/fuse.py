@@ -1,12 +1,14 @@
 """Which modules of a model train by fused forms: those whose class computes the plain form, to the letter or the bit.
 
+Of a form that this GPU computes rightly, which is tried, all such modules are taken.
+
 Nothing but the modules of this model is changed. Outside of training, and off CUDA, they compute as they did before.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -16,10 +18,32 @@ from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
 from transformers.models.llama import modeling_llama
 
+from loraft.figures import counted
+from loraft.kernels.fused.capped_rows import capped_modules, fuse_capped
 from loraft.kernels.fused.forms import FUSED, fused_gated, fused_norm, fused_rotated
+from loraft.kernels.fused.row_trials import CAPPED, capped_fault
+from loraft.kernels.fused.trials import GATED, NORMS, ROTARY, faults
 from loraft.kernels.rms_norm import epsilon_of, formula_of
 
 ROTATES = "apply_rotary_pos_emb"
+
+
+def fuse_chosen(model: nn.Module, device: str, dtype: torch.dtype) -> list[str]:
+    """Let the layers train by the fused forms that this GPU computes rightly; which ones these are, in sentences."""
+    if device != "cuda":
+        return []
+    wrong = dict(faults(device, dtype))
+    capped = next(iter(capped_modules(model)), None)
+    fault = capped_fault(device, dtype, capped.head_dim) if capped is not None else None
+    if fault is not None:
+        wrong[CAPPED] = fault
+    found = {name: fuse(model) for name, fuse in FUSE.items() if name not in wrong}
+    taken = [f"{name} of {counted(number, 'module')}" for name, number in found.items() if number]
+    notes = [f"fused kernels, tried on this GPU, compute the {', the '.join(taken)}"] if taken else []
+    return notes + [
+        f"torch's own operations compute the {', the '.join(name for name in wrong if wrong[name] == reason)}: {reason}"
+        for reason in sorted(set(wrong.values()))
+    ]
 
 
 def fuse_norms(model: nn.Module) -> int:
@@ -62,6 +86,12 @@ def fuse_rotary(model: nn.Module) -> int:
         module.__class__ = made[kind]
         found += 1
     return found
+
+
+FUSE: Mapping[str, Callable[[nn.Module], int]] = {
+    NORMS: fuse_norms, ROTARY: fuse_rotary, GATED: fuse_gated, CAPPED: fuse_capped,
+}  # fmt: skip
+"""What lets the layers of a model train by each fused form, and counts them."""
 
 
 def _with_another(function: Any, name: str, other: Callable[..., Any]) -> FunctionType:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as flex
 
-from loraft.kernels.fused import capped_rows, chosen, row_trials
+from loraft.kernels.fused import capped_rows, fuse, row_trials
 from loraft.kernels.fused.capped_rows import AT_ONCE, BLOCK, fuse_capped
 from loraft.kernels.fused.row_trials import CAPPED
 from loraft.kernels.packed_attention import _slices
@@ -88,10 +88,10 @@ def test_modules_that_cap_and_drop_nothing_are_taken() -> None:
 
 @pytest.mark.parametrize("fault", [None, "no compiler"])
 def test_what_takes_them_is_said(fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chosen, "faults", lambda *_: {})
-    monkeypatch.setattr(chosen, "capped_fault", lambda *_: fault)
+    monkeypatch.setattr(fuse, "faults", lambda *_: {})
+    monkeypatch.setattr(fuse, "capped_fault", lambda *_: fault)
     model = tiny_model("gemma2")
-    notes = " ".join(chosen.fuse_chosen(model, "cuda", torch.bfloat16))
+    notes = " ".join(fuse.fuse_chosen(model, "cuda", torch.bfloat16))
     assert (f"{CAPPED} of 3 modules" in notes) == (fault is None)
     assert (f"{CAPPED}: no compiler" in notes) == (fault is not None)
     assert [hasattr(module, AT_ONCE) for module in capped_rows.capped_modules(model)] == 3 * [fault is None]

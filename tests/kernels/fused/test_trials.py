@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from loraft.kernels.fused import chosen, trials
+from loraft.kernels.fused import fuse, trials
 from loraft.kernels.fused.forms import plain_gated, plain_rotated
 from loraft.kernels.fused.trials import GATED, NO_TRITON, NORMS, ROTARY, difference, faults
 from loraft.kernels.rms_norm import plain_norm
@@ -52,11 +52,11 @@ def test_without_triton_none_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_said_what_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama").requires_grad_(False)
-    assert chosen.fuse_chosen(model, "cpu", torch.bfloat16) == []
-    monkeypatch.setattr(chosen, "faults", lambda *_: {ROTARY: "off"})
-    assert chosen.fuse_chosen(model, "cuda", torch.bfloat16) == [
+    assert fuse.fuse_chosen(model, "cpu", torch.bfloat16) == []
+    monkeypatch.setattr(fuse, "faults", lambda *_: {ROTARY: "off"})
+    assert fuse.fuse_chosen(model, "cuda", torch.bfloat16) == [
         "fused kernels, tried on this GPU, compute the norms of 7 modules, the gated products of 3 modules",
         "torch's own operations compute the rotary positions: off",
     ]
-    monkeypatch.setattr(chosen, "faults", lambda *_: {})
-    assert len(chosen.fuse_chosen(tiny_model("gpt2"), "cuda", torch.bfloat16)) == 0
+    monkeypatch.setattr(fuse, "faults", lambda *_: {})
+    assert len(fuse.fuse_chosen(tiny_model("gpt2"), "cuda", torch.bfloat16)) == 0
