@@ -100,8 +100,7 @@ def export(
         found = resolve_target(target, base_model=base_model)
         weights = (1.0,) * len(found.adapters)
     return _written(
-        *(found, weights, Path(out).expanduser()),
-        outtype=outtype,
+        *(found, weights, Path(out).expanduser(), outtype),
         adapter_only=adapter_only,
         ollama=ollama,
         base=base,
@@ -114,8 +113,8 @@ def _written(
     target: ResolvedTarget,
     weights: Sequence[float],
     out: Path,
-    *,
     outtype: OutType,
+    *,
     adapter_only: bool,
     ollama: bool,
     base: BaseChoice | None,

@@ -146,8 +146,5 @@ def _embeddings_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         return seen[-1]
 
     table: nn.Module = model.get_input_embeddings()
-    hook = table.register_forward_hook(keep)
-    try:
+    with table.register_forward_hook(keep):
         yield seen
-    finally:
-        hook.remove()

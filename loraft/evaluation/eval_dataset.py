@@ -15,14 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSection, DataSource, ModelSection
 from loraft.dataset.build import prepare
-from loraft.dataset.source_rows import (
-    ReadSources,
-    SourceRows,
-    expand_sources,
-    read_source,
-    read_sources,
-    shortened,
-)
+from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, shortened
 from loraft.errors import DataError, Problem
 from loraft.evaluation.past_run import PastRun
 from loraft.rows.fields import columns_of, has_columns

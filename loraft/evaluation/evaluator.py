@@ -17,13 +17,7 @@ from time import perf_counter
 from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_differences
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows
-from loraft.evaluation.metrics import (
-    METRICS,
-    LabelTally,
-    RowTally,
-    losses,
-    pair_figures,
-)
+from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, losses, pair_figures
 from loraft.events import Observer, Progress
 from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.resources import memory_errors

@@ -28,14 +28,7 @@ from loraft.inference.completion import Completion, Detokenizer, PartialCompleti
 from loraft.inference.decoder_state import DecoderState, ordinary_attention
 from loraft.inference.fixed_decoding import WORTH_IT
 from loraft.inference.prompt_limits import learned_positions, prompt_limit
-from loraft.inference.sampling import (
-    SamplingParams,
-    apply_logit_rules,
-    normalizers,
-    probabilities,
-    read_finite,
-    sample,
-)
+from loraft.inference.sampling import SamplingParams, apply_logit_rules, normalizers, probabilities, read_finite, sample
 from loraft.inference.tracer import Tracer
 from loraft.kernels.transfer import to_device
 from loraft.models.modules import wrapped_model

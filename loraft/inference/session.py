@@ -251,6 +251,4 @@ def _storage_notes(adapters: Sequence[AdapterTarget], used: QuantizationSection 
 
 
 def _stored(quantization: QuantizationSection | None) -> str:
-    if quantization is None:
-        return "unquantized"
-    return f"in {quantization.words}"
+    return "unquantized" if quantization is None else f"in {quantization.words}"

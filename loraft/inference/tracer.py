@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -243,13 +243,11 @@ class LogitLens:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """While the model runs."""
-        hooks = [layer.register_forward_hook(self._caught) for layer in self._layers]
-        hooks.append(self._layers[-1].register_forward_hook(self._replaced))
-        try:
+        with ExitStack() as hooks:
+            for layer in self._layers:
+                hooks.enter_context(layer.register_forward_hook(self._caught))
+            hooks.enter_context(self._layers[-1].register_forward_hook(self._replaced))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @torch.inference_mode()
     def logits(self, own: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from loraft.adapters.adapter_reader import AdapterReader
 from loraft.inspection.layers import ModelTable
@@ -28,27 +29,23 @@ class SavedModule:
 
 def saved_tensors(opened: AdapterReader, table: ModelTable | None) -> tuple[SavedModule, ...]:
     """Every tensor that was trained whole, biases among them, and the rows that were trained by themselves."""
-    whole = [_saved(name, shape, opened, table) for name, shape in opened.shapes.items()]
-    return (*whole, *(_token_rows(name, opened, table) for name in opened.tokens))
+
+    def of_base(name: str) -> Tensor | None:
+        return table.storage.tensor(name) if table is not None else None
+
+    found = [_moved(name, opened.saved_tensor(name), of_base(name)) for name in opened.saved]
+    for name in opened.tokens:
+        (rows, trained), weight = opened.token_tensor(name), of_base(name)
+        if weight is not None:
+            weight = weight[rows] if max(rows, default=0) < len(weight) else None
+        found.append(_moved(f"{name} ({len(trained)} rows)", trained, weight))
+    return tuple(found)
 
 
-def _token_rows(name: str, opened: AdapterReader, table: ModelTable | None) -> SavedModule:
-    """The rows of an embedding that were trained by themselves, beside those of the base."""
-    rows, trained = opened.token_tensor(name)
-    called, finite = f"{name} ({len(trained)} rows)", bool(torch.isfinite(trained).all())
-    weight = table.storage.tensor(name) if table is not None else None
-    if not finite or weight is None or len(rows) != len(trained) or max(rows, default=0) >= len(weight):
-        return SavedModule(called, tuple(trained.shape), None, None, finite)
-    own = weight[rows].float()
-    norm, size = float((trained.float() - own).norm()), float(own.norm())
-    return SavedModule(called, tuple(trained.shape), norm, norm / size if size else None, finite)
-
-
-def _saved(name: str, shape: tuple[int, ...], opened: AdapterReader, table: ModelTable | None) -> SavedModule:
-    trained = opened.saved_tensor(name).float()
-    finite = bool(torch.isfinite(trained).all())
-    weight = table.storage.tensor(name) if table is not None else None
-    if not finite or weight is None or weight.shape != trained.shape:
+def _moved(name: str, trained: Tensor, own: Tensor | None) -> SavedModule:
+    """A tensor beside that of the base, where that is known and has the same sizes."""
+    shape, finite = tuple(trained.shape), bool(torch.isfinite(trained).all())
+    if not finite or own is None or own.shape != trained.shape:
         return SavedModule(name, shape, None, None, finite)
-    norm, size = float((trained - weight.float()).norm()), float(weight.float().norm())
+    norm, size = float((trained.float() - own.float()).norm()), float(own.float().norm())
     return SavedModule(name, shape, norm, norm / size if size else None, finite)

@@ -37,12 +37,7 @@ from loraft.models.packed_weights import PackedHeader, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import experts_in_4_bits, quantized_modules
 from loraft.models.registry import ModelSpec
-from loraft.models.safetensors_index import (
-    TORCH_DTYPES,
-    TensorHeader,
-    fingerprint,
-    mapped_tensor,
-)
+from loraft.models.safetensors_index import TORCH_DTYPES, TensorHeader, fingerprint, mapped_tensor
 from loraft.models.weight_names import as_model_names
 
 BaseChoice = Literal["original", "dequantized"]

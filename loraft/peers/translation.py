@@ -6,15 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from loraft.config.aliases import (
-    LEAVE,
-    ONLY_NEAR,
-    SAME_VALUE,
-    WRITE,
-    WRITTEN,
-    answer_to_value,
-    remedy_for,
-)
+from loraft.config.aliases import LEAVE, ONLY_NEAR, SAME_VALUE, WRITE, WRITTEN, answer_to_value, remedy_for
 from loraft.config.choices import RowFormat
 from loraft.config.schema_info import KEYS, Expected, places_of
 from loraft.config.yaml_nodes import Value, read_yaml, scalar

@@ -25,12 +25,7 @@ from loraft.io.hub_access import hub_problems
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
-from loraft.models.hf_config import (
-    check_dtype,
-    context_of,
-    own_code,
-    quietly_reading,
-)
+from loraft.models.hf_config import check_dtype, context_of, own_code, quietly_reading
 from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, require_tensors, stored_in
 from loraft.models.model_structure import depths, feed_forward_parts, grow
 from loraft.models.modules import decoder_inputs, is_within, parameter_count

@@ -22,14 +22,7 @@ from loraft.events import Event, Note, Observer
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, open_session
 from loraft.inspection.layers_report import inspect_layers
-from loraft.reporting.model_findings import (
-    AnswerBeside,
-    FigureBeside,
-    Forgetting,
-    HardRow,
-    ModelFindings,
-    MovedLayer,
-)
+from loraft.reporting.model_findings import AnswerBeside, FigureBeside, Forgetting, HardRow, ModelFindings, MovedLayer
 from loraft.reporting.model_readings import (
     ModelReadings,
     ReportRows,

@@ -14,15 +14,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from loraft.errors import DataError, LoraftError, Problem, lacking
-from loraft.rows.opening import (
-    MOST_ROW_BYTES,
-    RowFile,
-    check_size,
-    grown_too_much,
-    most_unpacked,
-    opened,
-    seekable,
-)
+from loraft.rows.opening import MOST_ROW_BYTES, RowFile, check_size, grown_too_much, most_unpacked, opened, seekable
 from loraft.rows.row import RawRow, UnreadableError, look, remedy_of
 
 ROWS_OF_PARQUET = 1000

@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loraft.config.choices import Method, RowFormat, TaskName
 from loraft.errors import ConfigError, Problem
 from loraft.figures import counted
-from loraft.rows.formats import (
-    Answer,
-    LanguagePair,
-    PreferencePair,
-    Record,
-    UnpairedAnswer,
-)
+from loraft.rows.formats import Answer, LanguagePair, PreferencePair, Record, UnpairedAnswer
 from loraft.rows.preferences import to_pair, to_unpaired
 from loraft.tasks.task import LOSS, Before, MetricFacts, Reference, Task, TaskMetrics, TokenSpan
 from loraft.tokenization.examples import Example, RowRenderer, with_mismatched

@@ -23,15 +23,7 @@ from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
 from loraft.training.checkpoint import RunState, newest_checkpoint
 from loraft.training.out_of_memory import memory_explained
-from loraft.training.run_events import (
-    Evaluated,
-    RunStarted,
-    SampleAnswered,
-    Saved,
-    StepDone,
-    StepLogged,
-    StepSkipped,
-)
+from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged, StepSkipped
 from loraft.training.save_run import save
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 

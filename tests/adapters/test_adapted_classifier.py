@@ -23,6 +23,7 @@ from loraft.models.load_model import load_config, require_tensors
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import CLASSIFIERS
 from loraft.planning.run_plan import plan_run
+from loraft.tokenization.examples import Example
 from loraft.training.trainer import build_model
 from tests.adapters.setting import FACTS, disturb
 from tests.tiny import tiny_sizes, tiny_tokenizer
@@ -44,7 +45,12 @@ def trained(config: RunConfig, folder: Path) -> AdaptedModel:
 
 def scores(adapted: AdaptedModel, opened: Classifier) -> torch.Tensor:
     """The scores of the model that was trained, for the rows as `opened` makes them."""
-    return Classifier(adapted.loaded, adapted.model, opened.renderer, None, None, None, ()).logits(opened.tokens(TEXTS))
+    return logits(Classifier(adapted.loaded, adapted.model, opened.renderer, None, None, None, ()))
+
+
+def logits(classifier: Classifier, texts: list[tuple[str, None]] = TEXTS) -> torch.Tensor:
+    """The scores of texts, as `probabilities` has them."""
+    return classifier.scores([Example.of_class(each.ids, 0, "", each.types) for each in classifier.tokens(texts)])
 
 
 @pytest.mark.slow_after(2)
@@ -55,7 +61,7 @@ def test_c20_what_was_saved_gives_identical_logits(tmp_path: Path, model_type: s
     adapted = trained(classifier_config(tmp_path, model_type, method=method), tmp_path / "saved")
     opened = open_classifier(ModelRequest(str(tmp_path / "saved"), dtype="float32" if method == "full" else None))
     assert opened.labels == tuple(sorted(LABELS))
-    assert torch.equal(scores(adapted, opened), opened.logits(opened.tokens(TEXTS)))
+    assert torch.equal(scores(adapted, opened), logits(opened))
 
 
 @pytest.mark.slow_after(1)
@@ -187,7 +193,7 @@ def test_an_adapter_of_another_tool_tells_how_many_classes_there_are(tmp_path: P
     (tmp_path / "saved/loraft.json").unlink()
     opened = open_classifier(ModelRequest(str(tmp_path / "saved"), dtype="float32"))
     assert opened.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
-    assert torch.equal(scores(adapted, opened), opened.logits(opened.tokens(TEXTS)))
+    assert torch.equal(scores(adapted, opened), logits(opened))
 
 
 def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
@@ -228,7 +234,7 @@ def test_two_classes_without_names_are_told_apart(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = model(input_ids=torch.tensor([row.ids])).logits
     assert opened.labels == ("LABEL_0", "LABEL_1")
-    torch.testing.assert_close(opened.logits([row]), theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(opened, TEXTS[:1]), theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,7 @@ from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_figure, a
 from loraft.cli.wording import in_options
 from loraft.events import Event, Note, Progress
 from loraft.figures import counted
-from loraft.training.run_events import (
-    Evaluated,
-    RunStarted,
-    SampleAnswered,
-    Saved,
-    StepDone,
-    StepLogged,
-    StepSkipped,
-)
+from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged, StepSkipped
 
 SECONDS_BETWEEN_FRAMES = 0.1
 SECONDS_BETWEEN_PLAIN_PROGRESS = 10.0

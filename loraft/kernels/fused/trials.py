@@ -10,13 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraft.kernels.fused.forms import (
-    fused_gated,
-    fused_norm,
-    fused_rotated,
-    plain_gated,
-    plain_rotated,
-)
+from loraft.kernels.fused.forms import fused_gated, fused_norm, fused_rotated, plain_gated, plain_rotated
 from loraft.kernels.rms_norm import FORMULAS, plain_norm
 
 NORMS, ROTARY, GATED = "norms", "rotary positions", "gated products"
