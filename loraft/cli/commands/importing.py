@@ -5,10 +5,19 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
 
 from loraft.cli.console import print_aside, print_json, print_note, print_result, waiting
 from loraft.cli.options import JsonOption, argument, flag, option
+from loraft.cli.text_tables import text_table
+from loraft.config.config_file import inline
 from loraft.peers.foreign_file import NAMES, Peer
+
+if TYPE_CHECKING:
+    from loraft.peers.import_config import ImportedConfig
+    from loraft.peers.translation import TranslatedKey
 
 
 @dataclass(frozen=True)
@@ -30,21 +39,49 @@ def import_(given: ImportOptions, as_json: JsonOption = False) -> None:
     """
     target = None if given.out is None else Path(given.out)
     with waiting("translating"):
-        from loraft.cli.views.import_view import as_document, import_table
         from loraft.peers.import_config import import_config
 
         done = import_config(Path(given.foreign_file), target, peer=given.peer, overwrite=given.overwrite)
     if as_json:
-        print_json(as_document(done, target))
+        print_json(_document(done, target))
         return
     unknown = [row.key for row in done.rows if not row.known]
     if target is None:
-        print_aside(import_table(done))
+        print_aside(_table(done))
         print(done.text, end="", flush=True)
     else:
-        print_result(import_table(done))
+        print_result(_table(done))
     if unknown:
         print_note(f"{', '.join(unknown)}: loraft does not know what {NAMES[done.peer]} does with it")
     if target is not None:
         name = shlex.quote(str(target))
         print_result(f"Next:  loraft preview {name}\n       loraft check {name}\n       loraft train {name}")
+
+
+def _table(done: ImportedConfig) -> RenderableType:
+    """A row for each key that says something: what it becomes and in what that differs, or why it becomes nothing."""
+    rows = [_row(row) for row in done.rows if row.becomes or row.why]
+    return text_table(f"{done.source} ({NAMES[done.peer]})", ["key", "becomes, or why not"], rows)
+
+
+def _row(row: TranslatedKey) -> list[str]:
+    written = [f"{ours}: {inline(value)}" for ours, value in row.becomes.items()]
+    why = [f"({row.why})" if written else f"– {row.why}"] if row.why else []
+    return [row.key or "(not said)", "\n".join([*written, *why])]
+
+
+def _document(done: ImportedConfig, target: Path | None) -> dict[str, object]:
+    """The same as JSON shows it, with the config as text."""
+    keys = [
+        {
+            "key": row.key or None,
+            "value": row.value,
+            "where": row.where or None,
+            "becomes": dict(row.becomes),
+            "why": row.why or None,
+            "known": row.known,
+        }
+        for row in done.rows
+    ]
+    written = None if target is None else str(target)
+    return {"file": str(done.source), "from": done.peer, "config": written, "keys": keys, "text": done.text}
