@@ -28,8 +28,8 @@ from loraft.models.device import DeviceConfig
 from loraft.tokenization.examples import Example
 
 Result = TypeVar("Result")
-SUMMED_AT_ONCE = 64 * 2**20
-"""How many bytes of gradients are copied together to be summed, at least."""
+COPIED_AT_ONCE = 64 * 2**20
+"""How many bytes of weights, or of their gradients, are copied together, at least: a copy of all might not fit."""
 
 
 class Share(NamedTuple):
@@ -162,13 +162,7 @@ class Ranks:
         """
         if self.world == 1:
             return
-        bucket: list[nn.Parameter] = []
-        for parameter in parameters:
-            bucket.append(parameter)
-            if sum(each.numel() * each.element_size() for each in bucket) >= SUMMED_AT_ONCE:
-                _sum_bucket(bucket)
-                bucket = []
-        if bucket:
+        for bucket in buckets(parameters):
             _sum_bucket(bucket)
 
     def take_from_main(self, tensors: Iterable[Tensor]) -> None:
@@ -274,6 +268,18 @@ def deal_rows(rows: Sequence[Example], batches: int, size: int, world: int) -> l
         tokens[at] += row.tokens
         of_rank[at % world] += row.tokens
     return [batch for batch in dealt if batch]
+
+
+def buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters in order, some at a time: as many as are copied at once."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        bucket.append(parameter)
+        if sum(each.nbytes for each in bucket) >= COPIED_AT_ONCE:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
 
 
 def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:

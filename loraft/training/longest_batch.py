@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from loraft.dataset.prepared_steps import PreparedStep
 from loraft.dataset.sampler import BatchSampler, StepBatches, chunks, fills, positions
 from loraft.dataset.streaming import StreamingSampler
+from loraft.distributed.ranks import buckets
 from loraft.events import Note
 from loraft.figures import counted
 from loraft.io.held_memory import peak_bytes, reset_peak
@@ -36,8 +37,6 @@ Explained = Callable[[], AbstractContextManager[None]]
 """Says what helps where memory is out meanwhile."""
 LOOKED_AT = 1_000_000
 """Rows that epochs draw, from which on no other epoch is looked at for a longer batch."""
-COPIED_AT_ONCE = 64 * 2**20
-"""Bytes of weights that are copied at once, at least, while an update is tried: a copy of all might not fit."""
 
 
 def try_longest_batch(run: Trainer, *, goes_on: bool = False) -> None:
@@ -156,28 +155,17 @@ def _update(run: Trainer, gradients: Mapping[nn.Parameter, Tensor]) -> None:
 
     It is made some weights at a time: optimizers leave alone what has no gradient.
     """
-    for part in _parts(list(run.adapted.trainable.values())):
-        before = [parameter.detach().clone() for parameter in part]
-        for parameter in part:
+    for bucket in buckets(run.adapted.trainable.values()):
+        before = [parameter.detach().clone() for parameter in bucket]
+        for parameter in bucket:
             parameter.grad = gradients.get(parameter, None)
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         run.optimizer.step()
         with torch.no_grad():
-            for parameter, weight in zip(part, before, strict=True):
+            for parameter, weight in zip(bucket, before, strict=True):
                 parameter.copy_(weight)
         run.optimizer.zero_grad(set_to_none=True)
-
-
-def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    part: list[nn.Parameter] = []
-    for parameter in parameters:
-        part.append(parameter)
-        if sum(each.nbytes for each in part) >= COPIED_AT_ONCE:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def _longest_evaluated(run: Trainer) -> list[Example]:
