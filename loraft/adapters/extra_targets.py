@@ -68,11 +68,7 @@ def with_experts(shapes: Shapes, family: ModelSpec, lora: LoraSection) -> LoraSe
 
 
 def named_parameters(
-    lora: LoraSection,
-    shapes: Shapes,
-    family: ModelSpec,
-    layers: Mapping[str, Collection[int]],
-    linear: Collection[str],
+    lora: LoraSection, shapes: Shapes, family: ModelSpec, layers: Mapping[str, Collection[int]], linear: Collection[str]
 ) -> tuple[list[str], list[Problem]]:
     """The parameters that `lora.target_parameters` means inside the chosen layers, and what is wrong with its names."""
     inside = {(stack, layer) for stack, chosen_layers in layers.items() for layer in chosen_layers}

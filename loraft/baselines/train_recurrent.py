@@ -83,12 +83,7 @@ def shape_of(cell: Cell, *, classifies: bool) -> RecurrentShape:
 
 
 def train_recurrent(
-    untrained: RecurrentModel,
-    train: Sequence[Example],
-    held_out: Sequence[Example],
-    *,
-    seed: int,
-    observer: Observer,
+    untrained: RecurrentModel, train: Sequence[Example], held_out: Sequence[Example], *, seed: int, observer: Observer
 ) -> TrainedNetwork:
     """Train a network on rows until its loss on the held-out rows falls no more.
 

@@ -69,11 +69,7 @@ class LaunchFile:
 
     def _slurm(self) -> str:
         command = self.command(
-            f"runs/{self.name}",
-            str(self.num_processes),
-            machines="$SLURM_NNODES",
-            rank="$SLURM_NODEID",
-            host="$HOST",
+            f"runs/{self.name}", str(self.num_processes), machines="$SLURM_NNODES", rank="$SLURM_NODEID", host="$HOST"
         )
         return f"""#!/bin/bash
 # Trains {self.config.as_posix()}:  sbatch {self.path.as_posix()}

@@ -97,10 +97,7 @@ def _without_collection() -> Iterator[None]:
 
 @_without_collection()
 def prepare(
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    cache: Path | None = None,
-    read: ReadSources | None = None,
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None, read: ReadSources | None = None
 ) -> PreparedData:
     """Read and tokenize everything that `config.data` names, or find it as it was tokenized before.
 

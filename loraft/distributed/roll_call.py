@@ -42,11 +42,7 @@ def unreached(place: RankEnvironment, seconds: float) -> LostRankError:
 
 
 def said_by_all(
-    error: Exception | KeyboardInterrupt,
-    store: Store,
-    place: RankEnvironment,
-    seconds: float,
-    processes: Sequence[int],
+    error: Exception | KeyboardInterrupt, store: Store, place: RankEnvironment, seconds: float, processes: Sequence[int]
 ) -> Exception | KeyboardInterrupt:
     """What a rank raises that ends by an error: where that is not known to all yet, they will raise the same.
 

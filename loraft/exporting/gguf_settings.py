@@ -170,10 +170,7 @@ def _add_longrope(config: PreTrainedConfig, given: Mapping[str, Any], found: Ggu
     if attention is None:
         attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
     found.values.update(
-        {
-            "rope.scaling.original_context_length": original,
-            "rope.scaling.attn_factor": float(attention),
-        }
+        {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": float(attention)}
     )
     for name in ("long", "short"):
         found.factors[f"rope_factors_{name}.weight"] = torch.tensor(given[f"{name}_factor"], dtype=torch.float32)

@@ -18,19 +18,7 @@ OF_TRL = {"dpo": "dpo", "orpo": "orpo", "cpo": "cpo", "kto": "kto"}
 """Commands and scripts of TRL that train by pairs, or by answers with a label."""
 NAMES = ("rl", "stage", "pref_loss", "loss_type", "dpo_loss_type")
 """Keys that name the loss, or that answers are compared."""
-OTHERWISE = (
-    "grpo",
-    "rloo",
-    "reward",
-    "ppo",
-    "online_dpo",
-    "gkd",
-    "bco",
-    "prm",
-    "xpo",
-    "distillation",
-    "async_grpo",
-)
+OTHERWISE = ("grpo", "rloo", "reward", "ppo", "online_dpo", "gkd", "bco", "prm", "xpo", "distillation", "async_grpo")
 """Commands and scripts of TRL that loraft has no training for."""
 
 
@@ -76,12 +64,7 @@ SINGLE = AnswerRows(
         "chat_template": {},
         "default": {},
     },
-    {
-        "field_messages": "messages",
-        "field_prompt": "prompt",
-        "field_completion": "completion",
-        "field_label": "label",
-    },
+    {"field_messages": "messages", "field_prompt": "prompt", "field_completion": "completion", "field_label": "label"},
 )
 """Answers with a label."""
 

@@ -134,13 +134,7 @@ QLORA = Part(
                 Shown("merge qlora-run merged --dtype bfloat16 --overwrite"),
                 Shown("merge qlora-run merged --base original --dtype bfloat16 --overwrite"),
             ),
-            (
-                Fact(
-                    "",
-                    "a QLoRA adapter merged into the 16-bit base is not the model that was trained",
-                    _merges,
-                ),
-            ),
+            (Fact("", "a QLoRA adapter merged into the 16-bit base is not the model that was trained", _merges),),
         ),
     ),
 )

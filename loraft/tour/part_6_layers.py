@@ -49,19 +49,14 @@ LAYERS_AND_HEADS = Part(
             ),
             (
                 Fact(
-                    "early layers syntax, deep layers reasoning",
-                    "tendencies seen in probing; not a law",
-                    _first_layers,
+                    "early layers syntax, deep layers reasoning", "tendencies seen in probing; not a law", _first_layers
                 ),
             ),
         ),
         Screen(
             "Which layers get an adapter is a choice. Below the first adapted layer nothing has to be kept for the "
             "backward pass, which is what adapting the last few saves.",
-            (
-                Shown("check lora.yaml", only=("memory",)),
-                Shown("check lora.yaml lora.layers=last:4", only=("memory",)),
-            ),
+            (Shown("check lora.yaml", only=("memory",)), Shown("check lora.yaml lora.layers=last:4", only=("memory",))),
             (
                 Fact(
                     "the last few layers are the usual choice",

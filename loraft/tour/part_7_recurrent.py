@@ -48,11 +48,7 @@ LSTM_AND_GPT = Part(
             "for four steps.",
             (TRAINED, Shown(BASELINE, only=("training", "costs", "quality"))),
             (
-                Fact(
-                    "LSTM: forget, input and output gate",
-                    "and the candidate; four maps, 4·h·(h + d) weights",
-                    _maps,
-                ),
+                Fact("LSTM: forget, input and output gate", "and the candidate; four maps, 4·h·(h + d) weights", _maps),
                 Fact(
                     "few parameters but scales poorly with length",
                     "parameters do not depend on length; time is serial, state constant; attention costs O(T²) work "

@@ -29,8 +29,7 @@ class ServerOptions:
 
 def serve(
     asked: Annotated[
-        AnswerOptions,
-        "target adapters base_model quantize dtype merge source_lang target_lang trust_remote_code",
+        AnswerOptions, "target adapters base_model quantize dtype merge source_lang target_lang trust_remote_code"
     ],
     given: ServerOptions,
 ) -> None:

@@ -84,13 +84,7 @@ def plot_lines(
 
 
 def plot_stacks(
-    path: Path,
-    bars: Mapping[str, Mapping[str, float]],
-    marks: Mapping[str, float],
-    *,
-    title: str,
-    y: str,
-    marked: str,
+    path: Path, bars: Mapping[str, Mapping[str, float]], marks: Mapping[str, float], *, title: str, y: str, marked: str
 ) -> None:
     """Draw a bar of stacked parts for each name, and across it the value that it has in `marks`, called `marked`.
 
