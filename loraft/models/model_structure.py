@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loraft.errors import ModelError, Problem
 from loraft.models.hf_config import is_used_otherwise, quietly
-from loraft.models.modules import linear_modules, matches, output_head
+from loraft.models.modules import is_within, linear_modules, matches, output_head
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
 
@@ -113,8 +113,7 @@ def _lists_of_layers(model: nn.Module) -> dict[str, int]:
     sizes = sized_modules(model)
     found: dict[str, int] = {}
     for name, module in model.named_modules():
-        inside_another = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and not inside_another and all(map(linear_modules, module)):
+        if isinstance(module, nn.ModuleList) and not is_within(name, *found) and all(map(linear_modules, module)):
             found[name] = sizes.get(name, 0)
     return {name: size for name, size in found.items() if size}
 

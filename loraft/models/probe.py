@@ -25,7 +25,7 @@ from loraft.models.auto_model import group_of, meta_model, require_class
 from loraft.models.experiments import marked, packs_experts, require_trained_on_text, unreached
 from loraft.models.hf_config import CLASSIFIER, configured_positions, is_used_otherwise, own_code, quietly, reason
 from loraft.models.model_structure import by_structure, sized_modules
-from loraft.models.modules import class_logits, decoder_inputs, head_of, pair_states, text_states
+from loraft.models.modules import class_logits, decoder_inputs, head_of, is_within, pair_states, text_states
 from loraft.models.registry import Caching, ModelSpec, row_of
 from loraft.models.tiny_copy import CLOSE, ROW_LENGTHS, agree, random_row, tiny_copy, tried
 
@@ -295,14 +295,14 @@ def _head_modules(model: PreTrainedModel) -> tuple[str, ...]:
         name for name, module in model.named_children() if name in with_weights and module is not model.base_model
     ]
     poolers = [name for name in with_weights if name.endswith("pooler")]
-    inside = [name for name in poolers if not any(name.startswith(f"{each}.") or name == each for each in beside)]
+    inside = [name for name in poolers if not is_within(name, *beside)]
     scores = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
     ]
     beside = beside or scores[-1:]
-    beside.sort(key=lambda name: any(score == name or score.startswith(f"{name}.") for score in scores))
+    beside.sort(key=lambda name: any(is_within(score, name) for score in scores))
     return (*inside, *beside)
 
 
