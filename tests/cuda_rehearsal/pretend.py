@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad
 
-from loraft.kernels.fused import capped_rows, chosen
+from loraft.kernels.fused import capped_rows, fuse
 from tests.cuda_rehearsal.device import FakeGraph, attention, pinned_from_now_on, recording
 from tests.cuda_rehearsal.flex import flex_attention
 
@@ -38,8 +38,8 @@ def pretend(total: int = TOTAL_GIB << 30, free: int = FREE_GIB << 30) -> None:
     _attend()
     _quantize_plainly()
     _dequantize_plainly()
-    chosen.faults = _always({})  # type: ignore[assignment]  # there are no numbers to try a kernel by
-    chosen.capped_fault, capped_rows.compiled = _always(None), _always(flex_attention)  # type: ignore[assignment]
+    fuse.faults = _always({})  # type: ignore[assignment]  # there are no numbers to try a kernel by
+    fuse.capped_fault, capped_rows.compiled = _always(None), _always(flex_attention)  # type: ignore[assignment]
     clip_grad._has_foreach_support = _always(True)  # it looks at the type of the tensors
 
 
