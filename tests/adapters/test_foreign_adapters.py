@@ -82,7 +82,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
     torch.testing.assert_close(one, other, atol=4e-6 * other.abs().max().item(), rtol=0)
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_peft_made_has_peft_s_logits_loaded_and_merged(tmp_path: Path, shape: str) -> None:
     """C48 too, of biases: the base without the adapter has its own."""
@@ -138,6 +138,7 @@ def test_biases_of_one_adapter_do_not_answer_for_another(tmp_path: Path) -> None
             close(outputs(model), logits)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.filterwarnings("ignore")  # peft's, of what a conversion needs
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_a_converted_start_loads_and_one_that_changes_its_base_is_refused(tmp_path: Path, start: str) -> None:

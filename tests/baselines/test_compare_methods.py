@@ -19,6 +19,7 @@ from tests.baselines.in_this_process import answering
 from tests.training.building import tiny_config
 
 
+@pytest.mark.slow
 def test_each_method_is_asked_by_itself_after_all_were_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answering(monkeypatch)
     seen: list[Event] = []
@@ -151,6 +152,7 @@ def test_who_asks_needs_none_of_the_heavy_libraries() -> None:
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.slow
 def test_what_is_said_of_all_methods_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch)
     seen: list[Event] = []

@@ -66,6 +66,7 @@ def test_then_checkpointing_and_at_last_another_method(config: RunConfig) -> Non
     assert lora.changes["training.learning_rate"] == 0.1, "ten times the rate of full, as the defaults have it"
 
 
+@pytest.mark.slow
 def test_then_inputs_on_the_host_and_last_of_all_layers_that_are_fed(config: RunConfig) -> None:
     smallest = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": "offload"}
     least = changed(config, method="qlora", optim="adafactor", **smallest)

@@ -106,6 +106,7 @@ def test_its_figures_are_those_of_an_evaluation(place: Path) -> None:
         assert {key: figures[key] for key in found["metrics"]} == pytest.approx(found["metrics"])
 
 
+@pytest.mark.slow
 def test_classifiers_of_both_cells_stand_beside_the_run(place: Path) -> None:
     found = told(place, "topics.yaml", "--cell", "both")
     assert [each["name"] for each in found["networks"]] == ["fine-tuned", "lstm", "rnn"]
@@ -130,6 +131,7 @@ def test_the_seed_repeats_it(place: Path) -> None:
     assert lasting(4) != first
 
 
+@pytest.mark.slow
 def test_before_there_is_a_run_the_base_stands_beside(place: Path) -> None:
     done = loraft("baseline", "chats.yaml", "training.output_dir=none", "--cell", "rnn", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -138,6 +140,7 @@ def test_before_there_is_a_run_the_base_stands_beside(place: Path) -> None:
     assert "fine-tuned" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_base_that_is_named_is_called_one(place: Path) -> None:
     found = told(place, "chats.yaml", "--run", "llama", "--cell", "rnn")
     assert (found["compared_with"], found["networks"][0]["name"]) == ("llama", "base")
@@ -154,6 +157,7 @@ def test_a_classifier_without_a_head_leaves_the_network_alone(place: Path) -> No
     assert [each["name"] for each in found["networks"]] == ["lstm"]
 
 
+@pytest.mark.slow
 def test_plain_text_is_gone_on_with(place: Path) -> None:
     write_rows(place / "texts.jsonl", [{"text": "the order is late and the answer is in the text"}] * 6)
     found = told(place, "chats.yaml", "data.train=texts.jsonl", "training.output_dir=none")

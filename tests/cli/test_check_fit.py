@@ -52,6 +52,7 @@ def test_time_is_predicted_for_a_gpu_that_is_known(loraft: Loraft, config: Write
     assert any("no time is predicted" in note and "--gpu-name" in note for note in unknown["notes"])
 
 
+@pytest.mark.slow
 def test_a_config_is_written_that_fits(loraft: Loraft, config: WriteConfig) -> None:
     path, kept = str(config()), "training.gradient_checkpointing=false"
     whole = json.loads(loraft("check", path, kept, "--gpu-memory", "24GB", "--json").stdout)["memory"]["peak_bytes"]

@@ -88,6 +88,7 @@ def test_progress_goes_to_standard_error(place: Path, here: pytest.MonkeyPatch) 
     assert "lora: " not in done.stdout
 
 
+@pytest.mark.slow
 def test_overrides_are_those_of_train(place: Path, here: pytest.MonkeyPatch) -> None:
     found = document(place, "lora.r=2", "training.learning_rate=1e-3", "--methods", "lora", "--steps", "1")
     (lora,) = found["methods"]
@@ -98,12 +99,14 @@ def test_overrides_are_those_of_train(place: Path, here: pytest.MonkeyPatch) -> 
     )
 
 
+@pytest.mark.slow
 def test_a_section_that_another_method_uses_is_no_note(place: Path, here: pytest.MonkeyPatch) -> None:
     done = loraft("compare", "c.yaml", "quantization.type=fp4", "--steps", "1", "--methods", "qlora", cwd=place)
     assert "is not used" not in done.stderr
     assert "fp4" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_not_measured_says_why(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = "the run needs about 9.0 GB and this machine has 4.0 GB available"
     answering(monkeypatch, lambda one: one | {"too_large": small} if one.get("method") == "full" else one)

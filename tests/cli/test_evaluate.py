@@ -90,6 +90,7 @@ def test_the_table_shows_base_adapter_and_difference(place: Path) -> None:
     assert told["signatures"]["bleu"].startswith("nrefs:1|")
 
 
+@pytest.mark.slow
 def test_an_adapter_stands_alone_or_on_a_base_that_is_named(place: Path) -> None:
     words = ("--data", "rows.jsonl", "--metrics", "loss", "--dtype", "float32", "--json")
     one = json.loads(loraft("evaluate", "a", *words, cwd=place).stdout)

@@ -130,6 +130,7 @@ def test_a_writer_of_rows_with_a_label_says_which_task_takes_it(place: Path) -> 
     assert "as rows of text: label; task seq_cls reads a text with its label" in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_more_classes_than_a_screen_holds_are_told_by_their_mistakes(place: Path) -> None:
     named = [f"topic-{number}" for number in range(12)]
     write_rows(place / "many.jsonl", [{"text": f"so {name}", "label": name} for name in named])

@@ -48,6 +48,7 @@ def test_c35_a_file_of_64_prompts_is_answered_as_one_by_one(place: Path, tmp_pat
         assert (alone["completion"], alone["finish_reason"]) == (row["completion"], row["finish_reason"])
 
 
+@pytest.mark.slow
 def test_several_adapters_without_comparing_the_first_answers_and_that_is_said(place: Path) -> None:
     one = loraft("generate", "a", *SETTINGS, "-p", "the order", cwd=place)
     two = loraft("generate", "--adapter", "one=a", "--adapter", "two=b", *SETTINGS, "-p", "the order", cwd=place)

@@ -159,6 +159,7 @@ def test_gradients_are_read_in_eighty_columns(monkeypatch: pytest.MonkeyPatch, w
     assert "A of each pair, since B begins at" in inspect("--gradients", config()).stdout
 
 
+@pytest.mark.slow
 def test_gradients_of_a_changed_config() -> None:
     written = config()
     plain = document("--gradients", written)["gradients"]
@@ -186,6 +187,7 @@ def test_gradients_of_a_run_are_those_of_what_it_trained(method: str) -> None:
     assert next(line["loss"] for line in logged if "loss" in line) == pytest.approx(begun["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_another_config_than_the_run_was_trained_by_is_refused(wording: Wording) -> None:
     train(config(), "training.output_dir=run", "training.max_steps=1")
     shutil.copytree("model", "other")
@@ -307,6 +309,7 @@ def test_what_is_no_number_leaves_a_gap(here: Path) -> None:
     assert (here / "act.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_picture(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter(here / "one")
 

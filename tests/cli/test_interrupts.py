@@ -136,6 +136,7 @@ def test_a_second_signal_ends_a_run_at_once(place: Path, number: int, monkeypatc
         assert run.end() == -number
 
 
+@pytest.mark.slow
 def test_a_run_begun_by_nohup_outlives_its_terminal(place: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -87,6 +87,7 @@ def test_init_writes_it_beside_the_config_which_is_kept(tmp_path: Path) -> None:
     assert "--num-machines is about --launcher, and there is none" in said
 
 
+@pytest.mark.slow
 def test_init_writes_both_where_there_is_neither(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", rows())
     done = loraft("init", "a.yaml", "--data", "rows.jsonl", "--launcher", "slurm", "--json", cwd=tmp_path)

@@ -48,6 +48,7 @@ def test_the_report_is_on_standard_output_and_the_rest_is_not(loraft: Loraft, ca
     assert "loraft generate run/merged" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("weak")
 def test_what_it_warns_of_is_a_note_and_in_the_document(loraft: Loraft) -> None:
     result = loraft("merge", "some", "out", "--json")
@@ -82,6 +83,7 @@ def test_options_go_on_as_they_are(loraft: Loraft, calls: Calls) -> None:
     assert "verified" not in done.stdout, "nothing is claimed that was not looked at"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("place")
 def test_a_single_word_beside_adapters_is_where_to_write_unless_it_is_a_base(loraft: Loraft, calls: Calls) -> None:
     for name in ("a", "b"):

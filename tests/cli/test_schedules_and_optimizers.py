@@ -44,6 +44,7 @@ def test_a_run_with_each_optimizer_resumes_to_the_same_bytes(loraft: Loraft, con
     assert metrics(run) == logged
 
 
+@pytest.mark.slow
 def test_the_logged_rates_are_those_of_transformers(loraft: Loraft, config: WriteConfig) -> None:
     options = ("training.logging_steps=1", "training.learning_rate=3e-4", "training.warmup_steps=0.5")
     logged = train(loraft, config(), *MIN_LR, *options)

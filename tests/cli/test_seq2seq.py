@@ -147,6 +147,7 @@ def test_a_bad_pair_is_named_with_line_and_field(place: Path, bad: str) -> None:
     assert "1 bad row is skipped" in skipped.stderr
 
 
+@pytest.mark.slow
 def test_long_targets_are_cut_where_that_is_asked_for(place: Path) -> None:
     words = ["data.max_target_length=5", "data.on_overlength=truncate"]
     told = json.loads(loraft("check", "c.yaml", *words, "--json", cwd=place).stdout)

@@ -45,6 +45,7 @@ def ended(child: int, number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_was_trained_answers_until_a_signal_ends_it(trained: Trained, place: Path, number: int) -> None:
     with serving(place, "run") as (client, child):

@@ -158,6 +158,7 @@ def test_another_quantization_is_not_asked_of_a_quantized_folder(tmp_path: Path,
     assert "its answers differ" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_quantized_base_has_no_other_to_merge_into(tmp_path: Path, wording: Wording) -> None:
     folder = place(tmp_path, "nf4")
     answer(folder, "train", "c.yaml", "training.max_steps=1")

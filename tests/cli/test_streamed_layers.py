@@ -88,6 +88,7 @@ def test_a_run_is_the_same_to_the_byte(
     assert outcome(fed.run_folder) == outcome(resident.run_folder)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_key_on_or_off(tmp_path: Path, memory_of_its_own: None) -> None:
     whole = api.train(config_in(tmp_path, stream=False, training__save_steps=1))
     begun = config_in(tmp_path, training__save_steps=1)

@@ -62,6 +62,7 @@ def test_a_run_in_tiles_is_that_of_whole_parts_up_to_the_rounding_of_sums(
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bytes_and_auto_goes_on_with_what_it_was(tmp_path: Path, tiles: list[int]) -> None:
     options = {"training__save_steps": 1, "lora__dropout": 0.2}
     whole = api.train(config_in(tmp_path, "whole", **options))
@@ -75,6 +76,7 @@ def test_a_resumed_run_has_the_same_bytes_and_auto_goes_on_with_what_it_was(tmp_
     assert outcome(resumed.run_folder) == outcome(whole.run_folder)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.usefixtures("memory_of_its_own")
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize("checkpointing", [False, "offload"])

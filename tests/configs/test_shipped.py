@@ -23,7 +23,7 @@ from loraft.planning.memory import too_large
 from loraft.planning.run_plan import RunPlan, plan_run
 from tests.cli.running import loraft
 from tests.inspection.test_layers import LLAMA_2_7B, LLAMA_2_70B, config_alone
-from tests.tiny import mostly_slow, save_tiny, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.building import write_rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -103,7 +103,7 @@ def with_made_up_rows(config: RunConfig, folder: Path) -> RunConfig:
 def tiny_stand_in(config: RunConfig, folder: Path) -> RunConfig:
     """The config on a tiny model of its family and on a few rows, everything else as it is shipped."""
     part = next((part for part in FAMILIES if part in config.model.name_or_path.lower()), None)
-    save_tiny(folder / "model", FAMILIES.get(part or "", "llama"), num_hidden_layers=30, max_position_embeddings=2048)
+    save_tiny(folder / "model", FAMILIES.get(part or "", "llama"), num_hidden_layers=16, max_position_embeddings=2048)
     config = with_made_up_rows(config, folder)
     model = config.model.model_copy(update={"name_or_path": str(folder / "model")})
     # The tiny tokenizer has a token a letter, and rows that come with loraft are long by it.
@@ -119,8 +119,10 @@ def test_check_passes_it_on_a_tiny_model_of_its_family(name: str, tmp_path: Path
 
 
 def one_step(config: RunConfig, folder: Path) -> RunConfig:
-    """The config with a single step; rows that come with loraft are many, and are not evaluated on after it."""
-    training = config.training.model_copy(update={"output_dir": str(folder / "run"), "max_steps": 1})
+    """The config with a single step of two batches at most; builtin rows are many, and not evaluated on after it."""
+    batches = min(2, config.training.gradient_accumulation_steps)
+    one = {"output_dir": str(folder / "run"), "max_steps": 1, "gradient_accumulation_steps": batches}
+    training = config.training.model_copy(update=one)
     data = config.data
     if data.train[0].path.startswith("builtin:"):
         data = data.model_copy(update={"eval": None})
@@ -128,7 +130,7 @@ def one_step(config: RunConfig, folder: Path) -> RunConfig:
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize("name", mostly_slow(LOADED, *(name for name in LOADED if name != "qlora-llama2-70b")))
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS if path not in BUILTIN])
 def test_it_trains_a_step_on_a_tiny_model_of_its_family(name: str, tmp_path: Path, cache: Path) -> None:
     run = api.train(one_step(tiny_stand_in(LOADED[name], tmp_path), tmp_path))
     assert run.steps == 1
@@ -148,7 +150,7 @@ def test_it_trains_a_step_as_it_is_shipped(name: str, tmp_path: Path) -> None:
     assert math.isfinite(run.loss)
 
 
-@pytest.mark.slow_after(6)
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_preview_shows_rows_of_it(path: Path, tmp_path: Path) -> None:
     from loraft.inspection.row_preview import preview

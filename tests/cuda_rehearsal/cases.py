@@ -1,4 +1,4 @@
-"""What is rehearsed: every family with each method, and what changes how rows, layers and adapters are computed."""
+"""What is rehearsed: every family by LoRA, each method, and what changes how rows, layers and adapters are computed."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ SPECIMEN: Mapping[ModelGroup, str] = {"decoder": "llama", "encoder_decoder": "t5
 """The family of each task that the variants are tried on."""
 OTHERS = (("mistral", "float32"), ("gemma2", "offload"))
 """Variants that are another way of attention: windows in float32, and capped scores that are computed anew."""
+BY_EACH_METHOD = {*SPECIMEN.values(), "gpt2", "gemma2", "gemma3_text", "mixtral", "phi3", "bart", "deberta-v2"}
+"""Families of each kind of layer, which every method trains: what a family computes itself, one method shows."""
 UNKNOWN_IN_FLOAT32 = {("mixtral", "full")}
 """Where experts multiply in float32, which torch can do on CUDA, and not without numbers."""
 TASK_OF: Mapping[ModelGroup, str] = {
@@ -90,16 +92,20 @@ class Case:
 
     @property
     def is_thorough(self) -> bool:
-        """Whether the run is stopped and gone on with, and answers drawn too: families do not differ in that."""
-        return self.model_type in SPECIMEN.values()
+        """Whether the run is stopped and gone on with, and answers drawn too: it is the method that differs in that."""
+        return self.model_type in SPECIMEN.values() and self.variant in METHODS
+
+    @property
+    def variant(self) -> str:
+        """What is done with the family: the method, or what changes how it computes."""
+        return self.name.removeprefix(f"{self.model_type}-")
 
     @property
     def tries_longest(self) -> bool:
         """Whether the longest batch is tried before the first step: where that differs, since it takes time."""
-        variant = self.name.removeprefix(f"{self.model_type}-")
         if self.model_type != SPECIMEN["decoder"] or self.task != "causal_lm":
-            return self.model_type in SPECIMEN.values() and variant in METHODS
-        return variant in (*METHODS, *TRIED)
+            return self.model_type in SPECIMEN.values() and self.variant in METHODS
+        return self.variant in (*METHODS, *TRIED)
 
 
 def _cases() -> list[Case]:
@@ -109,7 +115,8 @@ def _cases() -> list[Case]:
         families = [name for name in GROUPS[use] if use != "classifier" or name not in GROUPS["decoder"]]
         families += ["llama", "gpt2"] if use == "classifier" else []
         for method, options in METHODS.items():
-            named = [name for name in families if (name, method) not in UNKNOWN_IN_FLOAT32]
+            named = [name for name in families if method == "lora" or name in BY_EACH_METHOD]
+            named = [name for name in named if (name, method) not in UNKNOWN_IN_FLOAT32]
             found += [Case(f"{task}-{method}", f"{name}-{method}", task, name, options) for name in named]
         own = OF_CAUSAL_LM if use == "decoder" else OF_SEQ_CLS if use == "classifier" else {}
         shared = {name: each for name, each in VARIANTS.items() if use == "decoder" or name in OF_EVERY_TASK}

@@ -120,6 +120,7 @@ def test_defaults_of_the_section_hold_for_sources_without_their_own(prepared: Pr
     assert data.train[0].input_ids == data.train[1].input_ids
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_rows_that_are_trained_is_told(prepared: Prepare, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [chat("q", "a")])
     assert any("nothing about new rows" in note for note in prepared(path, evaluation=path).report.notes)

@@ -98,6 +98,7 @@ def test_c39_every_row_is_read_once_an_epoch(tmp_path: Path, world: int) -> None
             assert Counter(read) == Counter(example.where for example in data.train)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("world", range(2, MOST_RANKS + 1))
 def test_c39_every_row_of_a_stream_is_tokenized_by_one_rank_and_read_once(tmp_path: Path, world: int) -> None:
     """Each rank looks into as many rows, give or take one, and all have the order of one."""

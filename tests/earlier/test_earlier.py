@@ -123,7 +123,7 @@ def test_predict_tells_the_same_classes(place: Path, name: str) -> None:
     assert_alike(told, [chosen(row, "text", "label", "prediction", "probabilities") for row in expected])
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", TARGETS)
 def test_evaluate_measures_the_same(place: Path, name: str) -> None:
     told = now(place, "evaluate", TARGETS[name], *ROWS[name])

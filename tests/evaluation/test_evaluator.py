@@ -249,6 +249,7 @@ def test_c37_memory_of_a_classifier_does_not_grow_with_the_rows(tmp_path: Path) 
     assert growth < 30e6
 
 
+@pytest.mark.slow
 def test_every_row_of_a_file_is_evaluated_of_a_run_that_streamed_its_own(tmp_path: Path) -> None:
     """More rows than a stream is looked into before it begins."""
     write_rows(tmp_path / "rows.jsonl", rows(1100))

@@ -93,6 +93,7 @@ def test_the_encoder_reads_once_with_and_without_a_cache(model_type: str) -> Non
     assert len(passes) == 2
 
 
+@pytest.mark.slow
 def test_a_decoder_with_another_number_of_layers_than_its_encoder() -> None:
     model = tiny_model("t5", num_layers=1, num_decoder_layers=3)
     for prompt in prompts(3):

@@ -116,6 +116,7 @@ def theirs(folder: Path, asked: list[dict[str, Any]], ours: list[dict[str, Any]]
         assert row["probabilities"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_begun_is_gone_on_with(tmp_path: Path) -> None:
     setting(tmp_path)
     assert loraft("train", "c.yaml", "training.max_steps=1", cwd=tmp_path).returncode == 0

@@ -136,6 +136,7 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
     assert all(course.ratio for course in found.courses)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("init", ["default", "eva", "pissa"])
 def test_the_gradient_is_that_of_the_first_step_smoothed_labels_and_noise_too(tmp_path: Path, init: str) -> None:
     config = tiny_config(
@@ -156,6 +157,7 @@ def test_the_gradient_is_that_of_the_first_step_smoothed_labels_and_noise_too(tm
     assert found.norm == pytest.approx(logged[0].grad_norm, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_of_what_was_trained_it_is_not_said_how_it_begins(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, task="seq_cls", training__max_steps=1)
     begins = "with random numbers"

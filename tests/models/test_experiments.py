@@ -28,6 +28,7 @@ MARKS = {"paligemma": ("token_type_ids", 1), "molmo2": ("mm_token_type_ids", 0)}
 ROW = torch.arange(3, 17)[None]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", MARKS)
 def test_what_tells_text_from_the_rest_is_found_and_given(model_type: str) -> None:
     model = build(model_type, "multimodal")

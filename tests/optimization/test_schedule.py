@@ -69,6 +69,7 @@ def test_a_share_of_warmup_is_rounded_up() -> None:
     assert warmup_steps(50, 10) == 10
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 def test_c16_steps_are_counted_in_optimizer_steps(tmp_path: Path, accumulation: int) -> None:
     """C16: the rate of step k is the closed form whatever the accumulation."""

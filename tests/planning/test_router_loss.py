@@ -174,6 +174,7 @@ def test_where_it_can_have_no_gradient_it_is_refused(tmp_path: Path, case: str) 
     assert [problem.key for problem in caught.value.problems] == [KEY]
 
 
+@pytest.mark.slow
 def test_it_is_shown_beside_the_loss_and_refused_in_words(tmp_path: Path, wording: Wording) -> None:
     config = config_of(tmp_path, training__router_aux_loss_coef="auto", training__max_steps=1)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))

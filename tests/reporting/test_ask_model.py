@@ -128,6 +128,7 @@ def test_without_held_out_rows_nothing_is_compared_and_the_rest_is_told(tmp_path
     assert any("data.eval is null" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_a_classifier_stands_beside_the_shares_of_its_classes(tmp_path: Path) -> None:
     run = trained(tmp_path, task="seq_cls", training__max_steps=4)
     found = api.report(run, **LITTLE).findings

@@ -56,7 +56,7 @@ def test_the_losses_are_those_of_a_run_that_computes_all(tmp_path: Path, dtype: 
     assert predicted < held < predicted + 200 * kept.computed
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", sorted(DECODERS))
 def test_every_family_goes_on_from_what_was_kept(tmp_path: Path, model_type: str) -> None:
     """With gradient checkpointing, which calls layers in its own way."""

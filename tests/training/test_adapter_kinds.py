@@ -203,6 +203,7 @@ def test_eva_begins_with_the_directions_of_what_is_read(tmp_path: Path, task: st
     assert changed == [name for name in before if "lora_A" in name]
 
 
+@pytest.mark.slow
 def test_eva_tells_what_an_encoder_reads_from_what_a_decoder_reads(tmp_path: Path) -> None:
     """Sources and targets of one length too: cross-attention's keys come from the one, its queries from the other."""
     config = tiny_config(
@@ -237,6 +238,7 @@ def test_eva_tells_what_an_encoder_reads_from_what_a_decoder_reads(tmp_path: Pat
         assert float((directions @ begun.T).square().sum()) > 1.9, name
 
 
+@pytest.mark.slow
 def test_eva_reads_a_stream_from_its_start_and_leaves_its_counts_alone(tmp_path: Path) -> None:
     begun = []
     for streaming in (False, True):

@@ -138,6 +138,7 @@ def test_more_epochs_are_a_longer_run_too(tmp_path: Path) -> None:
     assert any("a greater training.num_train_epochs" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_compared_all_the_same(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     api.train(longer(tmp_path, 4))
@@ -214,6 +215,7 @@ def test_what_more_steps_do_to_the_rate_is_said(schedule: Any, step: int, told: 
     assert told in rate_note(section, step=step, before=100, now=200)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_optimizer_that_auto_was_when_it_began(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         api.train(tiny_config(tmp_path, training__optim="adafactor"), observer=stop_at(2))

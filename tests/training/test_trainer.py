@@ -439,6 +439,7 @@ def test_the_resolved_config_repeats_the_run(tmp_path: Path) -> None:
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_tensorboard_tracker_gets_the_metrics(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     result = api.train(config_of(tmp_path, "run", training__report_to=["tensorboard"], training__project="mine"))
