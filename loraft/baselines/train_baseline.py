@@ -120,9 +120,14 @@ def _refuse_unfit(config: RunConfig, cells: Sequence[str]) -> None:
     if not cells or not set(cells) <= set(CELLS):
         message = f"the networks are {' and '.join(CELLS)}, and not {', '.join(cells) or 'none'}"
         problems.append(Problem(message, parameter="cells"))
-    if task.generates and not task.joins_prompts:
-        message = "a source and its target need two networks and what joins them: there is no such baseline"
-        problems.append(Problem(message, key="task", remedy="Those that go on with a text and classifiers have one."))
+    needs = None
+    if task.compares_answers:
+        needs = "which answer is better is learned by a model that answers already, and not from scratch"
+    elif task.generates and not task.joins_prompts:
+        needs = "a source and its target need two networks and what joins them"
+    if needs is not None:
+        remedy = "Those that go on with a text and classifiers have one."
+        problems.append(Problem(f"{needs}: there is no such baseline", key="task", remedy=remedy))
     if config.data.eval is None:
         message = "no rows are held out, which tell when the network has learned what it can"
         problems.append(Problem(message, key="data.eval", remedy="Hold a share out, such as data.eval: 0.2."))

@@ -231,6 +231,7 @@ def test_rows_too_short_for_a_distance_are_told_of(place: Path) -> None:
         ["chats.yaml", "data.eval=null"],
         ["chats.yaml", "data.streaming=true", "data.eval=null"],
         ["turns.yaml"],
+        ["chats.yaml", "task=preference"],
         ["chats.yaml", "--run", "topics"],
         ["topics.yaml", "--run", "chats"],
         ["topics.yaml", "--run", "other-topics"],
