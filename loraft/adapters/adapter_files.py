@@ -249,13 +249,15 @@ def _difference(key: str, copy: torch.Tensor, weight: Callable[[str], torch.Tens
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
     """The tensors of an adapter under the keys of PEFT's files.
 
-    peft would look for the base on the Hub to see whether the vocabulary grew; loraft never resizes it.
+    peft would look for the base on the Hub to see whether the vocabulary grew; loraft never resizes it. By
+    `bias: all` it names the biases of a module that is trained whole once more, by where it keeps them.
     """
     # Given the state, it does not take a bias of B for a part of a matrix.
     tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(
         model, model.state_dict(), adapter_name=name, save_embedding_layers=False
     )
-    return tensors
+    inside = {"original_module", "modules_to_save"}
+    return {key: tensor for key, tensor in tensors.items() if inside.isdisjoint(key.split("."))}
 
 
 def non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:

@@ -93,11 +93,11 @@ class TimedReading:
             self.tokens += sum(len(each.input_ids) for each in examples)
         return [self._read[key] for key in keys]
 
-    def answers(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    def answers(self, prompts: Sequence[Sequence[int]], first: int) -> list[Answer]:
         """The answer to each prompt."""
         asked = [prompt for prompt in prompts if tuple(prompt) not in self._said]
         if asked and self._model.answers is not None:
-            self._said |= zip(map(tuple, asked), self._model.answers(asked), strict=True)
+            self._said |= zip(map(tuple, asked), self._model.answers(asked, first), strict=True)
         return [self._said[tuple(prompt)] for prompt in prompts]
 
 
@@ -216,7 +216,7 @@ def compared_recurrent(model: RecurrentModel, settings: Settings, renderer: RowR
         answers = [Answer(max(each, key=lambda name: each[name]), probabilities=each) for each in named]
         return [RowScore(*each) for each in zip(losses.tolist(), answers, strict=True)]
 
-    def answers(prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    def answers(prompts: Sequence[Sequence[int]], _first: int) -> list[Answer]:
         return [
             answer
             for at in range(0, len(prompts), BATCH_SIZE)

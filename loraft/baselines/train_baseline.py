@@ -250,7 +250,7 @@ def _samples(rows: EvaluatedRows, models: Sequence[EvalModel]) -> Iterator[Sampl
     for item in asking[:SAMPLES]:
         prompt, answers = _prompt(rows, item), {}
         for model in models:
-            said = model.answers([prompt])[0] if model.answers else model.read([item.example])[0].answer
+            said = model.answers([prompt], 0)[0] if model.answers else model.read([item.example])[0].answer
             answers[model.name] = "" if said is None else said.text
         if item.question is not None:
             yield SampleAnswers(item.example.where, item.question.shown, item.question.reference, answers)

@@ -169,7 +169,8 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     why = "makes a row of each answer, and data.train_on: all trains every token"
     yield whole, why, "data.split_turns", "data.train_on"
     metric = training.metric_for_best_model
-    why = f"{metric} is measured of classifiers, and the task is {task}"
+    measured = "classifiers" if metric != "accuracy" else "classifiers and of two answers"
+    why = f"{metric} is measured of {measured}, and the task is {task}"
     unmeasured = metric != "loss" and task != "seq_cls" and (metric != "accuracy" or task not in OF_ANSWERS)
     yield unmeasured, why, "training.metric_for_best_model", "task"
     share, balanced = isinstance(data.eval, float), training.class_weights == "balanced"
@@ -193,6 +194,9 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     ):
         why = "orders rows by their length, and data.shuffle: false keeps the order of the files"
         yield not data.shuffle and orders, why, key, "data.shuffle"
+    drawn = data.shuffle == "batches" and any(source.weight % 1 for source in data.train)
+    why = "draws a part of a source anew in each epoch, and data.shuffle: batches keeps what the first one drew"
+    yield drawn, why, "data.train", "data.shuffle"
     yield from _of_the_adapter(config)
     yield from of_streamed_layers(config)
     for key, said in config.distributed.of_shards.items():

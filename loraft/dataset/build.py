@@ -288,7 +288,9 @@ def _unread(sources: Sequence[SourceRows]) -> Iterable[str]:
 def _too_long(data: DataSection, report: DataReport, source: SourceRows) -> str:
     """What rows of a source are longer than, and what would keep most of the training rows, by the keys that say so."""
     enough = "would keep 99 % of the training rows"
-    longer, keeps = f"longer than data.max_length {data.max_length}", report.length.keeps_99_percent
+    longer, keeps = f"longer than data.max_length {data.max_length}", str(report.length.keeps_99_percent)
+    if sum(each.in_part for each in report.sources) > 0.01 * (report.train_rows or 0):  # longer than is said
+        keeps = f"more than {keeps}"
     if report.target_length is None:
         return f"{longer} and are {source.counts.done}; {keeps} {enough}"
     most = data.max_target_length or data.max_length

@@ -50,11 +50,14 @@ class RowScore:
 
 @dataclass(frozen=True)
 class EvalModel:
-    """A model that is evaluated: what it makes of examples, and where it generates its answers to prompts of tokens."""
+    """A model that is evaluated: what it makes of examples, and where it generates its answers to prompts of tokens.
+
+    With the prompts comes the number of the first of them, from 0, by which what is drawn for each is drawn.
+    """
 
     name: str
     read: Callable[[Sequence[Example]], Sequence[RowScore]]
-    answers: Callable[[Sequence[Sequence[int]]], Sequence[Answer]] | None = None
+    answers: Callable[[Sequence[Sequence[int]], int], Sequence[Answer]] | None = None
 
 
 @dataclass(frozen=True)
@@ -221,11 +224,12 @@ def _tally(
     observer: Observer,
 ) -> None:
     """Let every model read and answer every row, a window at a time, and write the rows."""
-    total = len(rows.items)
+    total, asked = len(rows.items), 0
     with nullcontext() if output is None else open_jsonl(output) as file, _told(file, total):
         for start in range(0, total, batch_size * BATCHES_A_WINDOW):
             window = rows.items[start : start + batch_size * BATCHES_A_WINDOW]
-            found = [_measure(model, window, rows, batch_size, asks=bool(each.names)) for model, each in models]
+            found = [_measure(model, window, rows, batch_size, asked if each.names else None) for model, each in models]
+            asked += sum(item.question is not None for item in window)
             for (_, tallies), readings in zip(models, found, strict=True):
                 for item, reading in zip(window, readings, strict=True):
                     tallies.add(item, reading)
@@ -236,9 +240,12 @@ def _tally(
 
 
 def _measure(
-    subject: EvalModel, window: Sequence[EvalExample], rows: EvaluatedRows, batch_size: int, *, asks: bool
+    subject: EvalModel, window: Sequence[EvalExample], rows: EvaluatedRows, batch_size: int, asked: int | None
 ) -> list[RowScore]:
-    """What a model makes of each row of a window and, where metrics need it, its answer to each that asks something."""
+    """What a model makes of each row of a window and, where metrics need it, its answer to each that asks something.
+
+    `asked` is the number of those that did so before; None where no metric needs an answer.
+    """
     found: dict[int, RowScore] = {}
     by_length = sorted(range(len(window)), key=lambda place: -len(window[place].example.input_ids))
     for start in range(0, len(window), batch_size):
@@ -249,10 +256,10 @@ def _measure(
             remedy = "Compute in another `dtype`: float16 overflows in some models."
             message = f"the loss of {subject.name} is {reading.loss}"
             raise NonFiniteError(message, where=window[place].example.where, remedy=remedy)
-    asking = [place for place, item in enumerate(window) if item.question is not None] if asks else []
-    if asking and subject.answers is not None:
+    asking = [place for place, item in enumerate(window) if item.question is not None]
+    if asking and asked is not None and subject.answers is not None:
         prompts = [rows.prompt_ids(window[place]) for place in asking]
-        for place, answer in zip(asking, subject.answers(prompts), strict=True):
+        for place, answer in zip(asking, subject.answers(prompts, asked), strict=True):
             found[place] = replace(found[place], answer=answer)
     return [found[place] for place in range(len(window))]
 

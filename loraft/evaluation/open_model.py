@@ -135,9 +135,11 @@ def writing(session: Session, name: str, settings: Settings, batch_size: int) ->
             losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
         return [RowScore(each) for each in losses]
 
-    def answers(prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    def answers(prompts: Sequence[Sequence[int]], first: int) -> list[Answer]:
+        seed = settings["seed"]
+        drawn: Settings = {**settings, "seed": None if seed is None else (seed + first) % 2**32}
         with session.speaking(voice) as speaking:
-            completed = complete_batch(speaking, voice.tokenizer, prompts, **settings, batch_size=batch_size)
+            completed = complete_batch(speaking, voice.tokenizer, prompts, **drawn, batch_size=batch_size)
         return [Answer(each.completion, each.finish_reason) for each in completed]
 
     return EvalModel(name, read, answers)

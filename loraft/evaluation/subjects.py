@@ -84,8 +84,9 @@ def _refuse_single_answers(source: EvalSource, asked: PreferenceSection) -> None
     read = (*source.read.train, *source.read.held_out)
     alone = any(each.counts.format == "unpaired" for each in read)
     if alone or asked.loss == "kto":
-        what = "single answers with a label" if alone else "pairs, and the model was trained by kto"
-        message = f"the rows are {what}: what is evaluated is compared by pairs, with a loss of pairs"
+        message = "the rows are single answers with a label, of which training alone tells the loss"
+        if not alone:
+            message = "the rows are pairs, and the model was trained by kto, which has no loss of pairs"
         remedy = "Name rows of prompt and completion alone. A run has measured its own rows: see its metrics.jsonl."
         raise DataError(message, where=source.called, remedy=remedy)
 

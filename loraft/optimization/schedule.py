@@ -57,6 +57,9 @@ def require_schedule(training: TrainingSection, steps: int) -> Iterator[str]:
     if (end := ends.get(training.lr_scheduler_type, 0.0)) >= peak:
         message = f"the rate would end at {end:g}, which is not below training.learning_rate {peak:g}"
         raise ConfigError(message, key=KWARGS, remedy="min_lr and lr_end are rates, min_lr_rate is a share of the peak")
+    if (warmup := _number_of(training.warmup_steps, steps)) > steps:
+        few = f"training.warmup_steps {warmup:,} is more than the {counted(steps, 'step')} of the run"
+        yield f"{few}: the rate never comes to its peak"
     left = steps - warmup_steps(training.warmup_steps, steps)
     wanted = _number_of(said.num_decay_steps or 0, steps)
     if wanted > left:

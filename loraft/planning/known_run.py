@@ -74,6 +74,7 @@ class ModelSummary:
         matrices: Of each layer, the numbers of its own matrices that are stored plainly and in few bits.
         context: The longest row that its positions allow; None where nothing limits it.
         targets: What the adapter trains; None for `method: full`.
+        lowest_saved: Of the stacks that a module that is trained whole lies in or below, the lowest such layer.
         trained: Every tensor that is trained.
         router_aux_loss_coef: What the auxiliary loss of a mixture's routers counts.
         notes: What was found, a sentence each.
@@ -93,6 +94,7 @@ class ModelSummary:
     vocabulary: int
     context: int | None
     targets: TargetModules | None
+    lowest_saved: Mapping[str, int]
     trained: tuple[TrainedTensor, ...]
     router_aux_loss_coef: float
     notes: tuple[str, ...]
@@ -126,7 +128,7 @@ class ModelSummary:
             return depth
         if stack == "decoder" and trained.get("encoder"):
             return depth
-        return depth - min(trained.get(stack, ()), default=depth)
+        return depth - min((*trained.get(stack, ()), self.lowest_saved.get(stack, depth)))
 
     @property
     def frozen_layers(self) -> int:
@@ -138,9 +140,7 @@ class ModelSummary:
 def summarize_model(
     run: RunConfig, model: ModelHandle, labels: Sequence[str], tokens: Sequence[int] = ()
 ) -> ModelSummary:
-    """The shape of the model that a run trains.
-
-    `labels` are the classes of a classifier, none for other tasks, and `tokens` the ids of those that are new.
+    """The shape of the model that a run trains; `labels` are a classifier's classes, `tokens` the ids of new ones.
 
     Raises:
         ModelError: Its files lack tensors or have others, or its decoder has no start token.
@@ -181,10 +181,23 @@ def summarize_model(
         vocabulary=skeleton.config.get_text_config().vocab_size,
         context=context_of(config, family),
         targets=targets,
+        lowest_saved=_lowest_saved(skeleton, family, targets),
         trained=tuple(trained_tensors(skeleton, family, targets, use_dora=run.lora.use_dora)),
         router_aux_loss_coef=coefficient,
         notes=(*notes, *family_notes(skeleton, family, targets, quantized=few_bits.modules), *about_routers),
     )
+
+
+def _lowest_saved(skeleton: PreTrainedModel, family: ModelSpec, targets: TargetModules | None) -> dict[str, int]:
+    """By stack, the layer above which gradients flow to what is trained whole; 0 for what is read before the layers."""
+    saved = targets.saved if targets is not None else ()
+    places = {name: place for place, (name, _) in enumerate(skeleton.named_modules(remove_duplicate=False))}
+    lowest: dict[str, int] = {}
+    for stack, path in family.stacks.items():
+        inside = [int(name.removeprefix(f"{path}.").partition(".")[0]) for name in saved if name.startswith(f"{path}.")]
+        if found := [*inside, *(0 for name in saved if places[name] < places[path])]:
+            lowest[stack] = min(found)
+    return lowest
 
 
 def _going_on(targets: TargetModules, start: AdapterFiles | None, base: Path | None) -> tuple[TargetModules, list[str]]:

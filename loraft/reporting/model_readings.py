@@ -99,7 +99,7 @@ def _answers(model: EvalModel, read: ReportRows, scores: Sequence[RowScore], obs
     if not read.answered:
         return []
     observer(Progress(f"answers of {model.name}", 0, len(read.answered)))
-    answers = model.answers([read.rows.prompt_ids(item) for item in read.answered])
+    answers = model.answers([read.rows.prompt_ids(item) for item in read.answered], 0)
     observer(Progress(f"answers of {model.name}", len(read.answered), len(read.answered)))
     return [answer.text for answer in answers]
 

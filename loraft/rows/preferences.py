@@ -95,6 +95,9 @@ def _by_text(fields: Fields) -> PreferencePair:
     while border and not chosen[border - 1].isspace():  # a word that is parted would be other tokens
         border -= 1
     border = len(chosen[:border].rstrip(" "))
+    if border == 0:
+        remedy = "Name the prompt in a column prompt, or begin both texts with it."
+        raise fields.wrong("prompt", "is missing, and there is nothing that both texts begin with", remedy)
     pair = (PromptCompletion(text[:border], text[border:]) for text in (chosen, rejected))
     return PreferencePair(*pair)
 
@@ -166,6 +169,9 @@ def _by_turns(fields: Fields, chosen: Turns, rejected: Turns) -> PreferencePair:
         there = name if fields.has(name) else {"chosen": "messages", "rejected": "rejected_response"}[name]
         if not any(turn.role == "assistant" for turn in turns[border:]):
             raise fields.wrong(there, "has no answer of the assistant where the two differ")
+        if turns[border].role != "assistant":
+            message = f"is the {turns[border].role}'s, and the first that differs: both answers follow the same prompt"
+            raise fields.wrong(f"{there}[{border}]", message)
         pair.append(_compared(fields, there, turns, border))
     return PreferencePair(*pair)
 

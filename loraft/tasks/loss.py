@@ -153,7 +153,8 @@ class LMLoss(TaskLoss):
             return cross_entropy(hidden.float(), target_ids, reduction="sum", label_smoothing=smoothing)
         head, dtype = self._head.module, hidden.dtype
         # Something in the head is trained, or it is no plain linear layer.
-        if type(head) is not nn.Linear or head.weight.requires_grad or head.weight.dtype != dtype:
+        is_trained = any(weight.requires_grad for weight in head.parameters())
+        if type(head) is not nn.Linear or is_trained or head.weight.dtype != dtype:
             return chunked_loss(hidden, target_ids, self._head.logits, self._chunk, smoothing)
         bias = head.bias if self._head.bias is None else self._head.bias.to(dtype)
         weights = HeadWeights(head.weight, bias, self._head.scale, self._head.softcap)

@@ -55,11 +55,7 @@ class Seq2SeqPreference(ComparedAnswers, Seq2SeqLM):
         if isinstance(found, UnpairedAnswer):
             return UnpairedAnswer(_as_target(found.answer, row), found.desirable)
         assert isinstance(found, PreferencePair), "the task's own records"
-        chosen, rejected = _as_target(found.chosen, row), _as_target(found.rejected, row)
-        if chosen.source != rejected.source:
-            message = "has another user's turn before it than the chosen answer"
-            raise fields.wrong("rejected", message, "Both are answers to one source.")
-        return PreferencePair(chosen, rejected)
+        return PreferencePair(_as_target(found.chosen, row), _as_target(found.rejected, row))
 
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
         """Whether answers stand alone."""

@@ -88,7 +88,9 @@ class SequenceClassification(Task):
 
         return ClassificationLoss
 
-    def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
+    def loss_weights(
+        self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example], drawn: Sequence[float]
+    ) -> Tensor | None:
         """`[classes]`, what a row of each class counts; None where each counts the same.
 
         Source: balanced is rows / (classes · rows of the class), as scikit-learn has it; a class without rows counts 1.
@@ -101,7 +103,9 @@ class SequenceClassification(Task):
         if isinstance(given, dict):
             weights = {class_called(name, labels): weight for name, weight in given.items()}
             return torch.tensor([weights[number] for number in range(len(labels))])
-        counts = Counter(example.labels[0] for example in examples)
+        counts = dict.fromkeys(range(len(labels)), 0.0)
+        for example, times in zip(examples, drawn, strict=True):
+            counts[example.labels[0]] += times
         total = sum(counts.values())
         return torch.tensor([total / (len(labels) * counts[i]) if counts[i] else 1.0 for i in range(len(labels))])
 

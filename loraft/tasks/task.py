@@ -280,8 +280,10 @@ class Task(ABC):
         """Lay examples as the model takes them."""
         return self.loss.collate(examples, layout)
 
-    def loss_weights(self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example]) -> Tensor | None:
-        """`[classes]`, what a row of each class counts in the loss; None where each counts the same."""
+    def loss_weights(
+        self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example], drawn: Sequence[float]
+    ) -> Tensor | None:
+        """`[classes]`, what a row of each class counts, None for each the same; an epoch has each `drawn` times."""
         return None
 
     def notes_on(self, config: RunConfig, examples: Sequence[Example]) -> Iterator[str]:

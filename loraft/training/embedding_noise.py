@@ -64,7 +64,9 @@ def noise_bounds(alpha: float, lengths: Sequence[int], shape: Sequence[int]) -> 
     return bounds[:, :, None]
 
 
-def _add_noise(alpha: float, lengths: Sequence[int], _module: nn.Module, _inputs: object, embedded: Tensor) -> Tensor:
+def _add_noise(alpha: float, lengths: Sequence[int], module: nn.Module, _inputs: object, embedded: Tensor) -> Tensor:
+    if not module.training:  # what a preference is compared with is read without
+        return embedded
     drawn = torch.rand(embedded.shape, device=embedded.device) * 2 - 1
     bounds = to_device(noise_bounds(alpha, lengths, embedded.shape), embedded.device)
     return embedded + (drawn * bounds).to(embedded.dtype)

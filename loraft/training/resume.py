@@ -203,6 +203,15 @@ def _recorded(folder: RunFolder, part: str) -> Mapping[str, Any] | None:
     return told if isinstance(told, dict) and told.get("fingerprint") is not None else None
 
 
+def _require_no_result(run: Trainer) -> None:
+    """Refuse to begin anew over what a run ended with, whose checkpoints were taken away."""
+    for result in (run.folder.path / "adapter", run.folder.path / "model"):
+        if result.exists():
+            message = "the run has ended, and there is no checkpoint to go on from: it would begin at step 0"
+            remedy = "replace what it ended with by `overwrite`, or train to another folder"
+            raise RunFolderError(message, where=str(result), remedy=remedy)
+
+
 def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_before: int | None) -> bool:
     """Put everything back as the newest good checkpoint has it, and say so; False when none was written yet.
 
@@ -219,6 +228,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
         remedy = "put its files back as they were, or replace the run by `overwrite`"
         raise RunFolderError("no checkpoint is whole to go on from", where=str(run.folder.path), remedy=remedy)
     if newest is None:
+        run.ranks.on_main(lambda: _require_no_result(run))
         run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
         return False
     checkpoint = load_checkpoint(newest)

@@ -108,14 +108,15 @@ def save_weights(
     run: Trainer, state: RunState, folder: Path, adapted: AdaptedModel, **how: Callable[[Path], None]
 ) -> Path:
     """Save what is trained, as it is now, into the folder of a checkpoint or a run: where it lies there."""
+    data = run.plan.data
     facts = TrainingFacts(
         steps=state.step,
         epochs=state.epoch + state.window / run.plan.batches.steps(state.epoch),
-        rows=run.plan.data.report.train_rows or len(run.plan.data.train),
+        rows=sum(span.drawn for span in data.train_sources) or data.report.train_rows or len(data.train),
         trained_tokens=state.tokens,
         train_loss=state.last_loss,
         eval_loss=state.eval_loss,
-        eval_rows=len(run.plan.data.eval),
+        eval_rows=len(data.eval),
         figures=state.eval_figures,
     )
     save = save_full if adapted.method == "full" else save_adapter

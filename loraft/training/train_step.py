@@ -159,7 +159,9 @@ class Trainer:
 
 def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     """The planned model, giving the summed loss of a batch as training computes it."""
-    weights = plan.task.loss_weights(plan.config, plan.data.renderer.labels, plan.data.train)
+    data = plan.data
+    drawn = [span.weight for span in data.train_sources for _ in range(span.start, span.stop)]
+    weights = plan.task.loss_weights(plan.config, data.renderer.labels, data.train, drawn)
     on_device = None if weights is None else weights.to(plan.placement.device)
     autocast = plan.placement.autocast
     smoothing = plan.config.training.label_smoothing_factor

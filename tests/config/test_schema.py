@@ -45,3 +45,10 @@ def test_layers_of_two_stacks(tmp_path: Path) -> None:
     layers = load_config(path).lora.layers
     assert layers == StackLayers(encoder="last:2", decoder=(0, 1))
     assert load_config(path, ["lora.layers.encoder=all"]).lora.layers == StackLayers(encoder="all", decoder=(0, 1))
+
+
+def test_batches_that_are_kept_leave_no_part_of_a_source_unseen() -> None:
+    data = {"train": [{"path": "a", "weight": 0.5}], "eval": None, "shuffle": "batches"}
+    with pytest.raises(ValidationError, match="draws a part of a source anew"):
+        RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": data})
+    RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {**data, "train": [{"path": "a", "weight": 2}]}})

@@ -298,3 +298,19 @@ def test_the_training_rows_of_a_stream_are_not_read_to_evaluate(tmp_path: Path) 
     )  # fmt: skip
     api.train(config)
     assert api.evaluate(str(tmp_path / "run"), metrics=["loss"]).rows == 5
+
+
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_answers_that_are_drawn_do_not_depend_on_how_many_are_read_at_a_time(
+    place: Path, tmp_path: Path, batch_size: int
+) -> None:
+    """Row n draws by the seed and n: with one row at a time there are several windows."""
+    drawn = GenerationRequest(temperature=1.0, seed=7, max_new_tokens=4)
+    said = []
+    for size in (23, batch_size):
+        output = tmp_path / f"{size}.jsonl"
+        evaluated(place, output=output, metrics=["exact_match"], options=drawn, batch_size=size)
+        said.append([json.loads(line)["prediction"] for line in output.read_text().splitlines()])
+    assert said[0] == said[1]
+    assert len(set(said[0])) > 10

@@ -147,3 +147,10 @@ def test_numbers_that_do_not_go_with_the_run_are_refused(values: dict[str, Any],
     with pytest.raises(ConfigError, match=told) as refused:
         list(require_schedule(training, 25))
     assert refused.value.problems[0].key == "training.lr_scheduler_kwargs"
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_told() -> None:
+    assert list(require_schedule(section("linear", warmup_steps=9), 6)) == [
+        "training.warmup_steps 9 is more than the 6 steps of the run: the rate never comes to its peak"
+    ]
+    assert list(require_schedule(section("linear", warmup_steps=6), 6)) == []

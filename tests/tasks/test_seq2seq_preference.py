@@ -192,8 +192,8 @@ def test_a_conversation_is_refused_with_its_place(before: list[Any]) -> None:
     [
         (
             {"chosen": [SAID, GOOD], "rejected": [{"role": "user", "content": "r"}, BAD]},
-            "rejected",
-            "another user's turn",
+            "chosen[0]",
+            "both answers follow the same prompt",
         ),
         ({"source": "q", "chosen": "so good", "rejected": "so bad"}, "prompt", "no source to read"),
         ({"prompt": "q", "system": "s", "chosen": "good", "rejected": "bad"}, "system", "are text"),

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from loraft import api
 from loraft.config.schema import RunConfig
 from loraft.models.modules import class_logits
 from loraft.models.registry import CLASSIFIERS
@@ -17,7 +19,7 @@ from loraft.tasks.batches import BatchLayout
 from loraft.tasks.loss import ClassificationLoss
 from loraft.tokenization.plain_text_rows import ClassificationRenderer
 from tests.tiny import TELLING, mostly_slow, tiny_sizes, tiny_tokenizer
-from tests.training.building import recorded, tiny_fit
+from tests.training.building import recorded, tiny_config, tiny_fit, write_rows
 from tests.training.classifiers import LABELS, SOME, classifier_config
 
 CELLS = [(4, 1), (2, 2), (1, 4)]
@@ -105,7 +107,7 @@ def test_class_weights_are_those_of_torch(tmp_path: Path, given: str | dict[str,
     run.adapted.model.eval()
     assert isinstance(run.loss, ClassificationLoss)
     labels = sorted(LABELS)
-    weights = TASKS["seq_cls"].loss_weights(config, labels, run.plan.data.train)
+    weights = TASKS["seq_cls"].loss_weights(config, labels, run.plan.data.train, [1.0] * len(run.plan.data.train))
     assert weights is not None
     if given == "balanced":
         counts = [sum(row.labels == [number] for row in run.plan.data.train) for number in range(3)]
@@ -172,6 +174,29 @@ def test_the_weight_of_true_is_that_of_the_class_however_it_is_spelled() -> None
     config = RunConfig.model_validate(values)
     renderer = ClassificationRenderer(tiny_tokenizer(), labels=("False", "True"))
     assert TASKS["seq_cls"].problems(config, renderer) == []
-    weights = TASKS["seq_cls"].loss_weights(config, renderer.labels, [])
+    weights = TASKS["seq_cls"].loss_weights(config, renderer.labels, [], [])
     assert weights is not None
     assert weights.tolist() == [1, 3]
+
+
+def test_balanced_counts_rows_as_often_as_they_are_drawn(tmp_path: Path) -> None:
+    for name, label, count in (("a", "late", 8), ("b", "fine", 2)):
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": f"the order {n}", "label": label} for n in range(count)])
+    sources = [{"path": str(tmp_path / "a.jsonl")}, {"path": str(tmp_path / "b.jsonl"), "weight": 4}]
+    config = tiny_config(tmp_path, task="seq_cls", data__train=sources, training__class_weights="balanced")
+    run, _ = tiny_fit(config)
+    assert isinstance(run.loss, ClassificationLoss)
+    assert run.loss._class_weights is not None
+    assert run.loss._class_weights.tolist() == [1, 1]
+
+
+def test_all_biases_are_saved_once_beside_a_module_that_is_trained_whole(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, task="seq_cls", lora__bias="all", training__max_steps=2)
+    saved = api.train(config).saved
+    ids = torch.tensor([[5, 9, 40, 41, 7]])
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=3)
+    with torch.no_grad():
+        of_peft = PeftModel.from_pretrained(base, str(saved)).eval()(input_ids=ids).logits
+        merged = api.merge(str(tmp_path / "run"), dtype="float32").out
+        of_merged = AutoModelForSequenceClassification.from_pretrained(merged)(input_ids=ids).logits
+    torch.testing.assert_close(of_peft, of_merged, atol=1e-5, rtol=1e-5)  # float32's order of sums

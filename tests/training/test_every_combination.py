@@ -84,3 +84,7 @@ def test_what_the_gpu_tests_train_has_whole_blocks_of_inputs(model_type: str) ->
     """On CUDA bitsandbytes warns of layers whose inputs are no multiple of 64."""
     model = tiny_model(model_type, **wide_sizes(model_type))
     assert [name for name, (inputs, _) in linear_modules(model).items() if inputs % 64] == []
+
+
+def test_a_bias_of_the_head_is_trained_with_all_biases(tmp_path: Path) -> None:
+    train_two_steps(tiny_config(tmp_path, model_type="phi", lora__bias="all", training__max_steps=2))

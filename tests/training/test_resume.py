@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,13 @@ def test_a_model_whose_files_have_other_names_goes_on_from_its_own_checkpoint(tm
         api.train(tiny_config(tmp_path, **options), observer=stop_at(2))
     again = api.train(tiny_config(tmp_path, **options), resume=True)
     assert (again.saved / "model.safetensors").read_bytes() == (whole.saved / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_result(tmp_path: Path) -> None:
+    done = api.train(longer(tmp_path, 4))
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    before = {path.name: path.read_bytes() for path in done.saved.iterdir()}
+    with pytest.raises(RunFolderError, match="there is no checkpoint to go on from"):
+        resume(longer(tmp_path, 8))
+    assert {path.name: path.read_bytes() for path in done.saved.iterdir()} == before
+    assert [line["step"] for line in metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4]

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.integrations.neftune import neftune_post_forward_hook
 
+from loraft import api
 from loraft.events import Event
 from loraft.tasks.batches import Batch
 from loraft.tasks.loss import ClassificationLoss
 from loraft.tokenization.examples import IGNORED
 from loraft.training.embedding_noise import embeddings_of, noise_bounds, noisy_embeddings
 from loraft.training.loop import fit
-from loraft.training.run_events import StepLogged
+from loraft.training.run_events import StepDone, StepLogged
 from loraft.training.train_step import Trainer, evaluate_loss
 from tests.tiny import mostly_slow
 from tests.training.building import tiny_config, tiny_fit, without_dropout
@@ -105,6 +106,7 @@ def test_noise_is_on_what_is_trained_and_on_no_padding(tmp_path: Path, task: str
     config = tiny_config(tmp_path, task=task, data__packing=packing, training__neftune_noise_alpha=ALPHA)
     run, _ = tiny_fit(config)
     without_dropout(run.adapted.model)
+    run.adapted.model.train()
     rows = run.plan.data.train[:4]
     found: dict[bool, dict[str, Tensor]] = {}
     for noisy in (False, True):
@@ -140,3 +142,16 @@ def test_a_step_is_noisy_and_an_evaluation_is_not(tmp_path: Path) -> None:
         losses.append(state.last_loss)
     assert measured[0] == measured[1]
     assert losses[0] != losses[1]
+
+
+def test_what_a_preference_is_compared_with_is_read_without_noise(tmp_path: Path) -> None:
+    """Computed anew or once before the first step: the reference, and so the loss, is the same."""
+    seen: list[float] = []
+    for epochs in (1, 2):  # of two, references are kept
+        run = {"num_train_epochs": epochs, "max_steps": None, "output_dir": str(tmp_path / str(epochs))}
+        options = {f"training__{key}": value for key, value in run.items()}
+        config = tiny_config(tmp_path, task="preference", training__neftune_noise_alpha=ALPHA, **options)
+        events: list[Event] = []
+        api.train(config, observer=events.append)
+        seen.append(next(event.loss for event in events if isinstance(event, StepDone)))
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
