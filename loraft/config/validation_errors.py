@@ -176,6 +176,8 @@ def _meant_otherwise(value: float, wanted: Expected, key: str) -> str | None:
         return "Write null for no evaluation."
     if value is False and "off" in wanted.choices:
         return f"Write {key}: off."
+    if key == "lora.layers":
+        return f"Write [{value}] for that layer, or last:{value} for so many."
     if wanted.takes(str):
         return "Put it in quotes if it is meant as text."
     is_whole = isinstance(value, float) and value.is_integer() and not wanted.takes(float)

@@ -17,6 +17,7 @@ from loraft.errors import ConfigError, DataError, ModelError
 from loraft.inspection.starter import Start, starter, starter_config
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_config_place
+from loraft.io.row_types import ROW_TYPES
 from loraft.models.builtin import BUILTINS
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec
@@ -36,6 +37,10 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
     Raises:
         ConfigError: It is there already, is the file of the rows, has another ending, or there is no folder for it.
     """
+    if data is None and path.suffix in ROW_TYPES and path.is_file():
+        named = path.with_suffix(".yaml").name
+        remedy = f"Name the config that is to be written, such as {named}, and the rows by `data`."
+        raise ConfigError("holds rows, and is no place for a config", where=str(path), remedy=remedy)
     check_config_place(path, reads=() if data is None else files_here(data), overwrite=overwrite)
 
 

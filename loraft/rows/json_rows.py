@@ -14,6 +14,8 @@ from loraft.rows.row import RawRow, UnreadableError, look, reason, remedy_of, te
 
 DEEPEST = 100
 """The most levels of lists and objects: Python walks through some hundreds, and no row means so many."""
+LISTS_OF_A_ROW = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools")
+"""Columns that hold a list: an object that has one is a row, and none that rows lie in."""
 
 
 class RepeatedKeyError(UnreadableError):
@@ -129,7 +131,8 @@ def json_rows(file: RowFile) -> Iterator[RawRow]:
         remedy = _of_several_objects(file) if "Extra data" in why else remedy_of(why)
         raise DataError(why, where=file.name, key="data", remedy=remedy) from None
     if not isinstance(loaded, list):
-        lists = [key for key, value in loaded.items() if isinstance(value, list)] if isinstance(loaded, dict) else []
+        values = loaded.items() if isinstance(loaded, dict) else ()
+        lists = [key for key, value in values if isinstance(value, list) and key not in LISTS_OF_A_ROW]
         remedy = "write the list alone, or one object a line as .jsonl"
         if isinstance(loaded, dict) and not lists:
             inside, remedy = "; it holds one object", "Write [ before the object and ] after it, where it is a row."

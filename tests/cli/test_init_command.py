@@ -320,10 +320,12 @@ def test_what_is_there_is_never_written_over_unasked(here: Path) -> None:
         "folder.yaml",
         "config",
         "no/c.yaml",
+        "rows.jsonl",
     ],
 )
 def test_a_place_where_no_config_can_be_is_refused(here: Path, path: str, wording: Wording) -> None:
     Path("folder.yaml").mkdir()
+    Path("rows.jsonl").touch()
     result = init(path)
     assert result.exit_code == 2
     wording(result.stderr)
