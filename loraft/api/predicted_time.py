@@ -122,13 +122,14 @@ def work_of_a_step(plan: RunPlan) -> tuple[float, StepWork]:
     A product takes two operations a weight and token forward, as many backward for what goes into it, and where the
     weight is trained as many again; layers below the lowest trained one have no backward, and those that are
     checkpointed go forward twice. Attention's two products are counted by the square of a row, half of it where tokens
-    look back alone, and two and a half times backward: its weights are computed again there.
+    look back alone, and two and a half times backward: its weights are computed again there. What preferences are
+    compared with is read forward alone.
     """
     shape, training = plan.shape, plan.config.training
     sampler = batch_sampler(plan.config, plan.data.train, plan.data.train_sources)
     batches = [[plan.data.train[row] for row in batch] for batch in sampler.epoch(0)]
     steps = sampler.steps(0)
-    again, whole = bool(training.gradient_checkpointing), shape.targets is None
+    again, whole, besides_it = bool(training.gradient_checkpointing), shape.targets is None, _without_gradient(plan)
     products = attention = weights = besides = launches = most = 0.0
     matrices, width, micro = iter(shape.matrices), plan.placement.dtype.itemsize, len(batches) / steps
     for stack, depth in shape.depths.items():
@@ -136,9 +137,10 @@ def work_of_a_step(plan: RunPlan) -> tuple[float, StepWork]:
         looks_back = shape.family.kind == "decoder" or (stack == "decoder" and len(shape.depths) > 1)
         for number, (plain, packed) in enumerate(islice(matrices, depth)):
             passes = 2 + again if number >= depth - kept else 1
-            products += 2 * read.tokens * (plain + packed) * (passes + whole)
+            products += 2 * read.tokens * (plain + packed) * (passes + whole + besides_it)
             scores = 4 * read.squares * layer.hidden / (2 if looks_back else 1)
-            attention += scores * (passes + 1.5 if passes > 1 else 1)
+            attention += scores * ((passes + 1.5 if passes > 1 else 1) + besides_it)
+            passes += besides_it
             weights += micro * width * (plain + packed) * (passes + whole)
             stored = quantized_bytes(packed, 0, shape.quantization)
             besides += micro * passes * (stored + width * packed) if packed else 0
@@ -152,11 +154,19 @@ def work_of_a_step(plan: RunPlan) -> tuple[float, StepWork]:
         head = shape.vocabulary * list(shape.layers.values())[-1].hidden
         trained = sum(example.trained for batch in batches for example in batch) / steps
         trains_head = whole or bool(shape.targets and shape.targets.saved)
-        products += 2 * trained * head * (2 + trains_head)
-        weights += micro * width * head * (2 + trains_head)
+        products += 2 * trained * head * (2 + trains_head + besides_it)
+        weights += micro * width * head * (2 + trains_head + besides_it)
     besides += UPDATED * shape.trainable_parameters
     tokens = sum(example.tokens for batch in batches for example in batch) / steps
     return tokens, StepWork(products, attention, weights, besides, launches)
+
+
+def _without_gradient(plan: RunPlan) -> int:
+    """How often a step reads its rows besides: by the model before training, and mismatched answers by both."""
+    if not plan.task.has_reference(plan.config):
+        return 0
+    kept = plan.data.stream is None and plan.steps > plan.batches.steps(0)
+    return (0 if kept else 1) + (2 if plan.config.preference.loss == "kto" else 0)
 
 
 def _read(plan: RunPlan, stack: str, batches: Iterable[Sequence[Example]], steps: int) -> Read:

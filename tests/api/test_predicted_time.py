@@ -11,12 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loraft import api
 from loraft.api.predicted_time import StepWork, predicted_time, work_of_a_step
+from loraft.config.change_config import with_values
 from loraft.config.gpus import GPUS, Gpu, gpu_called, gpu_named
 from loraft.errors import InvalidInputError
 from loraft.models.device import StatedDevice
 from loraft.planning.run_plan import plan_run
 from tests.tiny import save_tiny
-from tests.training.building import tiny_config, write_rows
+from tests.training.building import judged, preferred, tiny_config, write_rows
 
 NAMES = {
     "NVIDIA H200": "H200",
@@ -69,6 +70,32 @@ def test_operations_of_products_are_those_that_torch_counts(
     counted = sum(counts.get(f"aten.{name}", 0) for name in ("mm", "addmm", "addmm_"))
     assert tokens > 100
     assert work.products == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "epochs"), [("simpo", 1), ("dpo", 1), ("dpo", 2), ("kto", 1)], ids=str)
+def test_what_a_preference_is_compared_with_is_counted(tmp_path: Path, loss: str, epochs: int) -> None:
+    """To a tenth and some more: mismatched answers are a little longer or shorter than those of the step."""
+    save_tiny(tmp_path / "model", num_hidden_layers=6, hidden_size=64, intermediate_size=192)
+    rows = (judged if loss == "kto" else preferred)(12)
+    config = tiny_config(
+        tmp_path,
+        task="preference",
+        preference__loss=loss,
+        data__train=str(write_rows(tmp_path / "rows.jsonl", rows)),
+        data__shared_prefix="off",
+        training__per_device_train_batch_size=len(rows),
+        training__max_steps=epochs,
+    )
+    plan = plan_run(config)
+    _, work = work_of_a_step(plan)
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added}) as counter:
+        api.train(config)
+    counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    counted = sum(counts.get(f"aten.{name}", 0) for name in ("mm", "addmm", "addmm_"))
+    of_the_reference = work_of_a_step(plan_run(with_values(config, {"training.max_steps": 1})))[1].products
+    once = of_the_reference - work.products  # where it is kept, it is computed before the first step
+    assert work.products * epochs + once == pytest.approx(counted, rel=0.15)
 
 
 def test_operations_are_those_that_a_hand_counts(tmp_path: Path) -> None:
