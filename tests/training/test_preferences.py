@@ -207,7 +207,7 @@ def test_answers_that_are_longer_on_one_side_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    options = {"task": "preference", "training__save_steps": 2, "data__eval": 0.25}
+    options = {"task": "preference", "training__save_steps": 2, "data__eval": 0.25, "training__save_total_limit": None}
     whole = train(tiny_config(tmp_path, **options))
     config = tiny_config(tmp_path, **options, training__output_dir=str(tmp_path / "parts"))
     parts = train(config)
