@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
-from typing import Any, Literal
 
-from loraft.adapters.metadata import ResolvedTarget
-from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import resolve_target
-from loraft.errors import ConfigError, RunFolderError
-from loraft.events import Observer, Progress, ignored
+from loraft.errors import ConfigError
+from loraft.events import Observer, ignored
+from loraft.exporting.export_report import ExportReport, write_export
 from loraft.exporting.gguf_tensors import OutType
-from loraft.exporting.modelfile import NAME, modelfile
-from loraft.exporting.prepare_adapter import prepare_adapter
-from loraft.exporting.prepare_export import prepare_export
-from loraft.exporting.write_gguf import new_file, refuse_taken_file
-from loraft.io.atomic import write_whole
 from loraft.merging.prepare_merge import BaseChoice, resolve_weighted
 from loraft.models.remote_code import as_trusted
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What `export` made.
-
-    Attributes:
-        holds: A whole `model`, or an `adapter` alone.
-        architecture: What llama.cpp calls the family.
-        outtype: What matrices are written in.
-        types: How many tensors are in each type.
-        file_bytes: The size of the file.
-        adapters: A `name` and a `weight` each; none where a base was exported.
-        modelfile: Ollama's, where it was asked for.
-        seconds: The time that writing took.
-        warnings: What a person should know of the file, a sentence each.
-    """
-
-    out: Path
-    holds: Literal["model", "adapter"]
-    architecture: str
-    outtype: OutType
-    types: Mapping[str, int]
-    file_bytes: int
-    base_model: str
-    adapters: tuple[Mapping[str, object], ...]
-    modelfile: Path | None
-    seconds: float
-    warnings: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON shows it."""
-        return asdict(self)
 
 
 @as_trusted
@@ -99,59 +57,7 @@ def export(
     else:
         found = resolve_target(target, base_model=base_model)
         weights = (1.0,) * len(found.adapters)
-    return _written(
-        *(found, weights, Path(out).expanduser(), outtype),
-        adapter_only=adapter_only,
-        ollama=ollama,
-        base=base,
-        overwrite=overwrite,
-        observer=observer,
-    )
-
-
-def _written(
-    target: ResolvedTarget,
-    weights: Sequence[float],
-    out: Path,
-    outtype: OutType,
-    *,
-    adapter_only: bool,
-    ollama: bool,
-    base: BaseChoice | None,
-    overwrite: bool,
-    observer: Observer,
-) -> ExportReport:
-    """Write a base with its adapters folded in, or its one adapter alone."""
-    refuse_taken_file(out, base=target.base, overwrite=overwrite)
-    beside = out.with_name(NAME) if ollama else None
-    if beside is not None and beside.exists() and (beside.is_dir() or not overwrite):
-        raise RunFolderError("is there already", where=str(beside), remedy="Replace it by `overwrite`, or move it.")
-    text = ""
-    if adapter_only:
-        file, merge = prepare_adapter(target, weights, outtype=outtype)
-    else:
-        prepared = prepare_export(target, weights, outtype=outtype, base=base)
-        file, merge = prepared.file, prepared.merge
-        if ollama:
-            adds_start = bool(file.values["tokenizer.ggml.add_bos_token"])
-            text = modelfile(prepared.speaker, prepared.rules, out.name, adds_start=adds_start)
-    with new_file(out, file.num_bytes, "the GGUF file", base=target.base, overwrite=overwrite) as begun:
-        began = monotonic()
-        file.write(begun, lambda done, total: observer(Progress("bytes written", done, total)))
-        seconds = monotonic() - began
-    if beside is not None:
-        write_whole(beside, text)
-    kinds = [tensor.kind for tensor in file.tensors]
-    return ExportReport(
-        out=out,
-        holds="adapter" if adapter_only else "model",
-        architecture=str(file.values["general.architecture"]),
-        outtype=outtype,
-        types={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-        file_bytes=out.stat().st_size,
-        base_model=shown(merge.target.base),
-        adapters=tuple({"name": adapter.name, "weight": adapter.weight} for adapter in merge.adapters),
-        modelfile=beside,
-        seconds=round(seconds, 3),
-        warnings=file.notes,
+    file = Path(out).expanduser()
+    return write_export(
+        found, weights, file, outtype, base, observer, adapter_only=adapter_only, ollama=ollama, overwrite=overwrite
     )

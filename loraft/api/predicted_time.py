@@ -129,7 +129,7 @@ def work_of_a_step(plan: RunPlan) -> tuple[float, StepWork]:
     sampler = batch_sampler(plan.config, plan.data.train, plan.data.train_sources)
     batches = [[plan.data.train[row] for row in batch] for batch in sampler.epoch(0)]
     steps = sampler.steps(0)
-    again, whole, besides_it = bool(training.gradient_checkpointing), shape.targets is None, _without_gradient(plan)
+    again, whole, compared = bool(training.gradient_checkpointing), shape.targets is None, _passes_to_compare(plan)
     products = attention = weights = besides = launches = most = 0.0
     matrices, width, micro = iter(shape.matrices), plan.placement.dtype.itemsize, len(batches) / steps
     for stack, depth in shape.depths.items():
@@ -137,14 +137,14 @@ def work_of_a_step(plan: RunPlan) -> tuple[float, StepWork]:
         looks_back = shape.family.kind == "decoder" or (stack == "decoder" and len(shape.depths) > 1)
         for number, (plain, packed) in enumerate(islice(matrices, depth)):
             passes = 2 + again if number >= depth - kept else 1
-            products += 2 * read.tokens * (plain + packed) * (passes + whole + besides_it)
+            reads = passes + compared
+            products += 2 * read.tokens * (plain + packed) * (reads + whole)
             scores = 4 * read.squares * layer.hidden / (2 if looks_back else 1)
-            attention += scores * ((passes + 1.5 if passes > 1 else 1) + besides_it)
-            passes += besides_it
-            weights += micro * width * (plain + packed) * (passes + whole)
+            attention += scores * ((passes + 1.5 if passes > 1 else 1) + compared)
+            weights += micro * width * (plain + packed) * (reads + whole)
             stored = quantized_bytes(packed, 0, shape.quantization)
-            besides += micro * passes * (stored + width * packed) if packed else 0
-            launches += micro * LAUNCHED * passes / 2
+            besides += micro * reads * (stored + width * packed) if packed else 0
+            launches += micro * LAUNCHED * reads / 2
         if training.tiled_mlp and not again:
             products += 2 * read.tokens * kept * layer.hidden * (layer.mlp_outputs + layer.inner - layer.hidden)
         most = max(most, read.tokens)
@@ -154,19 +154,18 @@ def work_of_a_step(plan: RunPlan) -> tuple[float, StepWork]:
         head = shape.vocabulary * list(shape.layers.values())[-1].hidden
         trained = sum(example.trained for batch in batches for example in batch) / steps
         trains_head = whole or bool(shape.targets and shape.targets.saved)
-        products += 2 * trained * head * (2 + trains_head + besides_it)
-        weights += micro * width * head * (2 + trains_head + besides_it)
+        products += 2 * trained * head * (2 + trains_head + compared)
+        weights += micro * width * head * (2 + trains_head + compared)
     besides += UPDATED * shape.trainable_parameters
     tokens = sum(example.tokens for batch in batches for example in batch) / steps
     return tokens, StepWork(products, attention, weights, besides, launches)
 
 
-def _without_gradient(plan: RunPlan) -> int:
-    """How often a step reads its rows besides: by the model before training, and mismatched answers by both."""
+def _passes_to_compare(plan: RunPlan) -> int:
+    """How often a step reads rows besides: its own by the model before training, and mismatched answers by both."""
     if not plan.task.has_reference(plan.config):
         return 0
-    kept = plan.data.stream is None and plan.steps > plan.batches.steps(0)
-    return (0 if kept else 1) + (2 if plan.config.preference.loss == "kto" else 0)
+    return (not plan.rereads_rows) + (2 if plan.config.preference.loss == "kto" else 0)
 
 
 def _read(plan: RunPlan, stack: str, batches: Iterable[Sequence[Example]], steps: int) -> Read:

@@ -176,7 +176,7 @@ def _meant_otherwise(value: float, wanted: Expected, key: str) -> str | None:
         return "Write null for no evaluation."
     if value is False and "off" in wanted.choices:
         return f"Write {key}: off."
-    if key == "lora.layers":
+    if key == "lora.layers" and type(value) is int and value > 0:
         return f"Write [{value}] for that layer, or last:{value} for so many."
     if wanted.takes(str):
         return "Put it in quotes if it is meant as text."

@@ -245,17 +245,19 @@ def _report(
         contradicting=contradictions(examples, TASKS[config.task]),
     )
     sources = [*train, *held_out]
-    notes = *_notes(data, report, sources), *_unread(sources), *_seen_sources(train, held_out), *findings(report)
+    keeps = _keeping(report, train)
+    notes = *_notes(data, report, sources, keeps), *_unread(sources), *_seen_sources(train, held_out), *findings(report)
     notes = *notes, *TASKS[config.task].notes_on(config, examples)
     return replace(report, notes=notes)
 
 
-def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows]) -> Iterable[str]:
+def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows], keeps: str) -> Iterable[str]:
     for source in sources:
         yield from source.notes
         counts = source.counts
         if counts.overlength:
-            yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {_too_long(data, report, source)}"
+            why = _too_long(data, report, source, keeps)
+            yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {why}"
         if counts.in_part:
             many = "1 row has" if counts.in_part == 1 else f"{counts.in_part} rows have"
             yield f"{counts.source}: {many} more tokens than its length says: so long a row is not counted to its end"
@@ -285,12 +287,16 @@ def _unread(sources: Sequence[SourceRows]) -> Iterable[str]:
     yield f"not read in {paths}, as rows of {formats}: {', '.join(columns[:SHOWN_COLUMNS])}{more}{hint}"
 
 
-def _too_long(data: DataSection, report: DataReport, source: SourceRows) -> str:
+def _keeping(report: DataReport, train: Sequence[SourceRows]) -> str:
+    """The `data.max_length` that 99 of 100 training rows fit in; more, where others are not counted to their end."""
+    uncounted, rows = sum(each.counts.in_part for each in train), sum(len(each.lengths) for each in train)
+    return ("more than " if uncounted > 0.01 * rows else "") + str(report.length.keeps_99_percent)
+
+
+def _too_long(data: DataSection, report: DataReport, source: SourceRows, keeps: str) -> str:
     """What rows of a source are longer than, and what would keep most of the training rows, by the keys that say so."""
     enough = "would keep 99 % of the training rows"
-    longer, keeps = f"longer than data.max_length {data.max_length}", str(report.length.keeps_99_percent)
-    if sum(each.in_part for each in report.sources) > 0.01 * (report.train_rows or 0):  # longer than is said
-        keeps = f"more than {keeps}"
+    longer = f"longer than data.max_length {data.max_length}"
     if report.target_length is None:
         return f"{longer} and are {source.counts.done}; {keeps} {enough}"
     most = data.max_target_length or data.max_length

@@ -27,7 +27,7 @@ from loraft.inference.classifier import Classifier, open_classifier, refuse_no_c
 from loraft.inference.engine import Settings, complete_batch
 from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.session import BASE, Session, in_languages, open_session, task_of_base
+from loraft.inference.session import BASE, Session, in_languages, open_session, seed_of_row, task_of_base
 from loraft.models.modules import wrapped_model
 from loraft.tasks import METRIC_FACTS, TASKS
 from loraft.tasks.batches import BatchLayout
@@ -136,8 +136,7 @@ def writing(session: Session, name: str, settings: Settings, batch_size: int) ->
         return [RowScore(each) for each in losses]
 
     def answers(prompts: Sequence[Sequence[int]], first: int) -> list[Answer]:
-        seed = settings["seed"]
-        drawn: Settings = {**settings, "seed": None if seed is None else (seed + first) % 2**32}
+        drawn: Settings = {**settings, "seed": seed_of_row(settings["seed"], first)}
         with session.speaking(voice) as speaking:
             completed = complete_batch(speaking, voice.tokenizer, prompts, **drawn, batch_size=batch_size)
         return [Answer(each.completion, each.finish_reason) for each in completed]

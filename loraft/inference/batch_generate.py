@@ -16,7 +16,7 @@ from loraft.inference.completion import Completion
 from loraft.inference.engine import complete_batch
 from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest
-from loraft.inference.session import BASE, Session, Speaker
+from loraft.inference.session import BASE, Session, Speaker, seed_of_row
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import AskedRows, lost_fields, write_answers
 from loraft.io.resources import memory_errors
@@ -126,12 +126,11 @@ def answer_questions(
     lengths, reasons = list[int](), list[str]()
 
     def answers(window: range, first: int) -> list[tuple[str, str]]:
-        seed = None if options.seed is None else (options.seed + window.start) % 2**32
         answered = complete_batch(
             session.model,
             voice.tokenizer,
             prompts[window.start : window.stop],
-            **voice.settings(replace(options, seed=seed)),
+            **voice.settings(replace(options, seed=seed_of_row(options.seed, window.start))),
             batch_size=batch_size,
             on_batch=lambda count: observer(Progress("rows answered", max(first, window.start + count), total)),
         )

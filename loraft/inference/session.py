@@ -36,6 +36,13 @@ from loraft.tokenization.examples import RowRenderer
 BASE = "base"
 """The voice of the base without an adapter."""
 LARGEST_SEED = 2**32 - 1
+
+
+def seed_of_row(seed: int | None, number: int) -> int | None:
+    """The seed that row `number` of a file draws by, from 0; None where each draw is another."""
+    return None if seed is None else (seed + number) % (LARGEST_SEED + 1)
+
+
 MAX_NEW_TOKENS = 256
 """The most tokens of an answer where neither the caller nor the model says."""
 

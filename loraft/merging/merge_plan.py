@@ -85,10 +85,8 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held
         parameters = _parameters_that_fit(model, adapter.files)
         for place, parts in adapter.files.factors.items():
             if (of := parameters.get(place)) is not None:
-                name, update = (
-                    of.name,
-                    LoraFactors(parts["A"], parts["B"], adapter.weight * of.scale, experts=of.experts),
-                )
+                name = of.name
+                update = LoraFactors(parts["A"], parts["B"], adapter.weight * of.scale, experts=of.experts)
                 transposed = transposed | {name} if of.transposed else transposed - {name}
             else:
                 name, update = f"{place}.weight", _update(place, parts, modules[place], adapter)

@@ -189,7 +189,7 @@ def summarize_model(
 
 
 def _lowest_saved(skeleton: PreTrainedModel, family: ModelSpec, targets: TargetModules | None) -> dict[str, int]:
-    """By stack, the layer above which gradients flow to what is trained whole; 0 for what is read before the layers."""
+    """By stack, the lowest layer that gradients pass on their way to what is trained whole: 0 if it is read before."""
     saved = targets.saved if targets is not None else ()
     places = {name: place for place, (name, _) in enumerate(skeleton.named_modules(remove_duplicate=False))}
     lowest: dict[str, int] = {}

@@ -64,6 +64,11 @@ class RunPlan(KnownRun):
     save_every: int | None
     frozen_prefix_bytes: int = 0
 
+    @property
+    def rereads_rows(self) -> bool:
+        """Whether rows that are held here are read in more than one epoch."""
+        return self.data.stream is None and self.steps > self.batches.steps(0)
+
 
 def plan_run(
     config: RunConfig, stated: StatedDevice | None = None, *, ranks: Ranks = ALONE, batches_a_step: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,7 @@ class SequenceClassification(Task):
         return ClassificationLoss
 
     def loss_weights(
-        self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example], drawn: Sequence[float]
+        self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example], drawn: Iterable[float]
     ) -> Tensor | None:
         """`[classes]`, what a row of each class counts; None where each counts the same.
 

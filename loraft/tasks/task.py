@@ -6,7 +6,7 @@ Nothing heavy is imported here, so that the command line can ask a task too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -281,7 +281,7 @@ class Task(ABC):
         return self.loss.collate(examples, layout)
 
     def loss_weights(
-        self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example], drawn: Sequence[float]
+        self, config: RunConfig, labels: Sequence[str], examples: Sequence[Example], drawn: Iterable[float]
     ) -> Tensor | None:
         """`[classes]`, what a row of each class counts, None for each the same; an epoch has each `drawn` times."""
         return None

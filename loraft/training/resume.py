@@ -205,11 +205,10 @@ def _recorded(folder: RunFolder, part: str) -> Mapping[str, Any] | None:
 
 def _require_no_result(run: Trainer) -> None:
     """Refuse to begin anew over what a run ended with, whose checkpoints were taken away."""
-    for result in (run.folder.path / "adapter", run.folder.path / "model"):
-        if result.exists():
-            message = "the run has ended, and there is no checkpoint to go on from: it would begin at step 0"
-            remedy = "replace what it ended with by `overwrite`, or train to another folder"
-            raise RunFolderError(message, where=str(result), remedy=remedy)
+    if (result := run.folder.result) is not None:
+        message = "the run has ended, and there is no checkpoint to go on from: it would begin at step 0"
+        remedy = "replace what it ended with by `overwrite`, or train to another folder"
+        raise RunFolderError(message, where=str(result), remedy=remedy)
 
 
 def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_before: int | None) -> bool:
@@ -218,7 +217,8 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     What is taken on and the steps before are those of `compare_with_begun`.
 
     Raises:
-        RunFolderError: There are checkpoints, and each is damaged, or has not what is trained now.
+        RunFolderError: There are checkpoints, and each is damaged, or has not what is trained now; or there is none,
+            and what the run ended with.
     """
     run.ranks.on_main(lambda: remove_partial(run.folder.checkpoints))
     newest, damaged = run.ranks.on_main(lambda: newest_checkpoint(run.folder.checkpoints), patiently=True)

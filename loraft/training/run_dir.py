@@ -53,6 +53,11 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.config.exists() or self.metrics.exists() or self.checkpoints.exists()
 
+    @property
+    def result(self) -> Path | None:
+        """The folder of what the run ended with; None where it has not."""
+        return next((folder for folder in (self.path / "adapter", self.path / "model") if folder.exists()), None)
+
     @contextmanager
     def open(self) -> Iterator[None]:
         """Make the folder this process's own.
@@ -285,8 +290,8 @@ def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Pat
 def left_unfinished(chosen: Path, name: str) -> Iterator[str]:
     """A sentence where a new run begins beside one of the same config that has checkpoints and no result yet."""
     before = choose_run_folder(None, name, resume=True)
-    folder, ended = RunFolder(before), any((before / result).exists() for result in ("adapter", "model"))
-    if before != chosen and folder.checkpoints.exists() and not ended:
+    folder = RunFolder(before)
+    if before != chosen and folder.checkpoints.exists() and folder.result is None:
         yield (
             f"{before} has not ended, and {chosen} begins anew; that one goes on by "
             f"`loraft.train(loraft.load_config({str(folder.config)!r}), resume=True)`"

@@ -160,7 +160,7 @@ class Trainer:
 def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     """The planned model, giving the summed loss of a batch as training computes it."""
     data = plan.data
-    drawn = [span.weight for span in data.train_sources for _ in range(span.start, span.stop)]
+    drawn = (span.weight for span in data.train_sources for _ in range(span.start, span.stop))
     weights = plan.task.loss_weights(plan.config, data.renderer.labels, data.train, drawn)
     on_device = None if weights is None else weights.to(plan.placement.device)
     autocast = plan.placement.autocast

@@ -230,9 +230,7 @@ def remember_reference(run: Trainer) -> None:
     if not plan.task.has_reference(plan.config):
         return
     evaluations = 2 if plan.eval_every is None else plan.steps / plan.eval_every
-    again = [(plan.data.eval, evaluations > 1)]
-    if plan.data.stream is None:
-        again.append((plan.data.train, plan.steps > plan.batches.steps(0)))
+    again = [(plan.data.eval, evaluations > 1), (plan.data.train, plan.rereads_rows)]
     for rows in (rows for rows, is_so in again if rows and is_so):
         run.observer(Note(f"what the model before training gives {counted(len(rows), 'row')} is computed once"))
         share = run.ranks.share_whole(chunks(rows, size))

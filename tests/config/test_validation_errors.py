@@ -95,6 +95,14 @@ from tests.config.written_files import LEAST, only, problems, write
             "Write [30] for that layer, or last:30 for so many.",
         ),
         (
+            "lora: {layers: false}",
+            "run.yaml:3:16",
+            "lora.layers",
+            "must be all, first:N, last:N, middle:N, a range like 4-11, a list like [0, 5, 31], "
+            "or a mapping of encoder and decoder to one of these; found false",
+            "Put it in quotes if it is meant as text.",
+        ),
+        (
             "lora: {layers: [0, -1]}",
             "run.yaml:3:20",
             "lora.layers[1]",

@@ -399,3 +399,18 @@ def test_one_failure_of_many_rows_is_one_problem_with_its_count() -> None:
         ("a.jsonl:0", "messages[0].content", "is empty (so in 4 rows, this the first)"),
     ]
     assert shortened(missing[:3]) == missing[:3]
+
+
+@pytest.mark.parametrize(("where", "hedges"), [("train", True), ("eval", False)])
+def test_no_length_is_offered_that_would_not_suffice(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, where: str, hedges: bool
+) -> None:
+    """A very long row is not counted to its end: of training rows the length that keeps most is a lower bound then."""
+    rows = {"train": [row() for _ in range(10)], "eval": [row()]}
+    rows[where].append(row(answer="late order " * 30_000))
+    for name, of in rows.items():
+        write(tmp_path / f"{name}.jsonl", of)
+    data = {"eval": [{"path": str(tmp_path / "eval.jsonl")}], "max_length": 64, "on_overlength": "drop"}
+    found = prepared(tokenizer, str(tmp_path / "train.jsonl"), **data)
+    (said,) = [note for note in found.report.notes if "would keep 99 %" in note]
+    assert ("more than " in said) == hedges

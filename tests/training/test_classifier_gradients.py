@@ -190,6 +190,7 @@ def test_balanced_counts_rows_as_often_as_they_are_drawn(tmp_path: Path) -> None
     assert run.loss._class_weights.tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_all_biases_are_saved_once_beside_a_module_that_is_trained_whole(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, task="seq_cls", lora__bias="all", training__max_steps=2)
     saved = api.train(config).saved
