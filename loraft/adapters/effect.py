@@ -47,14 +47,19 @@ _own = local()
 """The buffer of each thread."""
 
 
-def updated(weight: Tensor, update: LoraFactors, *, transposed: bool = False) -> Tensor:
-    """The weight with an update in it, whole, in its own dtype; as `updated_pieces` makes it."""
-    result = torch.empty(weight.shape, dtype=weight.dtype)
+def updated(
+    weight: Tensor, updates: Sequence[LoraFactors], dtype: torch.dtype | None = None, *, transposed: bool = False
+) -> Tensor:
+    """The weight with all updates in it, whole, in `dtype` or else its own; as `updated_pieces` makes it.
+
+    It is made on the CPU wherever the weight is: a merge of files makes the same numbers.
+    """
+    result = torch.empty(weight.shape, dtype=dtype or weight.dtype)
     rows, row = result.view(-1, weight.shape[-1]), 0
-    for piece in updated_pieces(weight, [update], weight.dtype, transposed=transposed):
+    for piece in updated_pieces(weight.cpu(), updates, result.dtype, transposed=transposed):
         rows[row : row + len(piece)] = piece
         row += len(piece)
-    return result
+    return result.to(weight.device)
 
 
 def updated_pieces(
@@ -65,7 +70,7 @@ def updated_pieces(
     The weight is `[out, in]`, or where `transposed` `[in, out]`, as GPT-2's Conv1D and embeddings store it; of several
     experts there is one such matrix each. There is at least one update; where one is DoRA it is alone.
     """
-    updates = [update.float() for update in updates]
+    updates = [update.on_cpu() for update in updates]
     if weight.dim() == 3:
         for number, matrix in enumerate(weight):
             of_expert = [update.expert(number) for update in updates]
@@ -203,12 +208,13 @@ def act_together(model: nn.Module, weights: Mapping[str, float]) -> None:
     model.requires_grad_(False)
 
 
-def merged(adapted: AdaptedModel, name: str | None = None) -> PreTrainedModel:
-    """The base with an adapter in its weights, and no peft around it; `adapted` is used up.
+def merged(adapted: AdaptedModel, *names: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The base with adapters in its weights, and no peft around it; `adapted` is used up.
 
-    Without a name it is the first adapter. Quantized modules become ordinary ones, whose weight is the dequantized one
-    with the update. A tied weight that only one side changes is tied no more. A model that was trained whole is given
-    back as it is.
+    Without names it is the first adapter; several are low-rank updates alone, which are summed. Quantized modules that
+    are adapted become ordinary ones, whose weight is the dequantized one with the update, in `dtype`, or where that is
+    None in the weight's own. A tied weight that only one side changes is tied no more. A model that was trained whole
+    is given back as it is.
 
     Raises:
         AdapterError: A module that cannot be merged.
@@ -216,14 +222,14 @@ def merged(adapted: AdaptedModel, name: str | None = None) -> PreTrainedModel:
     model = adapted.model
     if not isinstance(model, PeftModel):
         return model
-    name = adapted.names[0] if name is None else name
-    called = in_peft(name)
-    with acting(model, name), torch.no_grad():
+    names = names or adapted.names[:1]
+    called = [in_peft(name) for name in names]
+    with acting(model, names[0]), torch.no_grad():
         for path, module in list(model.get_base_model().named_modules()):
-            if isinstance(module, LoraLayer) and (called in module.lora_A or called in module.lora_embedding_A):
-                _fold(path, module, called)
-            elif isinstance(module, TrainableTokensLayer) and called in module.trainable_tokens_delta:
-                module.merge(adapter_names=[called])
+            if isinstance(module, LoraLayer):
+                _fold(path, module, [each for each in called if _holds(module, each)], dtype)
+            elif isinstance(module, TrainableTokensLayer) and called[0] in module.trainable_tokens_delta:
+                module.merge(adapter_names=called)
         _keep_trained_biases(model)
         base: PreTrainedModel = model.unload()
     head: Any = output_head(base)
@@ -231,6 +237,10 @@ def merged(adapted: AdaptedModel, name: str | None = None) -> PreTrainedModel:
         base.config.tie_word_embeddings = False  # else they would be tied again on the next occasion
     base.train(False)
     return base
+
+
+def _holds(module: LoraLayer, adapter: str) -> bool:
+    return adapter in module.lora_A or adapter in module.lora_embedding_A
 
 
 def _keep_trained_biases(model: PeftModel) -> None:
@@ -242,26 +252,27 @@ def _keep_trained_biases(model: PeftModel) -> None:
         setattr(module, kind, nn.Parameter(module.get_parameter(kind).data, requires_grad=False))
 
 
-def _fold(path: str, module: Any, name: str) -> None:
-    """Give the module inside a LoRA layer the merged weight, as a parameter of its own."""
+def _fold(path: str, module: Any, names: Sequence[str], dtype: torch.dtype | None) -> None:
+    """Give the module inside a LoRA layer the weight with the updates of these adapters, as a parameter of its own."""
     inner = module.get_base_layer()
+    if not names:
+        return
     if isinstance(module, ParamWrapper):
-        _fold_parameter(path, module, inner, name)
+        _fold_parameter(path, module, inner, names, dtype)
         return
     if not isinstance(inner, nn.Linear | Conv1D | nn.Embedding):
         raise AdapterError(f"an update of {path}, a {type(inner).__name__}, cannot be merged")
-    scale, is_dora = module.scaling[name], name in module.lora_magnitude_vector
     if isinstance(inner, nn.Embedding):
-        if is_dora:
+        if module.lora_magnitude_vector:
             raise AdapterError(f"DoRA on {path} cannot be merged")
-        factors = LoraFactors(module.lora_embedding_A[name], module.lora_embedding_B[name], scale)
-        weight = updated(inner.weight, factors, transposed=True)
+        a, b, scales = module.lora_embedding_A, module.lora_embedding_B, module.scaling
+        updates = [LoraFactors(a[name], b[name], scales[name]) for name in names]
+        weight = updated(inner.weight, updates, dtype, transposed=True)
     else:
-        magnitude = module.lora_magnitude_vector[name].weight if is_dora else None
-        factors = LoraFactors(module.lora_A[name].weight, module.lora_B[name].weight, scale, magnitude)
-        weight = updated(unpacked(inner), factors)
-        if module.lora_bias[name]:
-            _fold_bias(path, inner, module.lora_B[name].bias, scale)
+        weight = updated(unpacked(inner), [_factors(module, name) for name in names], dtype)
+        for name in names:
+            if module.lora_bias[name]:
+                _fold_bias(path, inner, module.lora_B[name].bias, module.scaling[name])
     if isinstance(inner, Conv1D):
         weight = weight.T.contiguous()
     if isinstance(inner, nn.Linear) and is_quantized(inner):
@@ -270,13 +281,19 @@ def _fold(path: str, module: Any, name: str) -> None:
         inner.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def _fold_parameter(path: str, module: Any, inner: nn.Module, name: str) -> None:
+def _factors(module: Any, name: str) -> LoraFactors:
+    magnitude = module.lora_magnitude_vector[name].weight if name in module.lora_magnitude_vector else None
+    return LoraFactors(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], magnitude)
+
+
+def _fold_parameter(path: str, module: Any, inner: nn.Module, names: Sequence[str], dtype: torch.dtype | None) -> None:
     """Give a module the merged parameter, of which each expert may have a matrix."""
     if isinstance(inner, PackedExperts):
         let_go(inner, inner.get_parameter(module.parameter_name).dtype)
-    factors, of = parameter_factors(module, path, name)
-    weight = updated(module.get_param().detach(), factors, transposed=of.transposed)
-    setattr(inner, module.parameter_name, nn.Parameter(weight, requires_grad=False))
+    found = [parameter_factors(module, path, name) for name in names]
+    weight, transposed = module.get_param().detach(), found[0][1].transposed
+    whole = updated(weight, [update for update, _ in found], dtype, transposed=transposed)
+    setattr(inner, module.parameter_name, nn.Parameter(whole, requires_grad=False))
 
 
 def _fold_bias(path: str, inner: Any, added: Tensor, scale: float) -> None:

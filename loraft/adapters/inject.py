@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import ModulesToSaveWrapper
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -161,10 +162,19 @@ def add_lora_layers(
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+        elif isinstance(module, ModulesToSaveWrapper) and isinstance(module.original_module, nn.Embedding):
+            dtype = module.original_module.weight.dtype  # else float32 would flow through all layers
+            if name in module.modules_to_save:
+                module.modules_to_save[name].register_forward_hook(partial(_cast, dtype))
     wrap_packed(model)
     patch_trained_rows(model)
     model.train(base.training)  # peft's new layers begin in training mode, whatever the base is in
     return model
+
+
+def _cast(dtype: torch.dtype, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    """A forward hook."""
+    return output.to(dtype)
 
 
 def _attach_nothing(loaded: LoadedModel) -> AdaptedModel:

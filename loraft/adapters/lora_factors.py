@@ -169,10 +169,10 @@ class LoraFactors:
         zero = self.scale == 0 or not bool(self.b.any()) or not bool(self.a.any())
         return zero and self.magnitude is None
 
-    def float(self) -> LoraFactors:
-        """The same in float32."""
-        magnitude = None if self.magnitude is None else self.magnitude.float()
-        return replace(self, a=self.a.float(), b=self.b.float(), magnitude=magnitude)
+    def on_cpu(self) -> LoraFactors:
+        """The same in float32, in main memory."""
+        magnitude = None if self.magnitude is None else self.magnitude.float().cpu()
+        return replace(self, a=self.a.float().cpu(), b=self.b.float().cpu(), magnitude=magnitude)
 
 
 def parameters_in(place: str, target_parameters: Iterable[str], target_modules: object) -> list[str]:

@@ -9,118 +9,30 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from loraft.adapters.effect import act_together, acting
+from loraft.adapters.effect import act_together, acting, merged
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection
-from loraft.dataset.build import prepare
-from loraft.errors import DataError, LoraftError, ModelError, OutOfMemoryError, VerificationError
-from loraft.evaluation.past_run import past_run
-from loraft.io.paths import cache_folder
+from loraft.errors import ModelError, OutOfMemoryError, VerificationError
+from loraft.figures import listed
 from loraft.io.resources import memory_errors
+from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for
 from loraft.merging.prepare_merge import Merge
+from loraft.merging.row_sums import RowSums, sums_of
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
 from loraft.models.quantize import compute_in
-from loraft.rows.formats import Seq2SeqRecord
-from loraft.rows.synthetic_tickets import tickets
-from loraft.tasks.task import SourceFormat
-from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
-
-LONGEST = 256
-"""The most tokens of a row; fewer where a model has fewer positions."""
-BUILT_IN = "built-in text"
-PASSAGES = (
-    "The river had been rising for three days before anyone thought to look at the bridge. By then the water was brown "
-    "and fast, and the planks in the middle had begun to move.",
-    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. In plants it takes place in the "
-    "chloroplasts, whose green pigment absorbs red and blue light best.",
-    "def median(values):\n    ordered = sorted(values)\n    middle = len(ordered) // 2\n    if len(ordered) % 2:\n"
-    "        return ordered[middle]\n    return (ordered[middle - 1] + ordered[middle]) / 2\n",
-    "Q: A train leaves at 9:40 and arrives at 13:05. How long does the journey take?\n"
-    "A: From 9:40 to 13:00 it is 3 hours and 20 minutes, and 5 minutes more: 3 hours and 25 minutes.",
-    "Der Ausschuss hat am Dienstag beschlossen, die Frist bis zum 30. Juni zu verlängern. Anträge, die danach "
-    "eingehen, werden erst im Herbst behandelt.",
-    "La biblioteca abre de lunes a viernes, de nueve a ocho. Los sábados cierra a las dos y los domingos no abre.",
-    '{"name": "kettle", "price": 24.9, "in_stock": true, "tags": ["kitchen", "steel"], "dimensions": {"height": 22}}',
-    "Preheat the oven to 180 degrees. Beat the butter with the sugar until it is pale, add the eggs one at a time, "
-    "then fold in the flour. Bake for 35 minutes and let it cool in the tin.",
-    "In 1854 a physician marked on a map of the city where each of the dead had lived. The marks gathered around one "
-    "pump, and when its handle was taken away the outbreak ended.",
-)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of tokens, and where they are from; an encoder-decoder says its `targets` to them."""
-
-    ids: tuple[list[int], ...]
-    source: str
-    notes: tuple[str, ...] = ()
-    targets: tuple[list[int], ...] = ()
-
-    def behind(self, ids: list[int]) -> Rows:
-        """The same behind a row of `ids`, if there are any; an encoder-decoder says them again."""
-        if not ids:
-            return self
-        return replace(self, ids=(ids, *self.ids), targets=(ids, *self.targets) if self.targets else ())
-
-
-def rows_for(adapter: Path, tokenizer: Tokenizer, sources: SourceFormat | None = None, longest: int = LONGEST) -> Rows:
-    """The rows that the run of an adapter held out, followed by the built-in ones, should there be too few.
-
-    The run tells its data, where the adapter's folder lies in one or in one of its checkpoints. With `sources` the rows
-    are pairs, for an encoder-decoder.
-    """
-    built_in = built_in_rows(tokenizer, sources, longest)
-    try:
-        run = past_run(adapter)
-        if run is None or run.config.data.eval is None:
-            return built_in
-        notes = tuple(run.about_held_out())
-        prepared = prepare(run.config, tokenizer, cache_folder())
-        run.check_held_out(prepared.held_out)
-    except (LoraftError, OSError) as error:
-        note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {str(error).splitlines()[0]}"
-        return replace(built_in, notes=(note,))
-    ids = [list(example.input_ids[:longest]) for example in prepared.eval]
-    targets = [list(example.labels[:longest]) for example in prepared.eval] if sources is not None else []
-    return Rows((*ids, *built_in.ids), "the run's held-out rows", notes, (*targets, *built_in.targets))
-
-
-def built_in_rows(tokenizer: Tokenizer, sources: SourceFormat | None = None, longest: int = LONGEST) -> Rows:
-    """Prose, code and data in several languages, then customers' messages; over 10,000 tokens.
-
-    An encoder-decoder, which has `sources`, reads each and says it again. A tokenizer that needs to know languages, of
-    which nobody says any, is left in those that it begins with.
-    """
-    told = [cast("Sequence[dict[str, str]]", row["messages"])[1:] for row in tickets("eval")]
-    texts = [*PASSAGES, *("\n".join(message["content"] for message in messages) for messages in told)]
-    try:
-        renderer = None if sources is None else Seq2SeqRenderer(tokenizer, **vars(sources))
-    except DataError:
-        renderer = None
-    if renderer is None:
-        made = (list(tokenizer(text, verbose=False)["input_ids"])[:longest] for text in texts)
-        ids = tuple(row for row in made if row)
-        return Rows(ids, BUILT_IN, targets=() if sources is None else ids)
-    pairs = renderer.examples([renderer.render(Seq2SeqRecord(text, text)) for text in texts], [BUILT_IN] * len(texts))
-    kept = [pair for pair in pairs if pair.input_ids]
-    targets = tuple(pair.labels[:longest] for pair in kept)
-    return Rows(tuple(pair.input_ids[:longest] for pair in kept), BUILT_IN, targets=targets)
-
+from loraft.models.safetensors_index import TORCH_DTYPES
 
 LARGEST_FLOAT32_DIFFERENCE = 1e-3
 """Two float32 models with the same weights differ by the order of their sums, and no logit by more than this."""
@@ -157,6 +69,8 @@ class Verified:
         rows: The text that they read.
         compared: `logits`, `class logits`, or `hidden states` of a model without a head.
         is_float32: Both models computed in float32.
+        tensors: How many of the merged model were compared with the adapted one's; 0 where these are of another base.
+        others: Those with other numbers, by their names.
     """
 
     merged: OutputDifference
@@ -164,6 +78,8 @@ class Verified:
     rows: Rows
     compared: str
     is_float32: bool
+    tensors: int
+    others: tuple[str, ...]
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -195,14 +111,16 @@ def difference(first: Iterable[Tensor], second: Iterable[Tensor]) -> OutputDiffe
     return OutputDifference(largest, max(kl / positions, 0.0), same / positions, positions)
 
 
-def check_equivalence(
-    merged: OutputDifference, base: OutputDifference, *, is_float32: bool, is_as_trained: bool
-) -> tuple[str, ...]:
+WRONG = "This merge is wrong: please report it. `verified=False` writes it all the same."
+
+
+def check_equivalence(found: Verified, *, is_as_trained: bool) -> tuple[str, ...]:
     """What to warn of, where a merged model and its base are so far from the adapted one.
 
     Raises:
         VerificationError: The merged model is not the adapted one.
     """
+    merged, base, is_float32 = found.merged, found.base, found.is_float32
     remedy = "Use the adapter unmerged." if is_float32 else "`dtype='float32'` keeps what rounding to 16 bits loses."
     if not is_as_trained:
         remedy = "Merge into the base that the adapter was trained on: leave `base` out."
@@ -212,8 +130,12 @@ def check_equivalence(
         raise VerificationError(
             f"the merged model's logits differ from the adapted one's by up to {merged.max_abs:.3g}, "
             f"and in float32 by more than {LARGEST_FLOAT32_DIFFERENCE:g} they should not; nothing was written",
-            remedy="This merge is wrong: please report it. `verified=False` writes it all the same.",
+            remedy=WRONG,
         )
+    if found.others:
+        several = f"{len(found.others)} tensors" if len(found.others) > 1 else "one tensor"
+        message = f"the merged model has other numbers than the adapted one in {several} of {found.tensors}"
+        raise VerificationError(f"{message}: {listed(found.others)}; nothing was written", remedy=WRONG)
     if merged.kl > max(base.kl, NOISE):
         raise VerificationError(
             f"the merge lost more than it kept: KL(adapted ‖ merged) is {merged.kl:.3g}, and KL(adapted ‖ base), "
@@ -254,22 +176,42 @@ def verify(merge: Merge, folder: Path, positions: int, progress: Callable[[int, 
 
     try:
         with memory_errors("memory ran out while the two models were compared", remedy=NOT_COMPARED):
-            rows, adapted, base, computes_in = _adapted_and_base(merge, positions, told)
+            adapted = _adapted(merge, positions, told)
             gc.collect()  # models hold cycles: without it two would be in memory
             section = ModelSection(name_or_path=str(folder))
             loaded = load_model(section, _placement(merge.dtype), group=None, labels=merge.labels)
-            outputs, compared = _outputs(merge, loaded.model, rows, positions, partial(told, 2))
+            outputs, compared = _outputs(merge, loaded.model, adapted.rows, positions, partial(told, 2))
+            tensors = adapted.weights.sums if adapted.weights else {}
+            others = tuple(adapted.weights.others(loaded.model)) if adapted.weights else ()
     except (ModelError, OutOfMemoryError) as error:
         raise type(error).several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
-    is_float32 = computes_in == merge.dtype == torch.float32
-    return Verified(difference(adapted, outputs), base, rows, compared, is_float32)
+    is_float32 = adapted.computes_in == merge.dtype == torch.float32
+    apart = difference(adapted.outputs, outputs)
+    return Verified(apart, adapted.base, adapted.rows, compared, is_float32, len(tensors), others)
 
 
-def _adapted_and_base(
-    merge: Merge, positions: int, told: Callable[[int, int], None]
-) -> tuple[Rows, list[Tensor], OutputDifference, torch.dtype]:
-    """What is read, the adapted model's outputs, how far the base's are from them, and the dtype of the products."""
-    loaded, computes_in = _base_as_trained(merge)
+@dataclass(frozen=True)
+class _Adapted:
+    """What a merged model is compared with.
+
+    Attributes:
+        rows: What is read.
+        base: How far the base's outputs are from the adapted model's.
+        computes_in: The dtype of the products.
+        weights: Those that the merged model should have. None where the base is another than that of training, or is
+            dequantized into the dtype of the merge, as the merge itself does not.
+    """
+
+    rows: Rows
+    outputs: list[Tensor]
+    base: OutputDifference
+    computes_in: torch.dtype
+    weights: RowSums | None
+
+
+def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> _Adapted:
+    """Let the adapters act on their base, and the base alone, on text; then fold them in."""
+    loaded, held_in, computes_in = _base_as_trained(merge)
     names = {f"adapter-{number}": adapter for number, adapter in enumerate(merge.adapters, start=1)}
     adapted = load_adapters(loaded, {name: adapter.files.folder for name, adapter in names.items()})
     act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
@@ -283,22 +225,31 @@ def _adapted_and_base(
     outputs, _ = _outputs(merge, adapted.model, rows, positions, partial(told, 0))
     with acting(adapted.model, None) as model:
         base, _ = _outputs(merge, model, rows, positions, partial(told, 1))
-    return rows, outputs, difference(outputs, base), computes_in
+    apart, weights = difference(outputs, base), None
+    in_few_bits = merge.trained_storage is not None or merge.is_packed
+    if merge.is_as_trained and not (in_few_bits and held_in != computes_in):
+        files = {TORCH_DTYPES.get(header.dtype, merge.dtype) for header in merge.headers.values()}
+        alike = in_few_bits or files == {merge.dtype}
+        weights = sums_of(merged(adapted, *names, dtype=merge.dtype), merge.dtype, alike=alike)
+    return _Adapted(rows, outputs, apart, computes_in, weights)
 
 
-def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype]:
-    """The base as the adapters met it, and the dtype that it computes in: the merge's, where that is left open."""
+def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype, torch.dtype]:
+    """The base as the adapters met it, the dtype that it is loaded in, and the one that it computes in.
+
+    That is the merge's, where training leaves it open.
+    """
     stored = merge.trained_storage
     held_in = (merge.trained_dtype or merge.dtype) if stored or merge.is_packed else merge.dtype
     placement, labels = _placement(held_in), merge.labels
     loaded = load_model(merge.target.model, placement, quantization=stored, group=None, labels=labels)
     if stored is None and not merge.is_packed:
-        return loaded, held_in
+        return loaded, held_in, held_in
     products = DTYPES.get(stored.compute_dtype, held_in) if stored else held_in
     if held_in == merge.dtype or products != held_in:  # products of their own: the merge has their rounding in it
-        return loaded, products
+        return loaded, held_in, products
     compute_in(loaded.model, merge.dtype)
-    return loaded, merge.dtype
+    return loaded, held_in, merge.dtype
 
 
 def _placement(dtype: torch.dtype) -> DeviceConfig:

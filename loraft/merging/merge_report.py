@@ -49,6 +49,8 @@ class MergeReport:
         merge_seconds: The time that merging took, verification left out.
         warnings: What a person should know of the result, a sentence each.
         labels: The classes that a merged classifier tells apart; none where the model writes text.
+        compared_tensors: How many tensors of the result were found to be those of the adapted model; 0 where the base
+            is another than that of training.
     """
 
     out: Path
@@ -72,6 +74,7 @@ class MergeReport:
     verified: bool
     warnings: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    compared_tensors: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """The report as JSON shows it; the folder itself is left out, since it can be moved, and other places."""
@@ -102,8 +105,7 @@ def merge_and_verify(
         warnings: tuple[str, ...] = ()
         if positions is not None:
             found = verify(merge, staging, positions, partial(progress, "positions compared"))
-            limits = {"is_float32": found.is_float32, "is_as_trained": merge.is_as_trained}
-            warnings = (*found.rows.notes, *check_equivalence(found.merged, found.base, **limits))
+            warnings = (*found.rows.notes, *check_equivalence(found, is_as_trained=merge.is_as_trained))
         elif merge.plan.changes_nothing:
             warnings = ("the adapter changes nothing: every update is zero",)
         report = _report(merge, out, found, warnings, size, seconds)
@@ -128,6 +130,7 @@ def _report(
         positions=merged.positions if merged else 0,
         measured_on=found.rows.source if found else None,
         compared=found.compared if found else None,
+        compared_tensors=found.tensors if found else 0,
         base_model=shown(merge.target.model.section.name_or_path),
         architecture=merge.architecture,
         why_this_base=_why_this_base(merge, base),
@@ -197,4 +200,6 @@ def _measured(report: MergeReport) -> Iterator[str]:
     yield f"- KL(adapted ‖ base), the adapter's whole effect: {report.kl_adapted_base:.3g} nats"
     yield f"- largest difference of the {report.compared}: {report.max_abs_logit_difference:.3g}"
     yield f"- the same likeliest {'class' if report.labels else 'token'}: {100 * (report.top1_agreement or 0):.2f} %"
+    if report.compared_tensors:
+        yield f"- tensors that are those of the adapted model: all {report.compared_tensors:,}"
     yield from (f"\n{prose(without_paths(warning))}" for warning in report.warnings)

@@ -99,6 +99,28 @@ def test_c14_under_autocast_outputs_are_bfloat16_and_gradients_float32(tmp_path:
     assert all(weight.grad.abs().max() > 0 for weight in adapted.trainable.values() if weight.grad is not None)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "saved"), [("gpt2", ["wpe"]), ("gpt2", ["wte", "wpe"]), ("llama", ["embed_tokens"])]
+)
+def test_c14_embeddings_trained_whole_leave_the_layers_in_16_bits(
+    tmp_path: Path, model_type: str, saved: list[str]
+) -> None:
+    """float32 would flow through every layer, and a norm in 16 bits refuse it."""
+    loaded = tiny_loaded(tmp_path, model_type, dtype=torch.bfloat16, tie_word_embeddings=False)
+    adapted = attach(loaded, run_config(modules_to_save=saved))
+    hidden: list[torch.dtype] = []
+    for module in adapted.model.modules():
+        if type(module).__name__ in ("GPT2Block", "LlamaDecoderLayer"):
+            module.register_forward_pre_hook(lambda _, given: hidden.append(given[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = adapted.model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    assert set(hidden) == {torch.bfloat16}
+    whole = [weight for name, weight in adapted.trainable.items() if "modules_to_save" in name]
+    assert len(whole) == len(saved)
+    assert all(weight.grad is not None and weight.grad.any() and weight.dtype == torch.float32 for weight in whole)
+
+
 def test_the_seed_alone_decides_the_start(tmp_path: Path) -> None:
     starts = []
     for draws, dtype in ((0, torch.float32), (100, torch.bfloat16)):

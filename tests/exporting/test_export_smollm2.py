@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from loraft.cli.app import app
-from loraft.merging.equivalence import built_in_rows, difference
+from loraft.merging.calibration_text import built_in_rows
+from loraft.merging.equivalence import difference
 from loraft.models.auto_model import read_gguf
 from tests.exporting.llama_cpp import LlamaCpp
 from tests.merging.merging import own_adapter

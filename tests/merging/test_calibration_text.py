@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.merging.equivalence import BUILT_IN, LONGEST, built_in_rows, rows_for
+from loraft.merging.calibration_text import BUILT_IN, LONGEST, built_in_rows, rows_for
 from tests.tiny import tiny_tokenizer
 
 

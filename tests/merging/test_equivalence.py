@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from loraft.errors import VerificationError
-from loraft.merging.equivalence import OutputDifference, check_equivalence, difference, kl_divergence
+from loraft.merging.calibration_text import Rows
+from loraft.merging.equivalence import OutputDifference, Verified, check_equivalence, difference, kl_divergence
 
 
 def test_kl_of_two_coins() -> None:
@@ -51,44 +52,56 @@ EFFECT = OutputDifference(max_abs=2.0, kl=0.5, top1_agreement=0.8, positions=256
 GOOD = OutputDifference(max_abs=1e-4, kl=1e-9, top1_agreement=1.0, positions=256)
 
 
-def merged(**values: float) -> tuple[OutputDifference, OutputDifference]:
-    return replace(GOOD, **values), EFFECT
+def warnings(
+    merged: OutputDifference = GOOD,
+    base: OutputDifference = EFFECT,
+    *,
+    is_float32: bool = False,
+    is_as_trained: bool = True,
+    others: tuple[str, ...] = (),
+) -> tuple[str, ...]:
+    found = Verified(merged, base, Rows((), "text"), "logits", is_float32, 30, others)
+    return check_equivalence(found, is_as_trained=is_as_trained)
+
+
+def merged(**values: float) -> OutputDifference:
+    return replace(GOOD, **values)
 
 
 def test_a_good_merge_gets_no_word() -> None:
-    assert check_equivalence(GOOD, EFFECT, is_float32=True, is_as_trained=True) == ()
-    assert check_equivalence(*merged(kl=0.05), is_float32=False, is_as_trained=True) == ()
+    assert warnings(is_float32=True) == ()
+    assert warnings(merged(kl=0.05)) == ()
 
 
 def test_c27_float32_logits_that_differ_by_more_than_a_thousandth_fail() -> None:
     with pytest.raises(VerificationError, match=r"differ from the adapted one's by up to 0\.0011"):
-        check_equivalence(*merged(max_abs=1.1e-3), is_float32=True, is_as_trained=True)
-    assert check_equivalence(*merged(max_abs=1.1e-3), is_float32=False, is_as_trained=True) == ()
-    assert check_equivalence(*merged(max_abs=1.1e-3), is_float32=True, is_as_trained=False) == ()
+        warnings(merged(max_abs=1.1e-3), is_float32=True)
+    assert warnings(merged(max_abs=1.1e-3)) == ()
+    assert warnings(merged(max_abs=1.1e-3), is_float32=True, is_as_trained=False) == ()
 
 
 def test_c25_a_merge_that_loses_more_than_a_tenth_is_warned_of_with_the_remedy() -> None:
-    (warning,) = check_equivalence(*merged(kl=0.06), is_float32=False, is_as_trained=True)
+    (warning,) = warnings(merged(kl=0.06))
     assert "lost 12 % of the adapter's effect" in warning
     assert "`dtype='float32'`" in warning
-    (warning,) = check_equivalence(*merged(kl=0.4, max_abs=1.0), is_float32=True, is_as_trained=False)
+    (warning,) = warnings(merged(kl=0.4, max_abs=1.0), is_float32=True, is_as_trained=False)
     assert "leave `base` out" in warning
 
 
 def test_c25_a_merge_that_loses_more_than_it_keeps_fails() -> None:
     with pytest.raises(VerificationError, match=r"lost more than it kept: .* is 0\.6, .* is 0\.5") as caught:
-        check_equivalence(*merged(kl=0.6), is_float32=False, is_as_trained=True)
+        warnings(merged(kl=0.6))
     assert caught.value.exit_code == 3
 
 
 def test_an_adapter_without_an_effect_is_said_and_does_not_fail() -> None:
     nothing = (replace(GOOD, kl=1e-9), replace(EFFECT, kl=0.0, max_abs=0.0))
-    assert "changes nothing" in check_equivalence(*nothing, is_float32=True, is_as_trained=True)[0]
+    assert "changes nothing" in warnings(*nothing, is_float32=True)[0]
 
 
 def test_an_adapter_that_moves_outputs_is_never_said_to_change_nothing() -> None:
     little = (replace(GOOD, max_abs=2e-5, kl=1e-9), replace(EFFECT, kl=5e-7, max_abs=0.00321))
-    (warning,) = check_equivalence(*little, is_float32=True, is_as_trained=True)
+    (warning,) = warnings(*little, is_float32=True)
     assert "changes nothing" not in warning
     for measured in ("0.00321", "5e-07", "2e-05"):
         assert measured in warning
@@ -96,4 +109,11 @@ def test_an_adapter_that_moves_outputs_is_never_said_to_change_nothing() -> None
 
 def test_outputs_that_are_not_finite_fail() -> None:
     with pytest.raises(VerificationError, match="NaN or infinity"):
-        check_equivalence(*merged(max_abs=math.nan, kl=math.nan), is_float32=True, is_as_trained=True)
+        warnings(merged(max_abs=math.nan, kl=math.nan), is_float32=True)
+
+
+def test_c25_a_tensor_that_is_another_fails_however_little_the_outputs_tell_of_it() -> None:
+    with pytest.raises(VerificationError, match=r"other numbers than the adapted one in 2 tensors of 30: a\.weight, b"):
+        warnings(others=("a.weight", "b"))
+    with pytest.raises(VerificationError, match=r"in one tensor of 30: a\.weight; nothing was written"):
+        warnings(others=("a.weight",))

@@ -15,7 +15,8 @@ from loraft.adapters.resolve_target import resolve_target
 from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
 from loraft.inspection.layers_report import inspect_layers
-from loraft.merging.equivalence import built_in_rows, kl_divergence, rows_for
+from loraft.merging.calibration_text import built_in_rows, rows_for
+from loraft.merging.equivalence import kl_divergence
 from loraft.models.modules import decoder_inputs
 from loraft.models.registry import TWO_STACKS
 from loraft.rows.formats import Seq2SeqRecord

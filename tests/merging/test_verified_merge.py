@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import AdapterError, LoraftError, ModelError, OutOfMemoryError, VerificationError
 from loraft.events import Event, Note, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.merging.equivalence import built_in_rows, kl_divergence
+from loraft.merging.calibration_text import built_in_rows
+from loraft.merging.equivalence import kl_divergence
+from loraft.merging.merge_plan import MergePlan, plan_merge
 from loraft.merging.merge_report import MergeReport
 from loraft.merging.write_weights import write_weights
 from loraft.models.device import DeviceConfig
@@ -225,6 +228,42 @@ def test_a_merge_that_is_wrong_does_not_appear(tmp_path: Path, monkeypatch: pyte
         api.merge(str(tmp_path / "run"))
     assert caught.value.exit_code == 3
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter"]
+
+
+LEFT_OUT = {
+    "an update": ("model.layers.1.self_attn.k_proj.weight", {}),
+    "positions that no text reaches": (
+        "transformer.wpe.weight",
+        {"target_modules": ["c_attn"], "modules_to_save": ["wpe"]},
+    ),
+    "a row": ("model.embed_tokens.weight", {"target_modules": ["q_proj"], "trainable_token_indices": [250]}),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_c25_a_tensor_that_a_merge_leaves_out_is_found_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """One of many modules does little to the outputs, and rounding as much: the weights themselves are compared."""
+    name, lora = LEFT_OUT[what]
+    kind = "gpt2" if "wpe" in name else "llama"
+    base = save_base(tmp_path / "base", kind, dtype=torch.bfloat16)
+    peft_adapter(tmp_path / "adapter", base, kind, **lora)
+
+    def incomplete(*given: Any) -> MergePlan:
+        plan = plan_merge(*given)
+        kept = {
+            field: {key: value for key, value in getattr(plan, field).items() if key != name}
+            for field in ("updates", "rows", "replaced")
+        }
+        assert sum(map(len, kept.values())) < len(plan.changed)
+        return replace(plan, **kept)
+
+    assert said(api.merge(str(tmp_path / "adapter"), tmp_path / "right"))["compared_tensors"] > 10
+    monkeypatch.setattr("loraft.merging.prepare_merge.plan_merge", incomplete)
+    with pytest.raises(VerificationError, match=f"other numbers than the adapted one in one tensor of .*: {name};"):
+        api.merge(str(tmp_path / "adapter"), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_weights_that_do_not_fit_for_the_comparison_can_be_merged_without(

@@ -38,6 +38,7 @@ def merge_view(report: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"same likeliest {'class' if report.get('labels') else 'token'}": (
                 f"{100 * (report['top1_agreement'] or 0):.2f} %"
             ),
+            **({"same tensors": f"all {tensors:,}"} if (tensors := report.get("compared_tensors")) else {}),
         }
         yield facts("verified", measured, label_width=WIDE)
 

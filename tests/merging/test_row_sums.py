@@ -1,0 +1,48 @@
+"""What a merged model's tensors are compared by, against sums made by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from loraft.merging.row_sums import sums_of
+
+BFLOAT16 = torch.finfo(torch.bfloat16).eps
+
+
+def linear(*rows: list[float]) -> nn.Module:
+    module = nn.Linear(len(rows[0]), len(rows))
+    module.weight.data, module.bias.data = torch.tensor(rows), torch.zeros(len(rows))
+    return module
+
+
+def test_the_sums_are_of_each_row_and_of_each_number_of_a_vector() -> None:
+    sums = sums_of(linear([1.0, 2.0], [3.0, -5.0]), torch.float32, alike=True).sums
+    assert {name: each.tolist() for name, each in sums.items()} == {"weight": [3.0, -2.0], "bias": [0.0, 0.0]}
+
+
+def test_a_number_that_rounds_to_its_neighbour_is_no_other_and_two_are() -> None:
+    """1 and 2 are followed by 1 + 2⁻⁷ and 2 + 2⁻⁶ in bfloat16; a row may be off by one such step of its largest."""
+    expected = sums_of(linear([1.0, 2.0, 1.0]), torch.bfloat16, alike=True)
+    assert expected.others(linear([1.0, 2.0 + 2 * BFLOAT16, 1.0])) == []
+    assert expected.others(linear([1.0 + BFLOAT16, 2.0 + 2 * BFLOAT16, 1.0])) == ["weight"]
+    assert expected.others(linear([1.0 + BFLOAT16 / 4, 2.0, 1.0])) == [], "that rounds to 1"
+
+
+def test_rows_that_were_rounded_twice_may_be_off_by_as_much_as_that_explains() -> None:
+    weight = torch.randn(2000, 512, generator=torch.Generator().manual_seed(1))
+    twice, once = nn.Linear(512, 2000, bias=False), nn.Linear(512, 2000, bias=False)
+    update = 0.01 * torch.randn(2000, 512, generator=torch.Generator().manual_seed(2))
+    twice.weight.data = (weight.bfloat16().float() + update).bfloat16()
+    once.weight.data = (weight + update).bfloat16()
+    assert sums_of(twice, torch.bfloat16, alike=False).others(once) == []
+    assert sums_of(twice, torch.bfloat16, alike=True).others(once) == ["weight"]
+    once.weight.data = (weight + 20 * update).bfloat16()
+    assert sums_of(twice, torch.bfloat16, alike=False).others(once) == ["weight"]
+
+
+def test_a_tensor_of_another_size_or_name_is_another() -> None:
+    expected = sums_of(linear([1.0, 2.0]), torch.float32, alike=True)
+    assert expected.others(linear([1.0, 2.0], [0.0, 0.0])) == ["weight", "bias"]
+    assert expected.others(nn.Sequential(linear([1.0, 2.0]))) == ["weight", "bias"]
+    assert expected.others(linear([1.0, float("nan")])) == ["weight"]
