@@ -177,7 +177,7 @@ def open_session(choice: ModelRequest, found: ResolvedTarget | None = None) -> S
         del voices[BASE]
         remedy = "Answer without `merge`, or fold the adapter in file by file with `loraft.merge`."
         with memory_errors("memory ran out while the adapter was merged", parameter="merge", remedy=remedy):
-            return Session(loaded, merged(adapted), voices, quantization, notes, merged=True)
+            return Session(loaded, merged(adapted, dtype=placed.dtype), voices, quantization, notes, merged=True)
     return Session(loaded, loaded.model if adapted is None else adapted.model, voices, quantization, notes)
 
 

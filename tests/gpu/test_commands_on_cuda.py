@@ -74,8 +74,8 @@ def test_a_merge_on_the_gpu_writes_the_bytes_of_one_on_the_cpu(tmp_path: Path, d
 def test_an_adapter_merged_in_memory_answers_as_the_files_of_a_merge(tmp_path: Path, method: str) -> None:
     place = written(tmp_path, **METHODS[method])
     said(place, "train", "c.yaml")
-    said(place, "merge", "run", "merged", "--dtype", "float32")
-    words = ("--prompt", "the order is late", "--max-new-tokens", "8", "--dtype", "float32")
+    said(place, "merge", "run", "merged", "--dtype", "bfloat16")
+    words = ("--prompt", "the order is late", "--max-new-tokens", "8", "--dtype", "bfloat16")
     in_memory, from_files = said(place, "generate", "run", "--merge", *words), said(place, "generate", "merged", *words)
     assert in_memory["token_ids"] == from_files["token_ids"]
 

@@ -344,6 +344,18 @@ def test_what_was_merged_is_a_target_like_any_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_adapter_of_4_bits_is_merged_in_memory_in_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
+    stored = QuantizationSection(compute_dtype="bfloat16")
+    own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"), "qlora", quantization=stored)
+    report = api.merge(str(tmp_path / "run"), dtype="float32")
+    options = GenerationRequest(max_new_tokens=8)
+    from_files = api.generate(ModelRequest(str(report.out), dtype="float32"), prompt="Hello", options=options)
+    choice = ModelRequest(str(tmp_path / "run"), merge=True, dtype="float32")
+    in_memory = api.generate(choice, prompt="Hello", options=options)
+    assert list(in_memory) == list(from_files)
+
+
+@pytest.mark.slow
 def test_weighted_adapters_are_merged_beside_the_first_one(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     for name in ("a", "b"):
