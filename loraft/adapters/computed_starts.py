@@ -24,6 +24,7 @@ from peft import EvaConfig, LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.eva import get_eva_state_dict
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -32,7 +33,7 @@ from loraft.config.sections import FROM_WEIGHTS
 from loraft.errors import AdapterError, ModelError
 from loraft.kernels.started_factor import begin_with
 from loraft.models.load_model import LoadedModel
-from loraft.models.quantize import unpacked
+from loraft.models.quantize import is_quantized, ordinary, unpacked
 from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
 from loraft.tasks.batches import Batch
 from loraft.tokenization.examples import IGNORED
@@ -57,6 +58,8 @@ def magnitudes_of(whole: Whole) -> Iterator[None]:
 
     def begin(layer: DoraLinearLayer, *, base_layer: nn.Module, **given: Any) -> None:
         with whole(base_layer):
+            if isinstance(base_layer, nn.Linear) and is_quantized(base_layer):  # which peft would copy
+                base_layer = ordinary(base_layer, dequantize_module_weight(base_layer))
             real(layer, base_layer=base_layer, **given)
 
     layers.update_layer = begin

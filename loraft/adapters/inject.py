@@ -38,13 +38,13 @@ from loraft.adapters.trained_biases import keep_biases
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
-from loraft.kernels.lora_linear import patch_lora_linears
+from loraft.kernels.lora_linear import patch_lora_linears, product_dtype
 from loraft.kernels.trained_rows import patch_trained_rows
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import begin_at_mean, tables_of
 from loraft.models.modules import matches
-from loraft.models.quantize import in_few_bits
+from loraft.models.quantize import in_few_bits, is_quantized
 from loraft.models.registry import ModelSpec
 from loraft.tasks import TASKS
 
@@ -162,6 +162,8 @@ def add_lora_layers(
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+            if config.use_dora and is_quantized(module.get_base_layer()):  # where peft leaves float32 as it is
+                module.register_forward_hook(lambda _, given, output: output.to(product_dtype(given[0])))
         elif isinstance(module, ModulesToSaveWrapper) and isinstance(module.original_module, nn.Embedding):
             dtype = module.original_module.weight.dtype  # else float32 would flow through all layers
             if name in module.modules_to_save:

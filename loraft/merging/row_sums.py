@@ -49,7 +49,7 @@ class RowSums:
             return False
         return all(
             bool(((row_sums(part) - wanted.to(part.device)).abs() <= self._allowed(part)).all())
-            for part, wanted in zip(_parts(tensor, self.dtype), sums.split(ROWS_AT_ONCE), strict=True)
+            for part, wanted in zip(_parts(tensor, self.dtype), torch.split(sums, ROWS_AT_ONCE), strict=True)
         )
 
     def _allowed(self, rows: Tensor) -> Tensor:
@@ -92,4 +92,4 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _parts(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """A tensor some rows at a time, in float32, with its numbers as they are in `dtype`."""
-    return (part.to(dtype).float() for part in _rows(tensor).split(ROWS_AT_ONCE))
+    return (part.to(dtype).float() for part in torch.split(_rows(tensor), ROWS_AT_ONCE))

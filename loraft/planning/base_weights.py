@@ -26,6 +26,7 @@ from loraft.models.quantize import experts_in_4_bits, quantizable_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import StoredWeights, refuse_another_quantization
+from loraft.planning.update_sizes import PLAIN, UpdateSizes
 
 WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation")
 """transformers' activation functions that are no single kernel of torch."""
@@ -63,6 +64,7 @@ class StackSizes:
     """One stack of layers, and what it reads.
 
     Attributes:
+        update: What is kept beside plain updates.
         graph_layers: Layers that keep activations: those from the first trained one up.
         batch_tokens: Tokens of the largest batch, padding included.
         tile: The tokens that a feed-forward part is computed for at a time; None where it is whole.
@@ -73,6 +75,7 @@ class StackSizes:
     batch_tokens: int
     longest_row: int
     tile: int | None = None
+    update: UpdateSizes = PLAIN
 
     @property
     def in_tiles(self) -> bool:

@@ -51,6 +51,7 @@ from loraft.planning.base_weights import (
 from loraft.planning.new_tokens import about_new_tokens, unseen_tokens
 from loraft.planning.router_loss import router_loss
 from loraft.planning.trackers import tracker_problems
+from loraft.planning.update_sizes import UpdateSizes, update_sizes
 from loraft.rows.standard_input import with_input_kept
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
@@ -69,6 +70,7 @@ class ModelSummary:
         stored: How the files hold the weights, where these are quantized.
         depths: The transformer layers of each stack.
         feed_forward: The modules that are a layer's feed-forward part and can be computed in tiles along time.
+        updates: What dropout and DoRA keep in a layer of each stack.
         experts: What the experts of a layer need while it computes.
         ends: The numbers of the embeddings and of the head, where both are frozen, and neither is the other.
         matrices: Of each layer, the numbers of its own matrices that are stored plainly and in few bits.
@@ -87,6 +89,7 @@ class ModelSummary:
     stored: StoredWeights | None
     depths: Mapping[str, int]
     layers: Mapping[str, LayerSizes]
+    updates: Mapping[str, UpdateSizes]
     feed_forward: tuple[str, ...]
     experts: ExpertSizes
     ends: tuple[int, ...]
@@ -177,6 +180,7 @@ def summarize_model(
         ends=frozen_ends(skeleton, targets),
         matrices=matrices_of_layers(run, skeleton, family, few_bits, targets, stored),
         layers={stack: layer_sizes(skeleton, path, tiles) for stack, path in family.stacks.items()},
+        updates=update_sizes(skeleton, family, targets, run.lora, few_bits.modules),
         feed_forward=tiles,
         vocabulary=skeleton.config.get_text_config().vocab_size,
         context=context_of(config, family),

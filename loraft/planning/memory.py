@@ -172,6 +172,7 @@ def _on_cpu(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int,
         + sizes.dtype_bytes * stack.of_a_tile(fused=sizes.fused)
         for stack in sizes.stacks
     )
+    gradients = max(gradients, *(stack.update.of_a_norm(sizes.dtype_bytes) for stack in sizes.stacks))
     holes = HOLES if sizes.quantization is None else HOLES_OF_QUANTIZED
     held = int((1 if checkpointing else holes) * (kept + gradients))
     if sizes.whole_model:
@@ -199,6 +200,7 @@ def _on_cuda(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int
         held = (3 if layer.fuses and sizes.fused else 9) * wide // 2
         backward += max(held, wide + unpacked) + 2 * stack.batch_tokens * width * layer.hidden
         backward += width * stack.of_a_tile(fused=sizes.fused)
+    backward = max(backward, *(stack.update.of_a_norm(width) for stack in sizes.stacks))
     states = 3 * width * sizes.batch_targets * sizes.stacks[-1].layer.hidden
     at_loss = kept - (one_layer if checkpointing else 0) + casts + _chunk_bytes(sizes) + states
     activations = max(kept + casts + backward - trained * sizes.whole_model, one_layer + backward)
@@ -239,7 +241,8 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     products_up_to = PRODUCTS_UP_TO[torch.float32 if width == 4 else torch.bfloat16]
     if sizes.device == "cpu" and stack.longest_row <= products_up_to:
         a_token += width * layer.heads * stack.longest_row
-    return stack.batch_tokens * a_token
+    a_token += stack.update.of_a_token(width, sizes.device)
+    return stack.batch_tokens * a_token + stack.update.of_weights(width)
 
 
 class Saving(NamedTuple):
@@ -307,6 +310,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         stacks=tuple(
             StackSizes(
                 layer=shape.layers[stack],
+                update=shape.updates[stack],
                 graph_layers=shape.graph_layers(stack),
                 batch_tokens=cells(read(stack, rows)),
                 longest_row=max(read(stack, data.train)),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel, attach
@@ -173,6 +174,20 @@ def test_c14_qlora_leaves_every_weight_of_the_base_as_it_was_loaded(tmp_path: Pa
     assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in adapted.trainable.values())
     assert adapted.targets
     assert sum(weight.numel() for weight in adapted.trainable.values()) == adapted.targets.trainable_parameters
+
+
+def test_c14_dora_over_4_bits_gives_16_bits(tmp_path: Path) -> None:
+    """Its scales are float32, and so would be every activation after the first adapted layer."""
+    adapted = attach(in_4_bits(tmp_path), run_config("qlora", use_dora=True))
+    disturb(adapted.trainable)
+    given: list[torch.dtype] = []
+    for module in adapted.model.modules():
+        if isinstance(module, LoraLayer):
+            module.register_forward_hook(lambda *args: given.append(args[-1].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        adapted.model(input_ids=IDS).logits.float().logsumexp(-1).sum().backward()
+    assert set(given) == {torch.bfloat16}
+    assert all(weight.grad is not None and weight.grad.any() for weight in adapted.trainable.values())
 
 
 def test_a_weight_in_4_bits_is_not_trained_whole(tmp_path: Path) -> None:

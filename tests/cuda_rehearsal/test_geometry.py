@@ -23,6 +23,10 @@ RUNS = {
     f"llama-3.1-8b qlora offload 2048 {FED} {IN_8_BITS}": 4,
     f"llama-3.1-8b qlora on 32768 {IN_TILES}": 20,
     "llama-33b qlora on 512": 24,
+    "llama-3.1-8b-4-layers qlora off 1024 lora.dropout=0.05": 4,
+    "llama-3.1-8b-4-layers qlora on 1024 lora.use_dora=true": 4,
+    "llama-3.1-8b-4-layers qlora off 1024 lora.use_dora=true lora.dropout=0.05": 8,
+    "llama-3.1-8b-4-layers lora off 1024 lora.use_dora=true lora.dropout=0.05": 8,
 }
 """Runs, and the GB of the device that they stay within, what CUDA takes for itself left free."""
 CLOSE = 0.1

@@ -1,0 +1,86 @@
+"""What dropout and DoRA keep of a layer beside a plain update of its modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from loraft.adapters.targets import TargetModules
+from loraft.config.sections import LoraSection
+from loraft.models.modules import is_within, linear_modules
+from loraft.models.registry import ModelSpec
+
+
+@dataclass(frozen=True)
+class UpdateSizes:
+    """What dropout and DoRA keep beside a plain update, of the linear modules that one layer adapts.
+
+    Attributes:
+        dropout: There is dropout before the updates.
+        dora: They are DoRA's.
+        modules: In-features and out-features of each module.
+        shared: The in-features, counted once for those that lie side by side and are as wide: they read one tensor, but
+            for what an attention gives, which it keeps itself.
+        packed: The numbers of the modules that are in few bits.
+    """
+
+    dropout: bool
+    dora: bool
+    modules: tuple[tuple[int, int], ...]
+    shared: int
+    packed: int
+
+    def of_a_token(self, width: int, device: str) -> int:
+        """Bytes of a token, with numbers of `width` bytes.
+
+        Each module drops from its input by itself, and keeps what is left and what it dropped, of which a number is a
+        byte on CUDA; the input that they would share is then let go. DoRA keeps the base's output and the update's,
+        both before they are scaled.
+        """
+        inputs, outputs = (sum(sizes) for sizes in zip(*self.modules, strict=True)) if self.modules else (0, 0)
+        dropped = inputs * (width + (1 if device == "cuda" else width)) - self.shared * width
+        return self.dropout * dropped + self.dora * 2 * width * outputs
+
+    def of_weights(self, width: int) -> int:
+        """Bytes of a layer: with both, DoRA multiplies once more with the weight, and a dequantized one is kept."""
+        return width * self.packed * (self.dropout and self.dora)
+
+    def of_a_norm(self, width: int) -> int:
+        """Bytes that DoRA's norms are computed with, a module at a time: an identity, the update, and their sum.
+
+        The identity is float32, and under autocast a second one in 16 bits.
+
+        Source: peft, `DoraLinearLayer`: `lora_B(lora_A(eye))`, then the norm of `weight + scaling * lora_weight`.
+        """
+        least = 0
+        for inputs, outputs in self.modules if self.dora else ():
+            identity, matrix = width * inputs * inputs, width * inputs * outputs
+            in_float32 = 4 * inputs * inputs if width < 4 else 0
+            least = max(least, identity + matrix + max(in_float32, 3 * matrix))
+        return least
+
+
+PLAIN = UpdateSizes(dropout=False, dora=False, modules=(), shared=0, packed=0)
+
+
+def update_sizes(
+    model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, lora: LoraSection, packed: Collection[str]
+) -> dict[str, UpdateSizes]:
+    """Those of the lowest adapted layer of each stack of a model on the meta device; `packed` are in few bits."""
+    found, linear = dict.fromkeys(family.stacks, PLAIN), linear_modules(model)
+    if targets is None:
+        return found
+    for stack, layers in targets.layers_by_stack.items():
+        layer = f"{family.stacks[stack]}.{layers[0]}"
+        inside = {name: linear[name] for name in targets.modules if name in linear and is_within(name, layer)}
+        found[stack] = UpdateSizes(
+            dropout=lora.dropout > 0,
+            dora=lora.use_dora,
+            modules=tuple(inside.values()),
+            shared=sum(inputs for _, inputs in {(name.rpartition(".")[0], sizes[0]) for name, sizes in inside.items()}),
+            packed=sum(math.prod(sizes) for name, sizes in inside.items() if name in packed),
+        )
+    return found
