@@ -82,7 +82,7 @@ training:
   learning_rate: 2.0e-3
   output_dir: sentiment-run
 """
-TICKETS = 80
+TICKETS = 40
 """How many of the built-in rows: few enough for networks that are trained from scratch in seconds."""
 SUBJECTS = ("film", "story", "acting", "music", "ending", "plot")
 LEARNED = {

@@ -102,10 +102,10 @@ QLORA = Part(
             ),
         ),
         Screen(
-            "What each method costs is measured here, three steps of each in a process of its own. Without an adapter "
+            "What each method costs is measured here, two steps of each in a process of its own. Without an adapter "
             "each weight needs its gradient and two numbers of Adam beside it. Of a model this small the weights are a "
             "small part of the peak, so that 4 bits save little of it.",
-            (Shown("compare lora.yaml --steps 3"), Shown("doctor", only=("bitsandbytes",))),
+            (Shown("compare lora.yaml --steps 2"), Shown("doctor", only=("bitsandbytes",))),
             (
                 Fact(
                     "full fine-tuning fits an 80 GB card",

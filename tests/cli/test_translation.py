@@ -14,7 +14,7 @@ import pytest
 from tests.tavi import DIALECTS, Sentence, save_small_t5, sentences, write_pairs
 
 TRAINED = 8000
-HELD_OUT = 300
+HELD_OUT = 150
 
 FROM_NOTHING = """\
 task: seq2seq_lm
@@ -37,11 +37,11 @@ lora: {r: 16, alpha: 32}
 data: {train: northern.jsonl, eval: held-northern.jsonl, source_lang: en, target_lang: northern, max_length: 64}
 training:
   output_dir: northern
-  max_steps: 600
+  max_steps: 400
   per_device_train_batch_size: 64
   learning_rate: 2e-3
-  eval_steps: 300
-  save_steps: 600
+  eval_steps: 200
+  save_steps: 400
 generation: {max_new_tokens: 40}
 """
 

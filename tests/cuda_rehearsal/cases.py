@@ -21,9 +21,13 @@ METHODS: Mapping[str, Options] = {
 VARIANTS: Mapping[str, Options] = {
     "dora": {"lora__use_dora": True, **IN_16_BITS},
     "qdora": {"method": "qlora", "lora__use_dora": True, **IN_16_BITS},
-    "dropout": {"lora__dropout": 0.1, **IN_16_BITS},
+    "dropout": {
+        "lora__dropout": 0.1,
+        "training__neftune_noise_alpha": 5.0,
+        "training__label_smoothing_factor": 0.1,
+        **IN_16_BITS,
+    },
     "checkpointing": {"training__gradient_checkpointing": True, **IN_16_BITS},
-    "q-checkpointing": {"method": "qlora", "training__gradient_checkpointing": True, **IN_16_BITS},
     "streamed": {"model__stream_layers": True, **IN_16_BITS},
     "q-streamed": {"method": "qlora", "model__stream_layers": True, **CHECKPOINTED, **IN_16_BITS},
     "offload": {**CHECKPOINTED, **IN_16_BITS},
@@ -35,13 +39,11 @@ VARIANTS: Mapping[str, Options] = {
         "training__per_device_train_batch_size": 2,
         **IN_16_BITS,
     },
-    "noise": {"training__neftune_noise_alpha": 5.0, "training__label_smoothing_factor": 0.1, **IN_16_BITS},
 }
 OF_CAUSAL_LM: Mapping[str, Options] = {
     "padded": {"data__packing": "off", **IN_16_BITS},
     "plain": {"training__kernels": "plain", **IN_16_BITS},
     "filled": {"data__packing": "fill", **IN_16_BITS},
-    "q-padded": {"method": "qlora", "data__packing": "off", **IN_16_BITS},
     "head": {"lora__modules_to_save": ["lm_head"], **IN_16_BITS},
     "tokens": {"model__add_tokens": ["<call>"], **IN_16_BITS},
 }
@@ -65,7 +67,7 @@ PROBED = ("falcon", "mamba", "gpt_oss")
 """Decoders of which the table knows nothing: what is done with them is found by experiment, or the plain way."""
 TRIED = ("checkpointing", "q-streamed", "float16", "accumulated", "filled")
 """Variants, besides the methods, in which the longest batch is tried before the first step."""
-OF_EVERY_TASK = ("dora", "checkpointing", "q-streamed", "float16", "accumulated", "last")
+OF_EVERY_TASK = ("checkpointing", "q-streamed", "float16", "accumulated")
 """Variants that tasks differ in: the others are tried with `causal_lm` alone."""
 SPECIMEN: Mapping[ModelGroup, str] = {"decoder": "llama", "encoder_decoder": "t5", "classifier": "bert"}
 """The family of each task that the variants are tried on."""

@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 FED, IN_8_BITS = "model.stream_layers=true", 'training.optim="adamw_8bit"'
 IN_TILES = "training.tiled_mlp=true"
 RUNS = {
-    "llama-3.1-8b qlora off 2048": 80,
     "llama-3.1-8b qlora on 2048": 80,
-    "llama-3.1-8b lora on 8192": 80,
     "llama-2-70b qlora on 2048": 48,
     f"llama-3.1-8b qlora offload 2048 {FED} {IN_8_BITS}": 4,
     f"llama-3.1-8b qlora on 32768 {IN_TILES}": 20,
     "llama-33b qlora on 512": 24,
+    "llama-3.1-8b-4-layers qlora off 2048": 4,
+    "llama-3.1-8b-4-layers lora on 8192": 8,
     "llama-3.1-8b-4-layers qlora off 1024 lora.dropout=0.05": 4,
     "llama-3.1-8b-4-layers qlora on 1024 lora.use_dora=true": 4,
     "llama-3.1-8b-4-layers qlora off 1024 lora.use_dora=true lora.dropout=0.05": 8,

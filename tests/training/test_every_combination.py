@@ -16,6 +16,7 @@ from loraft.config.schema import RunConfig
 from loraft.models.modules import linear_modules
 from loraft.models.registry import FAMILIES, GROUPS
 from loraft.training.loop import fit
+from tests.cuda_rehearsal.cases import BY_EACH_METHOD
 from tests.tiny import TELLING, mostly_slow, tiny_model
 from tests.training.building import MODEL_OF, tiny_config, tiny_fit
 from tests.training.wide import wide_sizes
@@ -69,8 +70,17 @@ def task_of(model_type: str) -> str:
     return {"decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "encoder": "seq_cls"}[FAMILIES[model_type].kind]
 
 
-@pytest.mark.parametrize("method", mostly_slow(["lora", "qlora", "full"], "lora"))
-@pytest.mark.parametrize("model_type", mostly_slow(AS_ON_CUDA, *MODEL_OF.values()))
+@pytest.mark.parametrize(
+    ("model_type", "method"),
+    [
+        *mostly_slow([(name, "lora") for name in AS_ON_CUDA], *((name, "lora") for name in MODEL_OF.values())),
+        *(
+            pytest.param(name, method, marks=pytest.mark.slow)
+            for name in sorted(BY_EACH_METHOD)
+            for method in ("qlora", "full")
+        ),
+    ],
+)
 def test_it_trains_where_norms_give_float32(tmp_path: Path, model_type: str, method: str) -> None:
     """As on CUDA, where inputs of linear layers are float32 while products are bfloat16."""
     options: dict[str, Any] = {"model_type": model_type, "method": method, "model__dtype": "bfloat16"}
