@@ -239,7 +239,7 @@ def test_smollm2_learns_tickets_and_that_is_measured(smollm2: Path, tmp_path: Pa
         "generation: {max_new_tokens: 64, temperature: 0}\n"
     )
     assert loraft("train", "c.yaml", cwd=tmp_path).returncode == 0
-    words = ("evaluate", "run", "--data", "builtin:tickets", "--split", "eval", "--limit", "12", "--baseline")
+    words = ("evaluate", "run", "--data", "builtin:tickets", "--split", "eval", "--limit", "8", "--baseline")
     done = loraft(*words, "--output", "rows.jsonl", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -248,7 +248,7 @@ def test_smollm2_learns_tickets_and_that_is_measured(smollm2: Path, tmp_path: Pa
     assert told["metrics"].keys() == {"exact_match", "valid_json"}
     assert told["metrics"]["valid_json"] > 0.8 > told["baseline"]["metrics"]["valid_json"]
     assert told["baseline"]["differences"]["valid_json"]["low"] > 0
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 12
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 8
 
 
 def test_every_metric_that_may_be_asked_for_is_in_the_help() -> None:
