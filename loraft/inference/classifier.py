@@ -61,8 +61,16 @@ class Classifier:
 
     @property
     def context(self) -> int | None:
-        """The most tokens that it reads; None where nothing limits it."""
+        """The positions that the model has; None where nothing limits it."""
         return context_of(self.loaded.model.config, self.loaded.family)
+
+    @property
+    def limit(self) -> tuple[int | None, str]:
+        """The most tokens that it reads, None where nothing limits it; and in words what they are."""
+        context, cut_to = self.context, self.renderer.cut_to
+        if cut_to is not None and (context is None or cut_to < context):
+            return cut_to, f"the {cut_to} tokens that training cut rows to"
+        return context, f"the model's {context} positions"
 
     def about(self, texts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
         """What there is to say about what is to be classified; control tokens are refused as they were in training."""
@@ -71,8 +79,8 @@ class Classifier:
         return control.findings(each)
 
     def tokens(self, texts: Sequence[tuple[str, str | None]]) -> list[TextTokens]:
-        """Texts, or pairs of texts, as tokens: no more of each than the model has positions for."""
-        most = self.context
+        """Texts, or pairs of texts, as tokens: no more of each than was read in training, or the model has room for."""
+        most, _ = self.limit
         if most is not None:
             try:
                 texts = [self.renderer.beginnings(*text, most) for text in texts]
@@ -127,8 +135,8 @@ def open_classifier(choice: ModelRequest, found: ResolvedTarget | None = None) -
     elif loaded.new_modules:
         lacks = " and ".join(loaded.new_modules)
         raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
-    control = found.metadata.special_tokens_in_text
-    renderer = ClassificationRenderer(loaded.tokenizer, labels=labels, special_tokens_in_text=control)
+    control, cut_to = found.metadata.special_tokens_in_text, found.metadata.cut_to
+    renderer = ClassificationRenderer(loaded.tokenizer, labels=labels, special_tokens_in_text=control, cut_to=cut_to)
     name = found.adapters[0].name if found.adapters else None
     return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 

@@ -61,8 +61,8 @@ TOKENIZER = (
 GENERATION = "generation_config.json"
 OF_ITS_OWN_TOOLS = ("_name_or_path", "quantization_config")
 """Keys of config.json that do not hold for a merged model: where the base lay, how it was stored."""
-OF_SOURCES = ("source_prefix", "source_lang", "target_lang")
-"""What an adapter's record says of the sources that it was trained with."""
+OF_READING = ("source_prefix", "source_lang", "target_lang", "special_tokens_in_text", "cut_to")
+"""What an adapter's record says of how the texts that it was trained with were read."""
 SMALL_FILES_BYTES = 32 << 20
 ANOTHER_FOLDER = "Name another folder as `out`."
 
@@ -166,7 +166,7 @@ def write_company(merge: Merge, folder: Path) -> None:
             "system_prompt": target.metadata.system_prompt,
             "plain": target.metadata.plain,
             "task": record.get("task"),
-            **{key: record[key] for key in OF_SOURCES if key in record},
+            **{key: record[key] for key in OF_READING if key in record},
             **({"labels": list(merge.labels)} if merge.labels else {}),
             "versions": {"loraft": __version__},
         },

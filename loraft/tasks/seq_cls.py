@@ -62,7 +62,8 @@ class SequenceClassification(Task):
         from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
         made = ClassificationRenderer.to_train(tokenizer, facts.labels, pairs=facts.pairs)
-        return replace(made, special_tokens_in_text=data.special_tokens_in_text)
+        cut_to = data.max_length if data.on_overlength == "truncate" else None
+        return replace(made, special_tokens_in_text=data.special_tokens_in_text, cut_to=cut_to)
 
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
         """The text, and the name of its class."""
@@ -128,8 +129,8 @@ class SequenceClassification(Task):
         """What reads texts as they were read in training."""
         from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
-        asked = metadata.special_tokens_in_text
-        return ClassificationRenderer(tokenizer, labels=metadata.labels, special_tokens_in_text=asked)
+        asked, cut_to = metadata.special_tokens_in_text, metadata.cut_to
+        return ClassificationRenderer(tokenizer, labels=metadata.labels, special_tokens_in_text=asked, cut_to=cut_to)
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
         """The classes, where they are few."""

@@ -48,6 +48,7 @@ class TrainingMetadata:
     Attributes:
         plain: It learned plain text, and no conversation: its prompts are plain.
         labels: The classes that it tells apart.
+        cut_to: The tokens that longer texts to be classified were cut to.
     """
 
     task: TaskName | None = None
@@ -56,6 +57,7 @@ class TrainingMetadata:
     sources: SourceFormat = field(default_factory=SourceFormat)
     special_tokens_in_text: SpecialTokensInText = "text"
     labels: tuple[str, ...] = ()
+    cut_to: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,10 @@ class TaskMetrics:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a row asks and what answers it.
+    """What a row asks: its prompt, source or text, or the turns before its last answer; and what answers it.
 
     Attributes:
-        asked: The row's prompt, source or text, or the turns before its last answer.
-        reference: The right answer; of a text that is classified the name of its class.
-        second: The second text where two are classified together.
+        reference: The right answer; of a text that is classified, with a `second` one or alone, the name of its class.
     """
 
     asked: str | tuple[Message, ...]

@@ -197,7 +197,13 @@ def _no_language(key: str, code: str | None, codes: Mapping[str, int]) -> DataEr
 
 @dataclass(frozen=True, eq=False)
 class ClassificationRenderer(RowRenderer):
-    """The one way from labelled texts to tokens, for one tokenizer and one list of classes."""
+    """The one way from labelled texts to tokens, for one tokenizer and one list of classes.
+
+    Attributes:
+        cut_to: The tokens that longer rows are cut to in training; None where they are left out or refused.
+    """
+
+    cut_to: int | None = None
 
     @classmethod
     def to_train(
@@ -224,8 +230,9 @@ class ClassificationRenderer(RowRenderer):
 
     @property
     def recorded(self) -> Mapping[str, object]:
-        """What is saved beside the weights: the names of the classes in their order."""
-        return {"labels": list(self.labels), **self.control_tokens.recorded}
+        """What is saved beside the weights: the names of the classes in their order, and how long rows are read."""
+        cut = {} if self.cut_to is None else {"cut_to": self.cut_to}
+        return {"labels": list(self.labels), **cut, **self.control_tokens.recorded}
 
     def findings(self, rendered: ClassificationRecord) -> tuple[str, ...]:
         """What a person should know of a labelled text, each with what can be done."""

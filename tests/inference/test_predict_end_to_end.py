@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from loraft.adapters.resolve_target import resolve_target
 from tests.cli.running import Done, loraft
 from tests.tiny import mostly_slow, save_tiny
 from tests.training.building import write_rows
@@ -130,6 +131,26 @@ def test_a_file_that_was_begun_is_gone_on_with(tmp_path: Path) -> None:
     assert another.returncode == 2
     assert "another model, or with other settings" in another.stderr
     assert (tmp_path / "o.jsonl").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_what_training_cut_is_cut_where_it_is_asked_too(tmp_path: Path) -> None:
+    """Else classes are told by ends of texts that nothing was learned of, and not as `evaluate` measured it."""
+    setting(tmp_path)
+    words = ("train", "c.yaml", "data.max_length=12", "data.on_overlength=truncate", "data.special_tokens_in_text=keep")
+    assert loraft(*words, cwd=tmp_path).returncode == 0
+    assert loraft("merge", "run", cwd=tmp_path).returncode == 0
+    short = "the order is late and nobody answers me now and I have been"
+    for target in ("run", "run/merged"):
+        both = [
+            loraft("predict", target, "--text", text, "--json", cwd=tmp_path) for text in (short, short + " well" * 9)
+        ]
+        assert told(both[0])["probabilities"] == told(both[1])["probabilities"]
+        assert "longer than the 12 tokens that training cut rows to, and was cut to them" in both[1].stderr
+    recorded = [resolve_target(str(tmp_path / target)).metadata for target in ("run", "run/merged")]
+    assert {(each.special_tokens_in_text, each.cut_to) for each in recorded} == {("keep", 12)}
+    assert loraft("train", "c.yaml", "training.output_dir=whole", cwd=tmp_path).returncode == 0
+    assert "cut" not in loraft("predict", "whole", "--text", short + " well" * 9, cwd=tmp_path).stderr
 
 
 @pytest.mark.slow
