@@ -42,7 +42,7 @@ from loraft.planning.run_plan import RunPlan
 from loraft.planning.strategy import loads_in_parts
 from loraft.tasks.frozen_prefix import FrozenPrefix
 from loraft.tokenization.examples import Example, with_reference
-from loraft.training.checkpoint import RunState, checkpoint_fault
+from loraft.training.checkpoint import RunState, checkpoint_fault, load_checkpoint
 from loraft.training.longest_batch import try_longest_batch
 from loraft.training.loop import fit, told_if_stopped
 from loraft.training.out_of_memory import memory_explained
@@ -294,7 +294,7 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
     """Save the result: the last weights, or with early stopping the best ones. Where it lies, and of which step."""
     run.ranks.on_main(run.folder.require)
     shutil.rmtree(run.folder.frozen_prefix, ignore_errors=True)
-    step = state.step
+    step, of_weights = state.step, state
     best = run.folder.checkpoints / f"step-{state.best_step or 0:06d}"
     is_better = state.best_step not in (None, step)
     wanted = is_better and run.settings.early_stopping_patience is not None
@@ -302,12 +302,14 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
         restore_weights(run, weights_in(run, best))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
+        then = load_checkpoint(best).state
+        of_weights = replace(state, **{name: then[name] for name in ("step", "epoch", "window", "tokens", "last_loss")})
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
     elif wanted:
         run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
     elif is_better and best.is_dir():
         run.observer(Note(f"the weights of step {step} are saved; those of the best evaluation are {best}"))
-    saved = save_result(run, state)
+    saved = save_result(run, of_weights)
     run.observer(Saved(step, saved))
     return saved, step
 

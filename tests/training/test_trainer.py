@@ -387,6 +387,12 @@ def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
     assert result.saved_step == result.best_step < result.steps
     best = result.run_folder / "checkpoints" / f"step-{result.best_step:06d}" / "adapter" / "adapter_model.safetensors"
     assert (result.saved / "adapter_model.safetensors").read_bytes() == best.read_bytes()
+    card = (result.saved / "README.md").read_text()
+    assert f"{result.best_step} |" in next(line for line in card.splitlines() if line.startswith("| epochs, steps"))
+    (loss,) = (
+        line["loss"] for line in metrics(result.run_folder) if line["step"] == result.best_step and "loss" in line
+    )
+    assert f"last training loss: {loss:.4f}" in card, "not that of steps whose weights are not saved"
 
 
 def test_c30_best_weights_that_were_damaged_meanwhile_are_not_saved(tmp_path: Path) -> None:
