@@ -296,7 +296,7 @@ def test_memory_that_runs_out_while_merging_is_told(
 ) -> None:
     adapter_in(tmp_path / "a", place / "base")
 
-    def fail(_: object) -> None:
+    def fail(_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("loraft.inference.session.merged", fail)
