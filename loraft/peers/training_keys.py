@@ -115,8 +115,11 @@ def translate_cadence(translation: Translation) -> None:
         ("evaluation_strategy", "eval_steps", "is evaluated"),
         ("save_strategy", "save_steps", "is saved"),
     ):
-        if translation.value(strategy) in ("epoch", "best"):
-            translation.leave(steps, f"{strategy} is {translation.value(strategy)}: a run {does} once an epoch")
+        said = translation.value(strategy)
+        if said in ("epoch", "best"):
+            translation.leave(steps, f"{strategy} is {said}: a run {does} once an epoch")
+        elif said == "steps" and translation.value(steps) is not None:
+            translation.leave(strategy, f"training.{steps} says so")
 
 
 def translate_template(translation: Translation) -> None:

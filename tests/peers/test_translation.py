@@ -142,6 +142,12 @@ def test_what_is_written_is_the_config_and_says_what_each_key_was(tmp_path: Path
     assert max(map(len, lines)) <= 100
 
 
+def test_a_strategy_whose_steps_are_named_needs_no_advice(tmp_path: Path) -> None:
+    done = imported(tmp_path, STARTS["axolotl"] + "adapter: lora\neval_strategy: steps\neval_steps: 50\n")
+    assert done.config.training.eval_steps == 50
+    assert [row.why for row in done.rows if row.key == "eval_strategy"] == ["training.eval_steps says so"]
+
+
 def test_a_key_that_nobody_knows_is_told(tmp_path: Path) -> None:
     done = imported(tmp_path, STARTS["axolotl"] + "frobnicate: 3\n")
     assert [row.key for row in done.rows if not row.known] == ["frobnicate"]
