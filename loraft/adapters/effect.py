@@ -208,13 +208,19 @@ def act_together(model: nn.Module, weights: Mapping[str, float]) -> None:
     model.requires_grad_(False)
 
 
-def merged(adapted: AdaptedModel, *names: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+Folded = Callable[[str, nn.Module, str], object]
+"""Is told the name of a weight that updates were folded into, the module that has it, and what it is called there."""
+
+
+def merged(
+    adapted: AdaptedModel, *names: str, dtype: torch.dtype | None = None, folded: Folded = lambda *_: None
+) -> PreTrainedModel:
     """The base with adapters in its weights, and no peft around it; `adapted` is used up.
 
     Without names it is the first adapter; several are low-rank updates alone, which are summed. Quantized modules that
     are adapted become ordinary ones, whose weight is the dequantized one with the update, in `dtype`, or where that is
-    None in the weight's own. A tied weight that only one side changes is tied no more. A model that was trained whole
-    is given back as it is.
+    None in the weight's own; each is `folded` in turn. A tied weight that only one side changes is tied no more. A
+    model that was trained whole is given back as it is.
 
     Raises:
         AdapterError: A module that cannot be merged.
@@ -227,7 +233,8 @@ def merged(adapted: AdaptedModel, *names: str, dtype: torch.dtype | None = None)
     with acting(model, names[0]), torch.no_grad():
         for path, module in list(model.get_base_model().named_modules()):
             if isinstance(module, LoraLayer):
-                _fold(path, module, [each for each in called if _holds(module, each)], dtype)
+                if held := [each for each in called if each in module.lora_A or each in module.lora_embedding_A]:
+                    folded(*_fold(path, module, held, dtype))
             elif isinstance(module, TrainableTokensLayer) and called[0] in module.trainable_tokens_delta:
                 module.merge(adapter_names=called)
         _keep_trained_biases(model)
@@ -239,10 +246,6 @@ def merged(adapted: AdaptedModel, *names: str, dtype: torch.dtype | None = None)
     return base
 
 
-def _holds(module: LoraLayer, adapter: str) -> bool:
-    return adapter in module.lora_A or adapter in module.lora_embedding_A
-
-
 def _keep_trained_biases(model: PeftModel) -> None:
     """Give the base, which is about to leave peft, the biases that act now as its own."""
     biases = biases_of(model)
@@ -252,14 +255,15 @@ def _keep_trained_biases(model: PeftModel) -> None:
         setattr(module, kind, nn.Parameter(module.get_parameter(kind).data, requires_grad=False))
 
 
-def _fold(path: str, module: Any, names: Sequence[str], dtype: torch.dtype | None) -> None:
-    """Give the module inside a LoRA layer the weight with the updates of these adapters, as a parameter of its own."""
+def _fold(path: str, module: Any, names: Sequence[str], dtype: torch.dtype | None) -> tuple[str, nn.Module, str]:
+    """Give the module inside a LoRA layer the weight with the updates of these adapters, as a parameter of its own.
+
+    Returns:
+        The weight's name, the module that has it, and what it is called there.
+    """
     inner = module.get_base_layer()
-    if not names:
-        return
     if isinstance(module, ParamWrapper):
-        _fold_parameter(path, module, inner, names, dtype)
-        return
+        return _fold_parameter(path, module, inner, names, dtype)
     if not isinstance(inner, nn.Linear | Conv1D | nn.Embedding):
         raise AdapterError(f"an update of {path}, a {type(inner).__name__}, cannot be merged")
     if isinstance(inner, nn.Embedding):
@@ -276,9 +280,9 @@ def _fold(path: str, module: Any, names: Sequence[str], dtype: torch.dtype | Non
     if isinstance(inner, Conv1D):
         weight = weight.T.contiguous()
     if isinstance(inner, nn.Linear) and is_quantized(inner):
-        module.base_layer = ordinary(inner, weight)
-    else:
-        inner.weight = nn.Parameter(weight, requires_grad=False)
+        inner = module.base_layer = ordinary(inner, weight)
+    inner.weight = nn.Parameter(weight, requires_grad=False)
+    return f"{path}.weight", inner, "weight"
 
 
 def _factors(module: Any, name: str) -> LoraFactors:
@@ -286,14 +290,17 @@ def _factors(module: Any, name: str) -> LoraFactors:
     return LoraFactors(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], magnitude)
 
 
-def _fold_parameter(path: str, module: Any, inner: nn.Module, names: Sequence[str], dtype: torch.dtype | None) -> None:
+def _fold_parameter(
+    path: str, module: Any, inner: nn.Module, names: Sequence[str], dtype: torch.dtype | None
+) -> tuple[str, nn.Module, str]:
     """Give a module the merged parameter, of which each expert may have a matrix."""
     if isinstance(inner, PackedExperts):
         let_go(inner, inner.get_parameter(module.parameter_name).dtype)
     found = [parameter_factors(module, path, name) for name in names]
-    weight, transposed = module.get_param().detach(), found[0][1].transposed
-    whole = updated(weight, [update for update, _ in found], dtype, transposed=transposed)
+    weight, of = module.get_param().detach(), found[0][1]
+    whole = updated(weight, [update for update, _ in found], dtype, transposed=of.transposed)
     setattr(inner, module.parameter_name, nn.Parameter(whole, requires_grad=False))
+    return of.name, inner, module.parameter_name
 
 
 def _fold_bias(path: str, inner: Any, added: Tensor, scale: float) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from loraft.adapters.effect import act_together, acting, merged
+from loraft.adapters.effect import act_together, acting
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError, OutOfMemoryError, VerificationError
@@ -26,7 +26,7 @@ from loraft.figures import listed
 from loraft.io.resources import memory_errors
 from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for
 from loraft.merging.prepare_merge import Merge
-from loraft.merging.row_sums import RowSums, sums_of
+from loraft.merging.row_sums import RowSums, sums_of_merged
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
@@ -230,7 +230,7 @@ def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> 
     if merge.is_as_trained and not (in_few_bits and held_in != computes_in):
         files = {TORCH_DTYPES.get(header.dtype, merge.dtype) for header in merge.headers.values()}
         alike = in_few_bits or files == {merge.dtype}
-        weights = sums_of(merged(adapted, *names, dtype=merge.dtype), merge.dtype, alike=alike)
+        weights = sums_of_merged(adapted, names, merge.dtype, held_in, alike=alike)
     return _Adapted(rows, outputs, apart, computes_in, weights)
 
 

@@ -7,12 +7,14 @@ not be in memory together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from loraft.adapters.effect import merged
+from loraft.adapters.inject import AdaptedModel
 from loraft.models.quantize import is_quantized, unpacked
 
 ROWS_AT_ONCE = 1024
@@ -31,12 +33,14 @@ class RowSums:
     Attributes:
         sums: Of each tensor, by its name, the sum of each row, float64 and on the CPU.
         dtype: What the numbers are rounded to.
+        eps: That of the coarsest dtype that they went through.
         alike: Whether both models round as often: only a number in a row may be its neighbour then, which the order of
             a sum can cause.
     """
 
     sums: Mapping[str, Tensor]
     dtype: torch.dtype
+    eps: float
     alike: bool
 
     def others(self, model: nn.Module) -> list[str]:
@@ -53,19 +57,33 @@ class RowSums:
         )
 
     def _allowed(self, rows: Tensor) -> Tensor:
-        size, eps = rows.abs(), torch.finfo(self.dtype).eps
+        size = rows.abs()
         rounded = size.amax(-1) if self.alike else ROUNDED_TWICE * torch.linalg.vector_norm(rows, dim=-1)
-        return eps * rounded + SUMMED * size.sum(-1, dtype=torch.float64)
+        return self.eps * rounded + SUMMED * size.sum(-1, dtype=torch.float64)
 
 
-def sums_of(model: nn.Module, dtype: torch.dtype, *, alike: bool) -> RowSums:
-    """The sums of a model's tensors as they are in `dtype`; quantized ones as they are computed with."""
-    made = {
-        name: torch.cat([row_sums(part) for part in _parts(tensor, dtype)]).cpu()
-        for name, tensor in _tensors(model)
-        if tensor.numel()
-    }
-    return RowSums(made, dtype, alike)
+def sums_of_merged(
+    adapted: AdaptedModel, names: Iterable[str], dtype: torch.dtype, held_in: torch.dtype, *, alike: bool
+) -> RowSums:
+    """The sums of a base that is `held_in` a dtype with adapters in it, which is used up.
+
+    A weight is let go once it is summed: no second model comes to be.
+    """
+    made: dict[str, Tensor] = {}
+
+    def summed(name: str, owner: nn.Module, called: str) -> None:
+        weight = owner.get_parameter(called).detach()
+        made[name] = _sums(weight, dtype)
+        setattr(owner, called, nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False))
+
+    base = merged(adapted, *names, dtype=dtype, folded=summed)
+    made |= {name: _sums(tensor, dtype) for name, tensor in _tensors(base) if tensor.numel() and not tensor.is_meta}
+    eps = max(torch.finfo(each).eps for each in (dtype, held_in)) if alike else torch.finfo(dtype).eps
+    return RowSums(made, dtype, eps, alike)
+
+
+def _sums(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.cat([row_sums(part) for part in _parts(tensor, dtype)]).cpu()
 
 
 def row_sums(rows: Tensor) -> Tensor:

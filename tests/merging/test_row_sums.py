@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import nn
 
-from loraft.merging.row_sums import sums_of
+from loraft.adapters.inject import AdaptedModel, attach
+from loraft.merging.row_sums import RowSums, sums_of_merged
+from tests.adapters.setting import disturb, run_config, tiny_loaded
 
 BFLOAT16 = torch.finfo(torch.bfloat16).eps
+
+
+def sums_of(model: nn.Module, dtype: torch.dtype, *, alike: bool) -> RowSums:
+    """The sums of a model without adapters."""
+    adapted: Any = SimpleNamespace(model=model)
+    return sums_of_merged(adapted, (), dtype, dtype, alike=alike)
 
 
 def linear(*rows: list[float]) -> nn.Module:
@@ -46,3 +58,19 @@ def test_a_tensor_of_another_size_or_name_is_another() -> None:
     assert expected.others(linear([1.0, 2.0], [0.0, 0.0])) == ["weight", "bias"]
     assert expected.others(nn.Sequential(linear([1.0, 2.0]))) == ["weight", "bias"]
     assert expected.others(linear([1.0, float("nan")])) == ["weight"]
+
+
+def test_a_weight_is_let_go_once_it_is_summed(tmp_path: Path) -> None:
+    """Folding the adapter in would else make a second model, where the first is read from its files as it is needed."""
+    adapted: AdaptedModel = attach(tiny_loaded(tmp_path), run_config(target_modules=["q_proj", "down_proj"]))
+    disturb(adapted.trainable)
+    updated = {
+        f"model.layers.{layer}.{name}.weight" for layer in range(3) for name in ("self_attn.q_proj", "mlp.down_proj")
+    }
+    model = adapted.model.get_base_model()
+    found = sums_of_merged(adapted, adapted.names, torch.float32, torch.float32, alike=True)
+    assert {name for name, weight in model.named_parameters() if weight.is_meta} == updated
+    assert found.sums.keys() >= {*updated, "model.norm.weight", "lm_head.weight"}
+    again = attach(tiny_loaded(tmp_path), run_config(target_modules=["q_proj", "down_proj"]))
+    others = set(found.others(again.model.unload()))
+    assert others == updated, "the base without the adapter"
