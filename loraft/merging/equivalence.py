@@ -191,7 +191,7 @@ def verify(merge: Merge, folder: Path, positions: int, progress: Callable[[int, 
 
 
 @dataclass(frozen=True)
-class _Adapted:
+class _MeasuredAdapter:
     """What a merged model is compared with.
 
     Attributes:
@@ -209,7 +209,7 @@ class _Adapted:
     weights: RowSums | None
 
 
-def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> _Adapted:
+def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> _MeasuredAdapter:
     """Let the adapters act on their base, and the base alone, on text; then fold them in."""
     loaded, held_in, computes_in = _base_as_trained(merge)
     names = {f"adapter-{number}": adapter for number, adapter in enumerate(merge.adapters, start=1)}
@@ -231,7 +231,7 @@ def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> 
         files = {TORCH_DTYPES.get(header.dtype, merge.dtype) for header in merge.headers.values()}
         alike = in_few_bits or files == {merge.dtype}
         weights = sums_of_merged(adapted, names, merge.dtype, held_in, alike=alike)
-    return _Adapted(rows, outputs, apart, computes_in, weights)
+    return _MeasuredAdapter(rows, outputs, apart, computes_in, weights)
 
 
 def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype, torch.dtype]:
