@@ -58,6 +58,8 @@ def test_a_tensor_of_another_size_or_name_is_another() -> None:
     assert expected.others(linear([1.0, 2.0], [0.0, 0.0])) == ["weight", "bias"]
     assert expected.others(nn.Sequential(linear([1.0, 2.0]))) == ["weight", "bias"]
     assert expected.others(linear([1.0, float("nan")])) == ["weight"]
+    mask = linear([1.0, float("-inf")])
+    assert sums_of(mask, torch.float32, alike=True).others(mask) == []
 
 
 def test_a_weight_is_let_go_once_it_is_summed(tmp_path: Path) -> None:
