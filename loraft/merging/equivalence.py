@@ -31,7 +31,7 @@ from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
-from loraft.models.quantize import compute_in
+from loraft.models.quantize import compute_in, in_few_bits
 from loraft.models.safetensors_index import TORCH_DTYPES
 
 LARGEST_FLOAT32_DIFFERENCE = 1e-3
@@ -198,8 +198,8 @@ class _MeasuredAdapter:
         rows: What is read.
         base: How far the base's outputs are from the adapted model's.
         computes_in: The dtype of the products.
-        weights: Those that the merged model should have. None where the base is another than that of training, or is
-            dequantized into the dtype of the merge, as the merge itself does not.
+        weights: Those that the merged model should have. None where the base is another than that of training, or was
+            rounded once more after it was dequantized, as that of the merge is not.
     """
 
     rows: Rows
@@ -226,11 +226,11 @@ def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> 
     with acting(adapted.model, None) as model:
         base, _ = _outputs(merge, model, rows, positions, partial(told, 1))
     apart, weights = difference(outputs, base), None
-    in_few_bits = merge.trained_storage is not None or merge.is_packed
-    if merge.is_as_trained and not (in_few_bits and held_in != computes_in):
+    is_rounded = not in_few_bits(loaded.model) and torch.finfo(merge.dtype).eps > torch.finfo(held_in).eps
+    if merge.is_as_trained and not is_rounded:
         files = {TORCH_DTYPES.get(header.dtype, merge.dtype) for header in merge.headers.values()}
-        alike = in_few_bits or files == {merge.dtype}
-        weights = sums_of_merged(adapted, names, merge.dtype, held_in, alike=alike)
+        alike = merge.trained_storage is not None or merge.is_packed or files == {merge.dtype}
+        weights = sums_of_merged(adapted, names, merge.dtype, {held_in, computes_in}, alike=alike)
     return _MeasuredAdapter(rows, outputs, apart, computes_in, weights)
 
 

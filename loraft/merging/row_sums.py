@@ -7,7 +7,7 @@ not be in memory together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +66,11 @@ class RowSums:
 
 
 def sums_of_merged(
-    adapted: AdaptedModel, names: Iterable[str], dtype: torch.dtype, held_in: torch.dtype, *, alike: bool
+    adapted: AdaptedModel, names: Iterable[str], dtype: torch.dtype, before: Collection[torch.dtype], *, alike: bool
 ) -> RowSums:
-    """The sums of a base that is `held_in` a dtype with adapters in it, which is used up.
+    """The sums of a base with adapters in it, in `dtype` at last; `before` its numbers went through others.
 
-    A weight is let go once it is summed: no second model comes to be.
+    It is used up: a weight is let go once it is summed, so that no second model comes to be.
     """
     made: dict[str, Tensor] = {}
 
@@ -81,7 +81,7 @@ def sums_of_merged(
 
     base = merged(adapted, *names, dtype=dtype, folded=summed)
     made |= {name: _sums(tensor, dtype) for name, tensor in _tensors(base) if tensor.numel() and not tensor.is_meta}
-    eps = max(torch.finfo(each).eps for each in (dtype, held_in)) if alike else torch.finfo(dtype).eps
+    eps = max(torch.finfo(each).eps for each in {dtype, *(before if alike else ())})
     return RowSums(made, dtype, eps, alike)
 
 

@@ -19,7 +19,7 @@ BFLOAT16 = torch.finfo(torch.bfloat16).eps
 def sums_of(model: nn.Module, dtype: torch.dtype, *, alike: bool) -> RowSums:
     """The sums of a model without adapters."""
     adapted: Any = SimpleNamespace(model=model)
-    return sums_of_merged(adapted, (), dtype, dtype, alike=alike)
+    return sums_of_merged(adapted, (), dtype, (), alike=alike)
 
 
 def linear(*rows: list[float]) -> nn.Module:
@@ -70,7 +70,7 @@ def test_a_weight_is_let_go_once_it_is_summed(tmp_path: Path) -> None:
         f"model.layers.{layer}.{name}.weight" for layer in range(3) for name in ("self_attn.q_proj", "mlp.down_proj")
     }
     model = adapted.model.get_base_model()
-    found = sums_of_merged(adapted, adapted.names, torch.float32, torch.float32, alike=True)
+    found = sums_of_merged(adapted, adapted.names, torch.float32, (), alike=True)
     assert {name for name, weight in model.named_parameters() if weight.is_meta} == updated
     assert found.sums.keys() >= {*updated, "model.norm.weight", "lm_head.weight"}
     again = attach(tiny_loaded(tmp_path), run_config(target_modules=["q_proj", "down_proj"]))
