@@ -31,6 +31,7 @@ from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
+from loraft.models.packed_weights import PackedHeader
 from loraft.models.quantize import compute_in, in_few_bits
 from loraft.models.safetensors_index import TORCH_DTYPES
 
@@ -228,8 +229,8 @@ def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> 
     apart, weights = difference(outputs, base), None
     is_rounded = not in_few_bits(loaded.model) and torch.finfo(merge.dtype).eps > torch.finfo(held_in).eps
     if merge.is_as_trained and not is_rounded:
-        files = {TORCH_DTYPES.get(header.dtype, merge.dtype) for header in merge.headers.values()}
-        alike = merge.trained_storage is not None or merge.is_packed or files == {merge.dtype}
+        plain = {header.dtype for header in merge.headers.values() if not isinstance(header, PackedHeader)}
+        alike = merge.storage is not None or {TORCH_DTYPES.get(each, held_in) for each in plain} <= {held_in}
         weights = sums_of_merged(adapted, names, merge.dtype, {held_in, computes_in}, alike=alike)
     return _MeasuredAdapter(rows, outputs, apart, computes_in, weights)
 

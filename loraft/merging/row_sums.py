@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from loraft.adapters.effect import merged
 from loraft.adapters.inject import AdaptedModel
+from loraft.kernels.packed_experts import PackedExperts
 from loraft.models.quantize import is_quantized, unpacked
 
 ROWS_AT_ONCE = 1024
@@ -81,7 +82,7 @@ def sums_of_merged(
 
     base = merged(adapted, *names, dtype=dtype, folded=summed)
     made |= {name: _sums(tensor, dtype) for name, tensor in _tensors(base) if tensor.numel() and not tensor.is_meta}
-    eps = max(torch.finfo(each).eps for each in {dtype, *(before if alike else ())})
+    eps = max(torch.finfo(each).eps for each in {dtype, *before})
     return RowSums(made, dtype, eps, alike)
 
 
@@ -97,10 +98,13 @@ def row_sums(rows: Tensor) -> Tensor:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The weights and the kept buffers of a model, one module's at a time, that are floating numbers."""
     for path, module in model.named_modules():
+        packed = dict(module.packed) if isinstance(module, PackedExperts) else {}
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in own:
             called = f"{path}.{name}" if path else name
-            if isinstance(module, nn.Linear) and name == "weight" and is_quantized(module):
+            if name in packed:
+                yield called, packed[name].value()
+            elif isinstance(module, nn.Linear) and name == "weight" and is_quantized(module):
                 yield called, unpacked(module)
             elif tensor.is_floating_point() and name not in module._non_persistent_buffers_set:
                 yield called, tensor.detach()
