@@ -54,6 +54,7 @@ HARMLESS = (
     "`lora_bias=True` was passed but the targeted layer",  # merging refuses it by itself
     "The following rank_pattern keys did not match any targeted module",  # nor a parameter, for it
     "The following alpha_pattern keys did not match any targeted module",
+    "fan_in_fan_out is set to False but the target module is `Conv1D`",  # of a base that was in few bits
     "The PEFT config's `base_model_name_or_path` was renamed",  # resolving a target tells which base is used, and why
 )
 """Warnings of peft that say nothing to the user."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.effect import merged
 from loraft.adapters.inject import AdaptedModel
@@ -76,8 +77,8 @@ def sums_of_merged(
     made: dict[str, Tensor] = {}
 
     def summed(name: str, owner: nn.Module, called: str) -> None:
-        weight = owner.get_parameter(called).detach()
-        made[name] = _sums(weight, dtype)
+        weight = owner.get_parameter(called)
+        made[name] = _sums(_as_multiplied(owner, called, weight), dtype)
         setattr(owner, called, nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False))
 
     base = merged(adapted, *names, dtype=dtype, folded=summed)
@@ -102,12 +103,16 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in own:
             called = f"{path}.{name}" if path else name
+            kept = tensor.is_floating_point() and name not in module._non_persistent_buffers_set
             if name in packed:
                 yield called, packed[name].value()
-            elif isinstance(module, nn.Linear) and name == "weight" and is_quantized(module):
-                yield called, unpacked(module)
-            elif tensor.is_floating_point() and name not in module._non_persistent_buffers_set:
-                yield called, tensor.detach()
+            elif name in ("weight", "bias") if is_quantized(module) else kept:  # without the constants of few bits
+                yield called, _as_multiplied(module, name, tensor)
+
+
+def _as_multiplied(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A linear module's weight is `[out, in]`, however it is stored: GPT-2's is transposed, but not in 4 bits."""
+    return unpacked(module) if name == "weight" and isinstance(module, nn.Linear | Conv1D) else tensor.detach()
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -139,6 +139,22 @@ def test_c26_a_4_bit_adapter_is_merged_into_the_base_that_it_knows(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("base", ["llama", "gpt2"])
+def test_c26_what_is_in_few_bits_and_not_adapted_is_compared_too(tmp_path: Path, base: str, kind: str) -> None:
+    """GPT-2's weights are transposed in its files, and not in few bits; constants are no tensors of the result."""
+    stored = QuantizationSection.model_validate({"type": kind})
+    targets = ["q_proj"] if base == "llama" else ["attn.c_attn"]
+    own_adapter(
+        tmp_path / "run/adapter", save_base(tmp_path / "base", base), "qlora", quantization=stored,
+        target_modules=targets,
+    )  # fmt: skip
+    report = api.merge(str(tmp_path / "run"))
+    model = load_base(report.out, base)
+    assert report.compared_tensors == len(model.state_dict())
+
+
+@pytest.mark.slow
 def test_c26_float32_of_a_base_that_was_trained_in_bfloat16_is_exact(tmp_path: Path) -> None:
     own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"), "qlora", dtype=torch.bfloat16)
     report = api.merge(str(tmp_path / "run"))
