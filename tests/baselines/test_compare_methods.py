@@ -177,7 +177,7 @@ def test_real_processes(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_the_prediction_for_smollm2_is_within_15_percent_of_what_came() -> None:
     config = api_config()
-    found = api.compare_methods(config, steps=3)  # with the optimizer's state, and the holes that the heap gets meanwhile
+    found = api.compare_methods(config, steps=3)  # with the holes that the heap gets meanwhile
     for each in found.methods:
         assert each.measured is not None, each.why
         off = each.predicted["peak_bytes"] / each.measured.memory["peak_bytes"] - 1
