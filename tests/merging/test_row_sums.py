@@ -33,7 +33,7 @@ def test_the_sums_are_of_each_row_and_of_each_number_of_a_vector() -> None:
     assert {name: each.tolist() for name, each in sums.items()} == {"weight": [3.0, -2.0], "bias": [0.0, 0.0]}
 
 
-def test_a_number_that_rounds_to_its_neighbour_is_no_other_and_two_are() -> None:
+def test_c25_a_number_that_rounds_to_its_neighbour_is_no_other_and_two_are() -> None:
     """1 and 2 are followed by 1 + 2⁻⁷ and 2 + 2⁻⁶ in bfloat16; a row may be off by one such step of its largest."""
     expected = sums_of(linear([1.0, 2.0, 1.0]), torch.bfloat16, alike=True)
     assert expected.others(linear([1.0, 2.0 + 2 * BFLOAT16, 1.0])) == []
