@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from loraft.adapters.effect import act_together, acting
+from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError, OutOfMemoryError, VerificationError
@@ -179,16 +180,16 @@ def verify(merge: Merge, folder: Path, positions: int, progress: Callable[[int, 
         with memory_errors("memory ran out while the two models were compared", remedy=NOT_COMPARED):
             adapted = _adapted(merge, positions, told)
             gc.collect()  # models hold cycles: without it two would be in memory
+            weights = adapted.weights or _weights_of_files(merge)
             section = ModelSection(name_or_path=str(folder))
             loaded = load_model(section, _placement(merge.dtype), group=None, labels=merge.labels)
             outputs, compared = _outputs(merge, loaded.model, adapted.rows, positions, partial(told, 2))
-            tensors = adapted.weights.sums if adapted.weights else {}
-            others = tuple(adapted.weights.others(loaded.model)) if adapted.weights else ()
+            tensors, others = (weights.sums, weights.others(loaded.model)) if weights else ({}, [])
     except (ModelError, OutOfMemoryError) as error:
         raise type(error).several(replace(each, remedy=NOT_COMPARED) for each in error.problems) from error
     is_float32 = adapted.computes_in == merge.dtype == torch.float32
     apart = difference(adapted.outputs, outputs)
-    return Verified(apart, adapted.base, adapted.rows, compared, is_float32, len(tensors), others)
+    return Verified(apart, adapted.base, adapted.rows, compared, is_float32, len(tensors), tuple(others))
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class _MeasuredAdapter:
         base: How far the base's outputs are from the adapted model's.
         computes_in: The dtype of the products.
         weights: Those that the merged model should have. None where the base is another than that of training, or was
-            rounded once more after it was dequantized, as that of the merge is not.
+            rounded once more than that of the merge: as it was loaded, or after it was dequantized.
     """
 
     rows: Rows
@@ -213,9 +214,7 @@ class _MeasuredAdapter:
 def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> _MeasuredAdapter:
     """Let the adapters act on their base, and the base alone, on text; then fold them in."""
     loaded, held_in, computes_in = _base_as_trained(merge)
-    names = {f"adapter-{number}": adapter for number, adapter in enumerate(merge.adapters, start=1)}
-    adapted = load_adapters(loaded, {name: adapter.files.folder for name, adapter in names.items()})
-    act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
+    adapted = _with_adapters(merge, loaded)
     longest = min(LONGEST, context_of(loaded.model.config, loaded.family) or LONGEST)
     if loaded.family.generates or merge.labels:
         sources = merge.target.metadata.sources if loaded.family.kind == "encoder_decoder" else None
@@ -226,13 +225,32 @@ def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> 
     outputs, _ = _outputs(merge, adapted.model, rows, positions, partial(told, 0))
     with acting(adapted.model, None) as model:
         base, _ = _outputs(merge, model, rows, positions, partial(told, 1))
-    apart, weights = difference(outputs, base), None
     is_rounded = not in_few_bits(loaded.model) and torch.finfo(merge.dtype).eps > torch.finfo(held_in).eps
-    if merge.is_as_trained and not is_rounded:
-        plain = {header.dtype for header in merge.headers.values() if not isinstance(header, PackedHeader)}
-        alike = merge.storage is not None or {TORCH_DTYPES.get(each, held_in) for each in plain} <= {held_in}
-        weights = sums_of_merged(adapted, names, merge.dtype, {held_in, computes_in}, alike=alike)
-    return _MeasuredAdapter(rows, outputs, apart, computes_in, weights)
+    plain = {header.dtype for header in merge.headers.values() if not isinstance(header, PackedHeader)}
+    as_in_files = merge.storage is not None or {TORCH_DTYPES.get(each, held_in) for each in plain} <= {held_in}
+    weights = None
+    if merge.is_as_trained and as_in_files and not is_rounded:
+        weights = sums_of_merged(adapted, merge.dtype, {held_in, computes_in})
+    return _MeasuredAdapter(rows, outputs, difference(outputs, base), computes_in, weights)
+
+
+def _weights_of_files(merge: Merge) -> RowSums | None:
+    """Those of a base whose files have another dtype than the merge: loaded in it they were rounded once more.
+
+    None where quantized weights are among them, or the base is not that of training.
+    """
+    if merge.storage is not None or merge.is_packed or not merge.is_as_trained:
+        return None
+    loaded = load_model(merge.target.model, _placement(torch.float32), group=None, labels=merge.labels)
+    return sums_of_merged(_with_adapters(merge, loaded), merge.dtype, ())
+
+
+def _with_adapters(merge: Merge, loaded: LoadedModel) -> AdaptedModel:
+    """The adapters on a base, all of them acting with their weights."""
+    names = {f"adapter-{number}": adapter for number, adapter in enumerate(merge.adapters, start=1)}
+    adapted = load_adapters(loaded, {name: adapter.files.folder for name, adapter in names.items()})
+    act_together(adapted.model, {name: adapter.weight for name, adapter in names.items()})
+    return adapted
 
 
 def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype, torch.dtype]:

@@ -7,7 +7,7 @@ not be in memory together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +22,6 @@ from loraft.models.quantize import is_quantized, unpacked
 ROWS_AT_ONCE = 1024
 SUMMED = 4 * torch.finfo(torch.float32).eps
 """What a sum in float32 may be off, in proportion to the sum of what is summed without signs."""
-ROUNDED_TWICE = 4
-"""How many times eps · ‖row‖ a row's sum may be off where its numbers were rounded on one way more often than on the
-other. Rounding moves a number by eps / 2 of it at most, once more each way, and in either direction: the sum by
-0.41 eps · ‖row‖ in the root mean square, of which this is nearly ten times."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +31,13 @@ class RowSums:
     Attributes:
         sums: Of each tensor, by its name, the sum of each row, float64 and on the CPU.
         dtype: What the numbers are rounded to.
-        eps: That of the coarsest dtype that they went through.
-        alike: Whether both models round as often: only a number in a row may be its neighbour then, which the order of
-            a sum can cause.
+        eps: That of the coarsest dtype that they went through; the largest number of a row may be its neighbour there,
+            which the order of a sum can cause.
     """
 
     sums: Mapping[str, Tensor]
     dtype: torch.dtype
     eps: float
-    alike: bool
 
     def others(self, model: nn.Module) -> list[str]:
         """The tensors that `model` has other numbers in, or not at all."""
@@ -63,14 +57,11 @@ class RowSums:
 
     def _allowed(self, rows: Tensor) -> Tensor:
         size = rows.abs()
-        rounded = size.amax(-1) if self.alike else ROUNDED_TWICE * torch.linalg.vector_norm(rows, dim=-1)
-        return self.eps * rounded + SUMMED * size.sum(-1, dtype=torch.float64)
+        return self.eps * size.amax(-1) + SUMMED * size.sum(-1, dtype=torch.float64)
 
 
-def sums_of_merged(
-    adapted: AdaptedModel, names: Iterable[str], dtype: torch.dtype, before: Collection[torch.dtype], *, alike: bool
-) -> RowSums:
-    """The sums of a base with adapters in it, in `dtype` at last; `before` its numbers went through others.
+def sums_of_merged(adapted: AdaptedModel, dtype: torch.dtype, before: Collection[torch.dtype]) -> RowSums:
+    """The sums of a base with all its adapters in it, in `dtype` at last; `before` its numbers went through others.
 
     It is used up: a weight is let go once it is summed, so that no second model comes to be.
     """
@@ -81,10 +72,10 @@ def sums_of_merged(
         made[name] = _sums(_as_multiplied(owner, called, weight), dtype)
         setattr(owner, called, nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False))
 
-    base = merged(adapted, *names, dtype=dtype, folded=summed)
+    base = merged(adapted, *adapted.names, dtype=dtype, folded=summed)
     made |= {name: _sums(tensor, dtype) for name, tensor in _tensors(base) if tensor.numel() and not tensor.is_meta}
     eps = max(torch.finfo(each).eps for each in {dtype, *before})
-    return RowSums(made, dtype, eps, alike)
+    return RowSums(made, dtype, eps)
 
 
 def _sums(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -250,6 +250,7 @@ def test_a_merge_that_is_wrong_does_not_appear(tmp_path: Path, monkeypatch: pyte
 
 LEFT_OUT = {
     "an update": ("model.layers.1.self_attn.k_proj.weight", {}),
+    "an update of files in float32": ("model.layers.1.self_attn.k_proj.weight", {}),
     "positions that no text reaches": (
         "transformer.wpe.weight",
         {"target_modules": ["c_attn"], "modules_to_save": ["wpe"]},
@@ -265,7 +266,7 @@ def test_c25_a_tensor_that_a_merge_leaves_out_is_found_in_bfloat16(
     """One of many modules does little to the outputs, and rounding as much: the weights themselves are compared."""
     name, lora = LEFT_OUT[what]
     kind = "gpt2" if "wpe" in name else "llama"
-    base = save_base(tmp_path / "base", kind, dtype=torch.bfloat16)
+    base = save_base(tmp_path / "base", kind, dtype=torch.float32 if "float32" in what else torch.bfloat16)
     peft_adapter(tmp_path / "adapter", base, kind, **lora)
 
     def incomplete(*given: Any) -> MergePlan:
@@ -277,10 +278,10 @@ def test_c25_a_tensor_that_a_merge_leaves_out_is_found_in_bfloat16(
         assert sum(map(len, kept.values())) < len(plan.changed)
         return replace(plan, **kept)
 
-    assert said(api.merge(str(tmp_path / "adapter"), tmp_path / "right"))["compared_tensors"] > 10
+    assert said(api.merge(str(tmp_path / "adapter"), tmp_path / "right", dtype="bfloat16"))["compared_tensors"] > 10
     monkeypatch.setattr("loraft.merging.prepare_merge.plan_merge", incomplete)
     with pytest.raises(VerificationError, match=f"other numbers than the adapted one in one tensor of .*: {name};"):
-        api.merge(str(tmp_path / "adapter"), tmp_path / "wrong")
+        api.merge(str(tmp_path / "adapter"), tmp_path / "wrong", dtype="bfloat16")
     assert not (tmp_path / "wrong").exists()
 
 
