@@ -258,11 +258,16 @@ def check_disk(folder: Path, saved: SavedBytes, *, keep: int | None, frozen_pref
     What the run's folder holds already takes no more: it is gone on with, and older checkpoints make room for new ones.
 
     Raises:
+        RunFolderError: Nothing can be written there at all.
         ResourceError: Less is free than the checkpoints and the adapter need.
     """
     kept = (keep or 3) + 2  # the best one, and the one being written
     a_checkpoint = saved.trained + saved.optimizer + 16 * 2**20
     there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        message = f"cannot be made: nothing can be written to {there}"
+        remedy = "name another training.output_dir, or make it one that you may write to"
+        raise RunFolderError(message, where=str(folder), key="training.output_dir", remedy=remedy)
     free = shutil.disk_usage(there).free
     held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
     if free + held < kept * a_checkpoint + saved.trained + frozen_prefix:

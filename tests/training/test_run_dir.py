@@ -107,6 +107,17 @@ def test_a_run_left_unfinished_is_told_when_another_begins(tmp_path: Path, monke
     assert not list(left_unfinished(Path("runs/other-1"), "other"))
 
 
+def test_a_folder_that_nothing_can_be_written_to_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunFolderError, match="nothing can be written to /dev/null"):
+        check_disk(Path("/dev/null/run"), SavedBytes(0, 0), keep=1)
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # who runs this may be root
+    with pytest.raises(RunFolderError, match=f"nothing can be written to {tmp_path}") as refused:
+        check_disk(tmp_path / "a/run", SavedBytes(0, 0), keep=1)
+    assert refused.value.problems[0].key == "training.output_dir"
+
+
 def test_checkpoints_that_are_there_already_need_no_room_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
