@@ -70,7 +70,7 @@ def updated_pieces(
     The weight is `[out, in]`, or where `transposed` `[in, out]`, as GPT-2's Conv1D and embeddings store it; of several
     experts there is one such matrix each. There is at least one update; where one is DoRA it is alone.
     """
-    updates = [update.on_cpu() for update in updates]
+    updates = [update.in_float32_on_cpu() for update in updates]
     if weight.dim() == 3:
         for number, matrix in enumerate(weight):
             of_expert = [update.expert(number) for update in updates]

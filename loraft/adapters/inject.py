@@ -163,20 +163,25 @@ def add_lora_layers(
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
-            if config.use_dora and is_quantized(module.get_base_layer()):  # where peft leaves float32 as it is
-                module.register_forward_hook(lambda _, given, output: output.to(product_dtype(given[0])))
-        elif isinstance(module, ModulesToSaveWrapper) and isinstance(module.original_module, nn.Embedding):
-            dtype = module.original_module.weight.dtype  # else float32 would flow through all layers
-            if name in module.modules_to_save:
-                module.modules_to_save[name].register_forward_hook(partial(_cast, dtype))
+    _keep_dtype_of_base(model, name, dora=config.use_dora)
     wrap_packed(model)
     patch_trained_rows(model)
     model.train(base.training)  # peft's new layers begin in training mode, whatever the base is in
     return model
 
 
-def _cast(dtype: torch.dtype, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-    """A forward hook."""
+def _keep_dtype_of_base(model: PeftModel, name: str, *, dora: bool) -> None:
+    """Cast what peft gives in float32, which would flow through all layers: DoRA over few bits, embeddings whole."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and dora and is_quantized(module.get_base_layer()):
+            module.register_forward_hook(lambda _, given, output: output.to(product_dtype(given[0])))
+        elif isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
+            base, whole = module.original_module, module.modules_to_save[name]
+            if isinstance(base, nn.Embedding):
+                whole.register_forward_hook(partial(_cast, base.weight.dtype))
+
+
+def _cast(dtype: torch.dtype, _module: nn.Module, _given: Any, output: Tensor) -> Tensor:
     return output.to(dtype)
 
 

@@ -169,8 +169,8 @@ class LoraFactors:
         zero = self.scale == 0 or not bool(self.b.any()) or not bool(self.a.any())
         return zero and self.magnitude is None
 
-    def on_cpu(self) -> LoraFactors:
-        """The same in float32, in main memory."""
+    def in_float32_on_cpu(self) -> LoraFactors:
+        """The same, as merging computes with it."""
         magnitude = None if self.magnitude is None else self.magnitude.float().cpu()
         return replace(self, a=self.a.float().cpu(), b=self.b.float().cpu(), magnitude=magnitude)
 

@@ -36,7 +36,7 @@ class OpenClassifier:
         tell(observer, *classifier.about(pairs))
         tokens = classifier.tokens(pairs)
         if any(each.is_cut for each in tokens):
-            observer(Note(f"the text is longer than {classifier.limit[1]}, and was cut to them"))
+            observer(Note(f"the text is longer than {classifier.limit}, and was cut to them"))
         longest = max((len(each.ids) for each in tokens), default=0)
         with memory_errors(f"the device ran out of memory with {longest:,} tokens", remedy="Give a shorter text."):
             return classifier.probabilities(tokens)

@@ -160,7 +160,7 @@ def _classified(requested: RequestedModel, text: str) -> tuple[LoadedModel, list
     if classes_of(requested.found):
         classifier = requested.classifier(ignored)
         (tokens,) = classifier.tokens([(text, None)])
-        cut = f"the text is longer than {classifier.limit[1]}, and was cut to them"
+        cut = f"the text is longer than {classifier.limit}, and was cut to them"
         return (
             classifier.loaded,
             tokens.ids,

@@ -65,12 +65,16 @@ class Classifier:
         return context_of(self.loaded.model.config, self.loaded.family)
 
     @property
-    def limit(self) -> tuple[int | None, str]:
-        """The most tokens that it reads, None where nothing limits it; and in words what they are."""
-        context, cut_to = self.context, self.renderer.cut_to
-        if cut_to is not None and (context is None or cut_to < context):
-            return cut_to, f"the {cut_to} tokens that training cut rows to"
-        return context, f"the model's {context} positions"
+    def most(self) -> int | None:
+        """The most tokens that it reads; None where nothing limits it."""
+        return min((each for each in (self.context, self.renderer.cut_to) if each is not None), default=None)
+
+    @property
+    def limit(self) -> str:
+        """What limits the tokens that it reads, in words."""
+        if self.most == self.context:
+            return f"the model's {self.context} positions"
+        return f"the {self.most} tokens that training cut rows to"
 
     def about(self, texts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
         """What there is to say about what is to be classified; control tokens are refused as they were in training."""
@@ -80,7 +84,7 @@ class Classifier:
 
     def tokens(self, texts: Sequence[tuple[str, str | None]]) -> list[TextTokens]:
         """Texts, or pairs of texts, as tokens: no more of each than was read in training, or the model has room for."""
-        most, _ = self.limit
+        most = self.most
         if most is not None:
             try:
                 texts = [self.renderer.beginnings(*text, most) for text in texts]

@@ -132,7 +132,7 @@ def predict_rows(
         _write_csv(lines, output)
     if cut := sum(were_cut):
         many = "1 text is" if cut == 1 else f"{cut:,} texts are"
-        observer(Note(f"{many} longer than {classifier.limit[1]}, and cut to them"))
+        observer(Note(f"{many} longer than {classifier.limit}, and cut to them"))
     return PredictedFile(output, total, held, cut, dict(given.most_common()), perf_counter() - begun)
 
 

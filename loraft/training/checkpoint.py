@@ -12,7 +12,7 @@ import shutil
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,11 @@ class RunState:
     skipped_in_a_row: int = 0
     owes_evaluation: bool = False
     finished: bool = False
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> RunState:
+        """As a checkpoint has it; what an earlier version did not write is as at the beginning."""
+        return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
 
     def begin_epoch(self) -> None:
         """Go to the beginning of the next epoch."""

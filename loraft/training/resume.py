@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -240,8 +240,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     else:
         run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
     run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
-    for field in fields(RunState):
-        setattr(state, field.name, checkpoint.state.get(field.name, getattr(state, field.name)))
+    vars(state).update(vars(RunState.stored(checkpoint.state)))
     state.finished = all_trained(run, state) or stops_early(run, state)
     tell(run.observer, *run.folder.cut_back(checkpoint.state["files"]))
     restore_rng(checkpoint.rng)

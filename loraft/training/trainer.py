@@ -302,8 +302,8 @@ def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:
         restore_weights(run, weights_in(run, best))
         step = state.best_step or step
         state.eval_loss, state.eval_figures = state.best_loss, state.best_figures
-        then = load_checkpoint(best).state
-        of_weights = replace(state, **{name: then[name] for name in ("step", "epoch", "window", "tokens", "last_loss")})
+        then = RunState.stored(load_checkpoint(best).state)
+        of_weights = replace(then, eval_loss=state.best_loss, eval_figures=state.best_figures)
         run.observer(Note(f"the weights of step {step} are saved: the best evaluation"))
     elif wanted:
         run.observer(Note(f"the weights of step {step} are saved: the checkpoint of the best evaluation is damaged"))
