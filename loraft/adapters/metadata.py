@@ -18,7 +18,7 @@ from loraft.io.checksums import MERGE_REPORT, RECORD, is_weights, refuse_altered
 from loraft.models.remote_code import is_trusted
 from loraft.models.sources import ModelHandle
 from loraft.tasks import TASKS
-from loraft.tasks.task import SourceFormat, TrainingMetadata
+from loraft.tasks.training_metadata import SourceFormat, TrainingMetadata
 
 PEFT_TASKS = {TASKS[name].peft_type: name for name in TASK_OF_GROUP.values()}
 """Our names of the tasks by peft's; of two that it calls alike the first."""
@@ -173,7 +173,7 @@ def _trained_on(record: Mapping[str, object]) -> Mapping[str, object]:
 def _metadata(config: Mapping[str, object], record: Mapping[str, object]) -> TrainingMetadata:
     """How something was trained, as loraft recorded it; its task also as peft did."""
     named = record.get("task") or PEFT_TASKS.get(str(config.get("task_type")))
-    labels, cut_to = record.get("labels"), record.get("cut_to")
+    labels, pairs, cut_to = record.get("labels"), record.get("pairs"), record.get("cut_to")
     return TrainingMetadata(
         task=next((task for task in get_args(TaskName) if task == named), None),
         system_prompt=_text(record, "system_prompt"),
@@ -182,6 +182,7 @@ def _metadata(config: Mapping[str, object], record: Mapping[str, object]) -> Tra
             (each for each in get_args(SpecialTokensInText) if each == record.get("special_tokens_in_text")), "text"
         ),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        pairs=pairs if isinstance(pairs, bool) else None,
         cut_to=cut_to if isinstance(cut_to, int) and cut_to > 0 else None,
         sources=SourceFormat(
             _text(record, "source_prefix") or "", _text(record, "source_lang"), _text(record, "target_lang")

@@ -42,7 +42,7 @@ from loraft.io.resources import memory_errors
 from loraft.models.remote_code import as_trusted
 from loraft.planning.known_run import KnownRun, known_run
 from loraft.tasks import TASKS
-from loraft.tasks.task import SourceFormat
+from loraft.tasks.training_metadata import SourceFormat
 from loraft.tokenization.examples import Example
 
 WRITTEN_TOKENS = 100

@@ -119,9 +119,10 @@ class _WordsKeptWhole:
 
 def print_try_it(task: TaskName, target: str) -> None:
     """The command that lets `target` do what it was trained for: what a person would type next."""
+    from loraft.adapters.resolve_target import resolve_target
     from loraft.tasks import TASKS
 
-    print_result("Try it:  " + in_options(f"`{TASKS[task].try_call(target)}`"))
+    print_result("Try it:  " + in_options(f"`{TASKS[task].try_call(target, resolve_target(target).metadata)}`"))
 
 
 def print_document(sections: Document, *, rest: str) -> None:

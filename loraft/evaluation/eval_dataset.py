@@ -21,7 +21,8 @@ from loraft.evaluation.past_run import PastRun
 from loraft.rows.fields import columns_of, has_columns
 from loraft.rows.raw_rows import read_rows
 from loraft.tasks import TASKS
-from loraft.tasks.task import Reference, SourceFormat, Task
+from loraft.tasks.task import Reference, Task
+from loraft.tasks.training_metadata import SourceFormat
 from loraft.tokenization.examples import Example, RowRenderer
 
 

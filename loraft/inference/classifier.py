@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_any_config, load_model
 from loraft.models.modules import class_logits
 from loraft.tasks.batches import BatchLayout, collate_labelled
+from loraft.tasks.seq_cls import SequenceClassification
 from loraft.tokenization.examples import Example
 from loraft.tokenization.long_texts import ManyTokensError
 from loraft.tokenization.plain_text_rows import ClassificationRenderer
@@ -78,9 +79,11 @@ class Classifier:
 
     def about(self, texts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
         """What there is to say about what is to be classified; control tokens are refused as they were in training."""
-        control, each = self.renderer.control_tokens, [text for pair in texts for text in pair if text is not None]
-        control.refuse(each)
-        return control.findings(each)
+        found: dict[str, None] = {}
+        for text, second in texts:
+            self.renderer.control_tokens.refuse([text, second or ""])
+            found |= dict.fromkeys(self.renderer.findings_in(text, second))
+        return tuple(found)
 
     def tokens(self, texts: Sequence[tuple[str, str | None]]) -> list[TextTokens]:
         """Texts, or pairs of texts, as tokens: no more of each than was read in training, or the model has room for."""
@@ -139,8 +142,7 @@ def open_classifier(choice: ModelRequest, found: ResolvedTarget | None = None) -
     elif loaded.new_modules:
         lacks = " and ".join(loaded.new_modules)
         raise ModelError(f"its files lack {lacks}, and random numbers would answer", where=section.name_or_path)
-    control, cut_to = found.metadata.special_tokens_in_text, found.metadata.cut_to
-    renderer = ClassificationRenderer(loaded.tokenizer, labels=labels, special_tokens_in_text=control, cut_to=cut_to)
+    renderer = SequenceClassification().renderer_as_trained(loaded.tokenizer, replace(found.metadata, labels=labels))
     name = found.adapters[0].name if found.adapters else None
     return Classifier(loaded, model, renderer, found.adapter, name, quantization, notes)
 

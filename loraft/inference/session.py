@@ -30,7 +30,8 @@ from loraft.models.probe import spec_of
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
-from loraft.tasks.task import SourceFormat, Task, TrainingMetadata
+from loraft.tasks.task import Task
+from loraft.tasks.training_metadata import SourceFormat, TrainingMetadata
 from loraft.tokenization.examples import RowRenderer
 
 BASE = "base"

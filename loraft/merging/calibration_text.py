@@ -15,7 +15,7 @@ from loraft.evaluation.past_run import past_run
 from loraft.io.paths import cache_folder
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.rows.synthetic_tickets import tickets
-from loraft.tasks.task import SourceFormat
+from loraft.tasks.training_metadata import SourceFormat
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
 LONGEST = 256

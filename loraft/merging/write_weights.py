@@ -61,7 +61,7 @@ TOKENIZER = (
 GENERATION = "generation_config.json"
 OF_ITS_OWN_TOOLS = ("_name_or_path", "quantization_config")
 """Keys of config.json that do not hold for a merged model: where the base lay, how it was stored."""
-OF_READING = ("source_prefix", "source_lang", "target_lang", "special_tokens_in_text", "cut_to")
+OF_READING = ("source_prefix", "source_lang", "target_lang", "special_tokens_in_text", "pairs", "cut_to")
 """What an adapter's record says of how the texts that it was trained with were read."""
 SMALL_FILES_BYTES = 32 << 20
 ANOTHER_FOLDER = "Name another folder as `out`."

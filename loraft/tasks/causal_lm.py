@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loraft.config.choices import RowFormat, TaskName
 from loraft.rows.formats import Conversation, Message, PromptCompletion, Record
-from loraft.tasks.task import (
-    TEXT_LOSS,
-    TEXT_METRICS,
-    Reference,
-    StarterFacts,
-    Task,
-    TaskMetrics,
-    TokenSpan,
-    TrainingMetadata,
-)
+from loraft.tasks.task import TEXT_LOSS, TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan
 from loraft.tokenization.examples import IGNORED, DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
@@ -26,6 +17,7 @@ if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
     from loraft.tasks.loss import TaskLoss
+    from loraft.tasks.training_metadata import TrainingMetadata
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 
 

@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loraft.config.choices import RowFormat, TaskName
 from loraft.rows.formats import Record, Seq2SeqRecord
-from loraft.tasks.task import (
-    ROUGE,
-    TEXT_LOSS,
-    TEXT_METRICS,
-    Reference,
-    SourceFormat,
-    StarterFacts,
-    Task,
-    TaskMetrics,
-    TokenSpan,
-)
+from loraft.tasks.task import ROUGE, TEXT_LOSS, TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan
+from loraft.tasks.training_metadata import SourceFormat, TrainingMetadata
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
@@ -27,7 +18,6 @@ if TYPE_CHECKING:
     from loraft.config.choices import SpecialTokensInText
     from loraft.config.sections import DataSection
     from loraft.tasks.loss import TaskLoss
-    from loraft.tasks.task import TrainingMetadata
 
 LANGUAGES = {
     "ar": "Arabic", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",

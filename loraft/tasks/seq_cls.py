@@ -11,7 +11,7 @@ from loraft.errors import Problem
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import ClassificationRecord, Record
 from loraft.rows.labels import class_called, class_number, labels_of
-from loraft.tasks.task import LOSS, MetricFacts, Reference, StarterFacts, Task, TaskMetrics, TokenSpan, TrainingMetadata
+from loraft.tasks.task import LOSS, MetricFacts, Reference, StarterFacts, Task, TaskMetrics, TokenSpan
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
     from loraft.tasks.loss import TaskLoss
+    from loraft.tasks.training_metadata import TrainingMetadata
+    from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
 LABEL_METRICS: Mapping[str, MetricFacts] = {
     "accuracy": MetricFacts("share"), "macro_f1": MetricFacts("share"), "mcc": MetricFacts("number"),
@@ -125,12 +127,19 @@ class SequenceClassification(Task):
             found.append(Problem(message, key=WEIGHTS, remedy="Give each class one; 1 is plain."))
         return found
 
-    def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> RowRenderer:
+    def renderer_as_trained(
+        self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata
+    ) -> ClassificationRenderer:
         """What reads texts as they were read in training."""
         from loraft.tokenization.plain_text_rows import ClassificationRenderer
 
-        asked, cut_to = metadata.special_tokens_in_text, metadata.cut_to
-        return ClassificationRenderer(tokenizer, labels=metadata.labels, special_tokens_in_text=asked, cut_to=cut_to)
+        return ClassificationRenderer(
+            tokenizer,
+            labels=metadata.labels,
+            special_tokens_in_text=metadata.special_tokens_in_text,
+            pairs=metadata.pairs,
+            cut_to=metadata.cut_to,
+        )
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
         """The classes, where they are few."""
@@ -147,6 +156,7 @@ class SequenceClassification(Task):
         called = {"trained_tokens": "rows_read"}
         return {called.get(key, key): value for key, value in result.items() if key != "perplexity"}
 
-    def try_call(self, target: str) -> str:
-        """The call that tells the class of a text."""
-        return f"loraft.predict({target!r}, texts=[TEXT])"
+    def try_call(self, target: str, metadata: TrainingMetadata) -> str:
+        """The call that tells the class of a text, or of a pair."""
+        pair = ", text_pair=TEXT" if metadata.pairs else ""
+        return f"loraft.predict({target!r}, text=TEXT{pair})"

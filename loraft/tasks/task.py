@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from loraft.config.choices import Method, ModelGroup, RowFormat, SpecialTokensInText, TaskName
+from loraft.config.choices import Method, ModelGroup, RowFormat, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
 from loraft.rows.formats import LanguagePair, Message, Record, to_record
 
@@ -25,39 +25,12 @@ if TYPE_CHECKING:
     from loraft.rows.row import Row
     from loraft.tasks.batches import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
+    from loraft.tasks.training_metadata import TrainingMetadata
     from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 
 Before = Callable[[], AbstractContextManager[object]]
 """What, while it is entered, makes a model what it was before training."""
-
-
-@dataclass(frozen=True)
-class SourceFormat:
-    """How the sources of an encoder-decoder are rendered, as a `data` section says it: None where nobody said."""
-
-    prefix: str = ""
-    source_lang: str | None = None
-    target_lang: str | None = None
-
-
-@dataclass(frozen=True)
-class TrainingMetadata:
-    """How something was trained, as far as its answers follow from it and it was recorded.
-
-    Attributes:
-        plain: It learned plain text, and no conversation: its prompts are plain.
-        labels: The classes that it tells apart.
-        cut_to: The tokens that longer texts to be classified were cut to.
-    """
-
-    task: TaskName | None = None
-    system_prompt: str | None = None
-    plain: bool = False
-    sources: SourceFormat = field(default_factory=SourceFormat)
-    special_tokens_in_text: SpecialTokensInText = "text"
-    labels: tuple[str, ...] = ()
-    cut_to: int | None = None
 
 
 @dataclass(frozen=True)
@@ -330,8 +303,8 @@ class Task(ABC):
         """A training result as a person reads it."""
         return result
 
-    def try_call(self, target: str) -> str:
-        """The call in Python that lets `target` do what it was trained for."""
+    def try_call(self, target: str, metadata: TrainingMetadata) -> str:
+        """The call, with the command's parameters, that lets `target`, trained so, do what it was trained for."""
         return f"loraft.generate({target!r}, prompt=TEXT)"
 
 

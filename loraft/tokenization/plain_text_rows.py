@@ -25,6 +25,8 @@ TOGETHER = (
     "the tokenizer puts nothing between the two texts of a pair: where they are to be told apart, begin text_pair "
     "with a line end or a word of yours, in training and in what is predicted"
 )
+NO_PAIR = "there is no text_pair, and training rows have one: a class is told by both texts together"
+UNLEARNED_PAIR = "there is a text_pair, and training rows have none: what a second text means was not learned"
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,16 +202,18 @@ class ClassificationRenderer(RowRenderer):
     """The one way from labelled texts to tokens, for one tokenizer and one list of classes.
 
     Attributes:
+        pairs: Some training rows have two texts; None where that is not known.
         cut_to: The tokens that longer rows are cut to in training; None where they are left out or refused.
     """
 
+    pairs: bool | None = None
     cut_to: int | None = None
 
     @classmethod
     def to_train(
-        cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], *, pairs: bool = False
+        cls, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...], *, pairs: bool
     ) -> ClassificationRenderer:
-        """The renderer for a tokenizer and the classes that are to be learned; `pairs`: some rows have two texts.
+        """The renderer for a tokenizer and the classes that are to be learned.
 
         Raises:
             DataError: There are fewer than two classes, or names that stand twice.
@@ -219,7 +223,7 @@ class ClassificationRenderer(RowRenderer):
         if len(labels) < 2:
             found = f"only the class {labels[0]!r}" if labels else "no class"
             raise DataError(f"the training rows have {found}, and there is nothing to tell apart", key="data.train")
-        renderer = cls(tokenizer, labels=labels)
+        renderer = cls(tokenizer, labels=labels, pairs=pairs)
         return replace(renderer, notes=(TOGETHER,)) if pairs and renderer.runs_together else renderer
 
     @property
@@ -230,13 +234,18 @@ class ClassificationRenderer(RowRenderer):
 
     @property
     def recorded(self) -> Mapping[str, object]:
-        """What is saved beside the weights: the names of the classes in their order, and how long rows are read."""
+        """What is saved beside the weights: the classes in their order, and what is read of texts."""
         cut = {} if self.cut_to is None else {"cut_to": self.cut_to}
-        return {"labels": list(self.labels), **cut, **self.control_tokens.recorded}
+        return {"labels": list(self.labels), "pairs": self.pairs, **cut, **self.control_tokens.recorded}
 
     def findings(self, rendered: ClassificationRecord) -> tuple[str, ...]:
         """What a person should know of a labelled text, each with what can be done."""
-        return self.control_tokens.findings([rendered.text, rendered.second or ""])
+        return self.findings_in(rendered.text, rendered.second)
+
+    def findings_in(self, text: str, second: str | None) -> tuple[str, ...]:
+        """What a person should know of a text, or a pair, that is to be classified: it is not as training rows are."""
+        unlike = () if self.pairs in (None, second is not None) else (NO_PAIR if self.pairs else UNLEARNED_PAIR,)
+        return (*unlike, *self.control_tokens.findings([text, second or ""]))
 
     def render(self, record: Record) -> ClassificationRecord:
         """The record with its class as a number.

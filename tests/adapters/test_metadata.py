@@ -10,7 +10,7 @@ import pytest
 from loraft.adapters.metadata import ResolvedTarget, adapter_in, model_in
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError
-from loraft.tasks.task import SourceFormat, TrainingMetadata
+from loraft.tasks.training_metadata import SourceFormat, TrainingMetadata
 
 
 def write(folder: Path, record: dict[str, object] | None = None, **config: object) -> Path:

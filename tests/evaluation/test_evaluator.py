@@ -25,7 +25,7 @@ from loraft.events import Event, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.io.held_memory import peak_bytes
 from loraft.tasks import TASKS
-from loraft.tasks.task import SourceFormat
+from loraft.tasks.training_metadata import SourceFormat
 from tests.inference.voices import adapter_in, base_in
 from tests.tiny import mostly_slow, tiny_sizes, tiny_tokenizer
 from tests.training.building import pairs, rows, tiny_config, write_rows

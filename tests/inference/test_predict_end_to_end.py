@@ -154,6 +154,28 @@ def test_what_training_cut_is_cut_where_it_is_asked_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_text_alone_is_told_where_pairs_were_learned_and_a_pair_where_texts_were(tmp_path: Path) -> None:
+    setting(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl", labelled_rows(12, pairs=True))
+    for name, data in {"one": "train", "two": "pairs"}.items():
+        words = (f"data.train={data}.jsonl", "data.eval=null", "training.max_steps=1", f"training.output_dir={name}")
+        trained = loraft("train", "c.yaml", *words, cwd=tmp_path)
+        pair = " --text-pair TEXT" if name == "two" else ""
+        assert trained.stdout.endswith(f"Try it:  loraft predict {name} --text TEXT{pair}\n"), trained.stderr
+    assert loraft("merge", "two", cwd=tmp_path).returncode == 0
+    alone, both = ("--text", "late"), ("--text", "late", "--text-pair", "order")
+    for target, good, bad, what in (
+        ("one", alone, both, "there is a text_pair, and training rows have none"),
+        ("two", both, alone, "there is no text_pair, and training rows have one"),
+        ("two/merged", both, alone, "there is no text_pair, and training rows have one"),
+    ):
+        assert what not in loraft("predict", target, *good, cwd=tmp_path).stderr
+        assert what in loraft("predict", target, *bad, cwd=tmp_path).stderr
+    words = ("--input", "train.jsonl", "--output", "o.jsonl")
+    assert "there is no text_pair" in loraft("predict", "two", *words, cwd=tmp_path).stderr
+
+
+@pytest.mark.slow
 def test_nothing_is_asked_for_and_left_out_without_a_word(tmp_path: Path) -> None:
     """Of two --text the last would win; a column that no row has is one mistake, and a finished file no empty table."""
     setting(tmp_path)

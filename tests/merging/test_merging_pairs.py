@@ -20,7 +20,7 @@ from loraft.merging.equivalence import kl_divergence
 from loraft.models.modules import decoder_inputs
 from loraft.models.registry import TWO_STACKS
 from loraft.rows.formats import Seq2SeqRecord
-from loraft.tasks.task import SourceFormat
+from loraft.tasks.training_metadata import SourceFormat
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 from tests.inference.voices import base_in, pair_adapter_in
 from tests.tiny import mostly_slow, tiny_tokenizer

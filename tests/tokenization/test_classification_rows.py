@@ -97,13 +97,13 @@ def test_numbers_of_one_size_have_one_order() -> None:
 
 def test_labels_of_text_and_of_numbers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     names = prepared(tokenizer, write(tmp_path / "a.jsonl", rows("pos", "neg", "pos")))
-    assert names.renderer.recorded == {"labels": ["neg", "pos"]}
+    assert names.renderer.recorded == {"labels": ["neg", "pos"], "pairs": False}
     assert classes(names) == [1, 0, 1]
     numbers = prepared(tokenizer, write(tmp_path / "b.jsonl", rows(10, 2, 10)))
-    assert numbers.renderer.recorded == {"labels": ["2", "10"]}
+    assert numbers.renderer.labels == ("2", "10")
     assert classes(numbers) == [1, 0, 1]
     truth = prepared(tokenizer, write(tmp_path / "c.jsonl", rows(True, False)))
-    assert truth.renderer.recorded == {"labels": ["false", "true"]}
+    assert truth.renderer.labels == ("false", "true")
 
 
 def test_a_number_is_the_place_in_the_list_of_names(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_number_that_no_class_is_called_is_never_a_place(tokenizer: PreTrained
 def test_labels_of_csv_are_text_and_may_be_numbers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\nfine,1\nbad, 0\ngood,1\n")
-    assert prepared(tokenizer, str(path)).renderer.recorded == {"labels": ["0", "1"]}
+    assert prepared(tokenizer, str(path)).renderer.recorded == {"labels": ["0", "1"], "pairs": False}
     assert classes(prepared(tokenizer, str(path))) == [1, 0, 1]
     assert classes(prepared(tokenizer, str(path), labels=["neg", "pos"])) == [1, 0, 1]
 
@@ -180,6 +180,30 @@ def test_pairs_of_texts_have_their_types_and_stand_among_single_ones(
     assert second.input_ids == third.input_ids == tokenizer("the order")["input_ids"]
     assert second.token_type_ids == [0] * len(second.input_ids)
     assert [example.where.rpartition(":")[2] for example in (first, second, third)] == ["1", "2", "3"]
+
+
+def test_rows_with_another_number_of_texts_than_training_rows_are_told(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """A class that is told by two texts cannot be told by one; a text_pair that is empty is none."""
+    single, pair = {"text": "late", "label": "yes"}, {"text": "late", "text_pair": "order", "label": "no"}
+    of_each = {
+        name: write(tmp_path / f"{name}.jsonl", given)
+        for name, given in {
+            "mixed": [pair, single, {**pair, "text_pair": ""}], "pairs": [pair, {**pair, "label": "yes"}],
+            "singles": [single, {**single, "label": "no"}],
+        }.items()
+    }  # fmt: skip
+
+    def told(train: str, held_out: str) -> list[tuple[int, str, str]]:
+        report = prepared(tokenizer, of_each[train], eval=of_each[held_out]).report
+        found = [each for counts in report.sources for each in counts.findings]
+        return [(each.rows, Path(each.first).name, each.what.partition(",")[0]) for each in found]
+
+    assert told("mixed", "pairs") == [(2, "mixed.jsonl:2", "there is no text_pair")]
+    assert told("pairs", "mixed") == [(2, "mixed.jsonl:2", "there is no text_pair")]
+    assert told("singles", "mixed") == [(1, "mixed.jsonl:1", "there is a text_pair")]
+    assert told("pairs", "pairs") == told("singles", "singles") == []
 
 
 def test_a_pair_is_cut_from_the_longer_text_and_stays_closed(
