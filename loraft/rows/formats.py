@@ -72,6 +72,11 @@ class Conversation:
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, object], ...] = ()
 
+    @property
+    def system_prompt(self) -> str | None:
+        """The system prompt that it begins with; None where there is none."""
+        return self.messages[0].content if self.messages[0].role == "system" else None
+
 
 @dataclass(frozen=True)
 class PromptCompletion:
@@ -298,9 +303,8 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
         chat = next((other for other in CHATS.values() if other.role in turn), chat)
     role, content, said = turn.get(chat.role), turn.get(chat.content), f"{place}.{chat.content}"
     if not isinstance(role, str) or role not in chat.roles:
-        raise fields.wrong(
-            f"{place}.{chat.role}", f"must be one of {', '.join(sorted(chat.roles))}; found {shown(role)}"
-        )
+        known = ", ".join(sorted(chat.roles))
+        raise fields.wrong(f"{place}.{chat.role}", f"must be one of {known}; found {shown(role)}")
     more = {key: turn[key] for key in MORE if turn.get(key)}
     calls = more.get("tool_calls")
     if calls is not None and not (isinstance(calls, list | tuple) and all(isinstance(call, Mapping) for call in calls)):

@@ -117,6 +117,5 @@ class CausalLM(Task):
 
 def common_system_prompt(records: Sequence[Record]) -> str | None:
     """The system prompt that every conversation begins with; None when they differ or have none."""
-    first = (record.messages[0] if isinstance(record, Conversation) else None for record in records)
-    prompts = {each.content if each is not None and each.role == "system" else None for each in first}
+    prompts = {record.system_prompt if isinstance(record, Conversation) else None for record in records}
     return prompts.pop() if len(prompts) == 1 else None

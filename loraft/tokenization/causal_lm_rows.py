@@ -34,6 +34,9 @@ SPACED = (
     "the tokenizer puts a space before the answer, which follows its prompt without one: "
     "end the header of an answer in the chat template with a line end or a control token"
 )
+OTHER_SYSTEM = (
+    "the system prompt is not that of the first rows, which answers are asked with; `system` asks with another one"
+)
 
 
 @dataclass
@@ -251,7 +254,10 @@ class CausalLMRenderer(RowRenderer):
         text, places, literal = protected.unmarked(found.text, [*edges, *found.borders])
         edges, borders = places[: len(edges)], places[len(edges) :]
         spans = tuple(zip(edges[::2], edges[1::2], strict=True))
-        return RenderedRow(BorderedText(text, tuple(borders), literal), spans, (*found.findings, *protected.findings))
+        # Rows that come in a stream are rendered after what they have in common was taken from the first of them.
+        other = self.system_prompt is not None and conversation.system_prompt != self.system_prompt
+        findings = (*found.findings, *protected.findings, *([OTHER_SYSTEM] if other else []))
+        return RenderedRow(BorderedText(text, tuple(borders), literal), spans, findings)
 
     def _trained_turns(self, conversation: Conversation) -> list[int]:
         messages = conversation.messages

@@ -282,3 +282,20 @@ def test_compressed_rows_and_folders_are_streamed_as_the_plain_file(tmp_path: Pa
         assert [example.input_ids for example, _, _ in data.stream.examples(0)] == plain  # type: ignore[union-attr]
     with pytest.raises(DataError, match="cannot be streamed"):
         prepared(str(compressed(Path(write(tmp_path / "a.json", [rows(3)])), ".gz")))
+
+
+def test_a_system_prompt_that_is_not_that_of_the_first_rows_is_told(tmp_path: Path) -> None:
+    """That of the first rows is recorded, and answers are asked with it."""
+
+    def row(*system: str) -> dict[str, Any]:
+        turns = [("system", text) for text in system] + [("user", "late"), ("assistant", "fine")]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    path = write(tmp_path / "a.jsonl", [*([row("one")] * 1000), row("two"), row("one"), row()])
+    data = prepared(path)
+    assert data.renderer.system_prompt == "one"
+    assert len(places(data)) == 1003
+    assert data.stream is not None
+    (note,) = data.stream.notes()
+    assert note.startswith("of 1,003 rows drawn since the start, in 2: the system prompt is not that of the first rows")
+    assert not prepared(path, streaming=False).report.sources[0].findings
