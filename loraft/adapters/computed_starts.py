@@ -25,6 +25,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.eva import get_eva_state_dict
 from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -33,7 +34,7 @@ from loraft.config.sections import FROM_WEIGHTS
 from loraft.errors import AdapterError, ModelError
 from loraft.kernels.started_factor import begin_with
 from loraft.models.load_model import LoadedModel
-from loraft.models.quantize import is_quantized, ordinary, unpacked
+from loraft.models.quantize import unpacked
 from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
 from loraft.tasks.batches import Batch
 from loraft.tokenization.examples import IGNORED
@@ -52,15 +53,21 @@ Whole = Callable[[nn.Module], contextlib.AbstractContextManager[object]]
 
 @contextlib.contextmanager
 def magnitudes_of(whole: Whole) -> Iterator[None]:
-    """Have the magnitudes that DoRA begins with be those of weights that are `whole` while they are looked at."""
+    """Have the magnitudes that DoRA begins with be those of weights that are `whole` while they are looked at.
+
+    Those of linear modules are the lengths of the weight's rows in float32, as updates begin at zero; peft rounds them
+    to the weight's dtype, and copies a weight in 4 bits.
+    """
     layers: Any = DoraLinearLayer
     real = layers.update_layer
 
-    def begin(layer: DoraLinearLayer, *, base_layer: nn.Module, **given: Any) -> None:
+    def begin(layer: Any, *, base_layer: nn.Module, **given: Any) -> None:
         with whole(base_layer):
-            if isinstance(base_layer, nn.Linear) and is_quantized(base_layer):  # which peft would copy
-                base_layer = ordinary(base_layer, dequantize_module_weight(base_layer))
-            real(layer, base_layer=base_layer, **given)
+            if type(layer) is not DoraLinearLayer:
+                real(layer, base_layer=base_layer, **given)
+                return
+            weight = transpose(dequantize_module_weight(base_layer), layer.fan_in_fan_out)
+            layer.weight = nn.Parameter(torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32))
 
     layers.update_layer = begin
     try:

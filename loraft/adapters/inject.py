@@ -38,6 +38,7 @@ from loraft.adapters.trained_biases import keep_biases
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
+from loraft.kernels.dora import norms_from_factors
 from loraft.kernels.lora_linear import patch_lora_linears, product_dtype
 from loraft.kernels.trained_rows import patch_trained_rows
 from loraft.models.auto_model import meta_model
@@ -163,6 +164,7 @@ def add_lora_layers(
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+    norms_from_factors(model, name)
     _keep_dtype_of_base(model, name, dora=config.use_dora)
     wrap_packed(model)
     patch_trained_rows(model)

@@ -172,7 +172,6 @@ def _on_cpu(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int,
         + sizes.dtype_bytes * stack.of_a_tile(fused=sizes.fused)
         for stack in sizes.stacks
     )
-    gradients = max(gradients, *(stack.update.of_a_norm(sizes.dtype_bytes) for stack in sizes.stacks))
     holes = HOLES if sizes.quantization is None else HOLES_OF_QUANTIZED
     held = int((1 if checkpointing else holes) * (kept + gradients))
     if sizes.whole_model:
@@ -200,7 +199,6 @@ def _on_cuda(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int
         held = (3 if layer.fuses and sizes.fused else 9) * wide // 2
         backward += max(held, wide + unpacked) + 2 * stack.batch_tokens * width * layer.hidden
         backward += width * stack.of_a_tile(fused=sizes.fused)
-    backward = max(backward, *(stack.update.of_a_norm(width) for stack in sizes.stacks))
     states = 3 * width * sizes.batch_targets * sizes.stacks[-1].layer.hidden
     at_loss = kept - (one_layer if checkpointing else 0) + casts + _chunk_bytes(sizes) + states
     activations = max(kept + casts + backward - trained * sizes.whole_model, one_layer + backward)

@@ -48,20 +48,6 @@ class UpdateSizes:
         """Bytes of a layer: with both, DoRA multiplies once more with the weight, and a dequantized one is kept."""
         return width * self.packed * (self.dropout and self.dora)
 
-    def of_a_norm(self, width: int) -> int:
-        """Bytes that DoRA's norms are computed with, a module at a time: an identity, the update, and their sum.
-
-        The identity is float32, and under autocast a second one in 16 bits.
-
-        Source: peft, `DoraLinearLayer`: `lora_B(lora_A(eye))`, then the norm of `weight + scaling * lora_weight`.
-        """
-        least = 0
-        for inputs, outputs in self.modules if self.dora else ():
-            identity, matrix = width * inputs * inputs, width * inputs * outputs
-            in_float32 = 4 * inputs * inputs if width < 4 else 0
-            least = max(least, identity + matrix + max(in_float32, 3 * matrix))
-        return least
-
 
 PLAIN = UpdateSizes(dropout=False, dora=False, modules=(), shared=0, packed=0)
 

@@ -23,9 +23,7 @@ def test_the_bytes_by_hand() -> None:
     assert SIZES.of_a_token(2, "cpu") == 16 * (2 + 2) - 12 * 2 + 2 * 2 * 12
     assert SIZES.of_a_token(2, "cuda") == 16 * (2 + 1) - 12 * 2 + 2 * 2 * 12
     assert SIZES.of_weights(2) == 128
-    assert SIZES.of_a_norm(2) == 2 * 64 + 2 * 32 + max(4 * 64, 3 * 2 * 32)
-    assert SIZES.of_a_norm(4) == 4 * 64 + 4 * 4 * 32
-    assert (PLAIN.of_a_token(2, "cpu"), PLAIN.of_weights(2), PLAIN.of_a_norm(2)) == (0, 0, 0)
+    assert (PLAIN.of_a_token(2, "cpu"), PLAIN.of_weights(2)) == (0, 0)
 
 
 class Kept:

@@ -1,0 +1,98 @@
+"""DoRA whose norms are computed from A and B, and not from the update that they make.
+
+peft multiplies an identity of `[in, in]` through both at each step, and adds the product to the weight: three matrices
+as large as the weight, and the identity, for one number a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.dora import DoraLinearLayer
+from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import transpose
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from loraft.kernels.started_factor import factor_of
+
+
+class FactoredDora(DoraLinearLayer):
+    """The magnitudes of a linear module, and what they make of its output.
+
+    Attributes:
+        base_squared: ‖W‖² of each row of the base's weight, `[out]` in float32, which no step changes; None until it
+            is needed for the first time.
+        kept_norms: In evaluation mode the norms of the last forward pass, and `made_of` what.
+    """
+
+    base_squared: Tensor | None
+    kept_norms: Tensor | None = None
+    made_of: tuple[object, ...] | None = None
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        lora_A: nn.Linear,  # noqa: N803 (peft's name)
+        lora_B: nn.Linear,  # noqa: N803 (peft's name)
+        scaling: float,
+        base_layer: nn.Module,
+        base_result: Tensor | None = None,
+        adapter_name: str = "default",
+    ) -> Tensor:
+        """What DoRA adds to the output of the base, `[…, out]`.
+
+        With W the base's weight and ΔW = scaling · B A, each output is that of (W + ΔW) times m / ‖W + ΔW‖ of its row.
+        `base_result` is x Wᵀ and the bias; where it is None, as with dropout, x Wᵀ is computed here. In evaluation mode
+        the norms are kept until A or B are others.
+
+        Source: Liu et al. 2024, DoRA, equation 5 and section 4.3, by which the norm gets no gradient
+        (https://arxiv.org/abs/2402.09353).
+        """
+        made_of = (scaling, *((factor.weight.data_ptr(), factor.weight._version) for factor in (lora_A, lora_B)))
+        norms = self.kept_norms if not self.training and self.made_of == made_of else None
+        if norms is None or base_result is None:
+            weight: Tensor = transpose(dequantize_module_weight(base_layer), self.fan_in_fan_out).to(x.dtype)
+        if norms is None:
+            if self.base_squared is None:
+                self.base_squared = squared_rows(weight)
+            norms = row_norms(weight, self.base_squared, factor_of(lora_A), factor_of(lora_B), scaling)
+        self.kept_norms, self.made_of = (None, None) if self.training else (norms, made_of)
+        by_output = (self.weight / norms).view(1, -1)
+        if base_result is None:
+            base_result = linear(x, weight)
+        elif isinstance(base_layer.bias, Tensor):
+            base_result = base_result - base_layer.bias
+        added: Tensor = (by_output - 1) * base_result + by_output * lora_B(lora_A(x)) * scaling
+        return added
+
+
+@torch.no_grad()
+def squared_rows(weight: Tensor) -> Tensor:
+    """`[out]`, the square of the length of each row of a weight `[out, in]`, in float32."""
+    lengths: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+    return lengths.square()
+
+
+@torch.no_grad()
+def row_norms(weight: Tensor, squared: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`[out]`, the length of each row of W + scale · B A, in float32; W is `[out, in]`, A `[r, in]` and B `[out, r]`.
+
+    With w, b as rows, ‖w‖² as `squared`: ‖w + scale · b A‖² = ‖w‖² + 2 · scale · (w Aᵀ) · b + scale² · (b A Aᵀ) · b.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        a, b = a.float(), b.float()
+        across = (weight @ a.T.to(weight.dtype)).float()
+        moved = squared + (b * (2 * scale * across + scale**2 * (b @ (a @ a.T)))).sum(1)
+        return moved.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+
+
+def norms_from_factors(model: nn.Module, adapter: str) -> None:
+    """Have the linear modules of an adapter with magnitudes compute with these; embeddings stay as peft has them."""
+    for module in model.modules():
+        magnitudes: Any = getattr(module, "lora_magnitude_vector", {})
+        if adapter in magnitudes and type(magnitudes[adapter]) is DoraLinearLayer:
+            magnitudes[adapter].__class__ = FactoredDora
+            magnitudes[adapter].register_buffer("base_squared", None, persistent=False)
