@@ -1,14 +1,13 @@
 """The low-rank update as training computes it: x Wᵀ + scale · x Aᵀ Bᵀ, the numbers of peft.
 
 The plain form is peft's own, which multiplies by the scale and adds in passes of their own; in evaluation mode, merged,
-disabled or saved, an adapter is that alone. On a CPU base and update are one function with a backward of its own, which
-adds in place; on CUDA they are one too (`cuda_lora`), over weights in 4 bits as well. Where a layer is not that plain,
-with dropout say, the update alone is computed by a form for the device.
+disabled or saved, an adapter is that alone. In training base and update are one function with a backward of its own,
+which adds in place (`adapted_products`); on CUDA over weights in 4 bits as well. Where a layer is not that plain, with
+dropout say, the update alone is computed by a form for the device.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +19,7 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from loraft.kernels.cuda_lora import adapted_on_cuda, in_4_bits
+from loraft.kernels.adapted_products import adapted_products, in_4_bits
 from loraft.kernels.started_factor import factor_of
 
 
@@ -125,16 +124,15 @@ def adapted_in_4_bits(kind: Any) -> Any:
 
 
 def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
-    """The outputs of layers that read the same `x`, by the form for its device."""
-    if takes_cpu_form(x.device):
-        return cpu_adapted(x, layers)
-    names, bases = [layer.active_adapters[0] for layer in layers], [layer.base_layer for layer in layers]
-    parts = list(zip(layers, names, strict=True))
-    factors = itertools.chain(*((factor_of(of.lora_A[name]), factor_of(of.lora_B[name])) for of, name in parts))
-    scales = [of.scaling[name] for of, name in parts]
-    first: Any = bases[0]
-    dtype = product_dtype(x if in_4_bits(first) else first.weight)
-    return adapted_on_cuda(x, bases, list(factors), scales, dtype)
+    """The outputs of layers that read the same `x`, in one function."""
+    bases: list[Any] = [layer.base_layer for layer in layers]
+    factors, scales = list[Tensor](), list[float]()
+    for layer in layers:
+        name = layer.active_adapters[0]
+        factors += factor_of(layer.lora_A[name]), factor_of(layer.lora_B[name])
+        scales.append(layer.scaling[name])
+    dtype = product_dtype(x if in_4_bits(bases[0]) else bases[0].weight)
+    return adapted_products(x, bases, factors, scales, dtype, bases_first=takes_cpu_form(x.device))
 
 
 @dataclass(eq=False)
@@ -160,19 +158,6 @@ class _Readers:
     def forget(self, *_: Any) -> None:
         """Keep nothing: the module that the layers belong to has run."""
         self.read, self.ready = None, {}
-
-
-def cpu_adapted(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
-    """The outputs of layers that read the same `x`, in one function."""
-    tensors: list[Any] = []
-    scales = []
-    for layer in layers:
-        name, base = layer.active_adapters[0], layer.base_layer
-        tensors += base.weight, base.bias, factor_of(layer.lora_A[name]), factor_of(layer.lora_B[name])
-        scales.append(layer.scaling[name])
-    outputs: tuple[Tensor, ...] = _Adapted.apply(x, scales, *tensors)  # type: ignore[no-untyped-call]
-    # Here, since autograd lets no module change in place what is a view inside of the function.
-    return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
 
 def cpu_updated(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -202,48 +187,6 @@ class AddedUpdate(LoraVariant):
             return plain
         form = cpu_updated if takes_cpu_form(result.device) else cuda_updated
         return form(result, module.lora_dropout[active_adapter](x), factor_of(a), factor_of(b), scale)
-
-
-class _Adapted(torch.autograd.Function):
-    """x Wᵀ + bias + scale · x Aᵀ Bᵀ for one or more layers of the same x, with W frozen, in W's dtype or autocast's.
-
-    With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A. The
-    A of all layers are one matrix, and so are their U and V; dx is summed over the layers in place.
-
-    Source: Hu et al. 2021, LoRA, equation 3 (https://arxiv.org/abs/2106.09685).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
-        weights, biases, all_a, all_b = (tensors[kind::4] for kind in range(4))
-        dtype = product_dtype(weights[0])
-        rows, a = x.reshape(-1, x.shape[-1]).to(dtype), torch.cat(all_a).to(dtype)
-        b_cast = [b.to(dtype) for b in all_b]
-        u = rows @ a.T
-        ctx.save_for_backward(rows, u, a, *weights, *b_cast)
-        ctx.ranks, ctx.scales = [len(one) for one in all_a], scales
-        ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
-        parts = zip(weights, biases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
-        outputs = (linear(rows, weight, bias).addmm_(u, b.T, alpha=scale) for weight, bias, u, b, scale in parts)
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, all_u, a, *others = ctx.saved_tensors
-        weights, all_b = others[: len(grads)], others[len(grads) :]
-        gradients = [gradient.reshape(-1, gradient.shape[-1]) for gradient in grads]
-        parts = list(zip(gradients, all_b, torch.split(all_u, ctx.ranks, 1), ctx.scales, strict=True))
-        v = torch.cat([(gradient @ b).mul_(scale) for gradient, b, _, scale in parts], 1)
-        d_a = torch.split((v.T @ rows).to(ctx.trained_dtype), ctx.ranks)
-        d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = gradients[0] @ weights[0].to(rows.dtype)
-            for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-                d_x.addmm_(gradient, weight.to(rows.dtype))
-            d_x = d_x.addmm_(v, a).view(ctx.shape).to(ctx.dtype)
-        of_layers = ((None, None, *trained) for trained in zip(d_a, d_b, strict=True))
-        return d_x, None, *itertools.chain.from_iterable(of_layers)
 
 
 class _Update(torch.autograd.Function):

@@ -82,7 +82,7 @@ class Seen:
 
 
 CPU_FORMS: tuple[tuple[Any, str], ...] = (
-    (rms_norm, "cpu_norm"), (lora_linear, "cpu_adapted"), (lora_linear, "cpu_updated"),
+    (rms_norm, "cpu_norm"), (lora_linear, "cpu_updated"),
     (packed_attention._RowProducts, "apply"), (decoding_products, "_of_laid_out"),
 )  # fmt: skip
 

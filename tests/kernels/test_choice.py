@@ -30,7 +30,6 @@ def _no_cpu_forms(monkeypatch: pytest.MonkeyPatch) -> None:
         raise CpuFormError
 
     monkeypatch.setattr(rms_norm, "cpu_norm", refuse)
-    monkeypatch.setattr(lora_linear, "cpu_adapted", refuse)
     monkeypatch.setattr(lora_linear, "cpu_updated", refuse)
     monkeypatch.setattr(decoding_products, "fastest_form", refuse)
     monkeypatch.setattr(packed_attention._RowProducts, "apply", refuse)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from loraft.kernels import lora_linear
-from loraft.kernels.cuda_lora import adapted_on_cuda
+from loraft.kernels.adapted_products import adapted_products
 from loraft.kernels.lora_linear import cpu_updated, cuda_updated, patch_lora_linears
 from loraft.models.registry import FAMILIES
 from loraft.planning.run_plan import plan_run
@@ -249,11 +249,11 @@ def test_over_weights_in_4_bits_the_form_for_cuda_is_pefts_forward_and_backward(
     ids = torch.randint(3, 290, (2, 9), generator=generator)
     calls: list[int] = []
 
-    def counted(x: Tensor, bases: Any, *rest: Any) -> tuple[Tensor, ...]:
+    def counted(x: Tensor, bases: Any, *rest: Any, **options: Any) -> tuple[Tensor, ...]:
         calls.append(len(bases))
-        return adapted_on_cuda(x, bases, *rest)
+        return adapted_products(x, bases, *rest, **options)
 
-    monkeypatch.setattr(lora_linear, "adapted_on_cuda", counted)
+    monkeypatch.setattr(lora_linear, "adapted_products", counted)
     results = []
     for on_cpu in (True, False):
         monkeypatch.setattr(lora_linear, "takes_cpu_form", lambda _, on_cpu=on_cpu: on_cpu)

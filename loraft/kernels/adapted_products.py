@@ -1,4 +1,4 @@
-"""LoRA's layers as training computes them on CUDA: those that read one input together, over weights in 16 or 4 bits.
+"""LoRA's layers as training computes them: those that read one input together, their weights in 4 bits perhaps.
 
 Base and update are one function with a backward of its own: a layer is some kernels fewer than by autograd, nothing is
 copied but to add to it, and of a weight in 4 bits nothing dequantized is kept. Each use of it dequantizes it once.
@@ -34,8 +34,14 @@ def keep_constants(model: nn.Module) -> None:
             module.quant_state = state
 
 
-def adapted_on_cuda(
-    x: Tensor, bases: Sequence[nn.Module], factors: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype
+def adapted_products(
+    x: Tensor,
+    bases: Sequence[nn.Module],
+    factors: Sequence[Tensor],
+    scales: Sequence[float],
+    dtype: torch.dtype,
+    *,
+    bases_first: bool,
 ) -> tuple[Tensor, ...]:
     """The outputs x Wᵀ + bias + scale · x Aᵀ Bᵀ of one or more frozen bases that read the same x.
 
@@ -45,23 +51,33 @@ def adapted_on_cuda(
         factors: A `[r, in]` and B `[out, r]` of each base in turn.
         scales: The factor on each update.
         dtype: That of the products and of what comes back.
+        bases_first: The gradient of x is summed from the bases to the updates, not the other way around.
 
     Returns:
         `[..., out]` for each base.
     """
-    outputs: tuple[Tensor, ...] = _OnCuda.apply(x, bases, scales, dtype, *factors)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Adapted.apply(x, bases, scales, dtype, bases_first, *factors)  # type: ignore[no-untyped-call]
+    # Here, since autograd lets no module change in place what is a view inside of the function.
     return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
 
-class _OnCuda(torch.autograd.Function):
+class _Adapted(torch.autograd.Function):
     """With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A.
+
+    The A of all layers are one matrix, and so are their U and V; dx is summed over the layers in place.
 
     Source: Hu et al. 2021, LoRA, equation 3 (https://arxiv.org/abs/2106.09685).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, bases: Sequence[nn.Module], scales: Sequence[float], dtype: torch.dtype, *factors: Tensor
+        ctx: Any,
+        x: Tensor,
+        bases: Sequence[nn.Module],
+        scales: Sequence[float],
+        dtype: torch.dtype,
+        bases_first: bool,
+        *factors: Tensor,
     ) -> tuple[Tensor, ...]:
         all_a, all_b = factors[0::2], factors[1::2]
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
@@ -70,6 +86,7 @@ class _OnCuda(torch.autograd.Function):
         u = rows @ a.T
         ctx.save_for_backward(rows, u, a, *b_cast)
         ctx.bases, ctx.scales, ctx.ranks = bases, scales, [len(one) for one in all_a]
+        ctx.bases_first = bases_first
         ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
         parts = zip(bases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
         return tuple(_product(base, rows).addmm_(u, b.T, alpha=scale) for base, u, b, scale in parts)
@@ -85,12 +102,19 @@ class _OnCuda(torch.autograd.Function):
         d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = v @ a
-            for gradient, base in zip(gradients, ctx.bases, strict=True):
+            of_bases = list(zip(gradients, ctx.bases, strict=True))
+            if ctx.bases_first:
+                gradient, base = of_bases.pop(0)
+                d_x = gradient @ _weight(base, rows.dtype)
+            else:
+                d_x = v @ a
+            for gradient, base in of_bases:
                 d_x.addmm_(gradient, _weight(base, rows.dtype))
+            if ctx.bases_first:
+                d_x.addmm_(v, a)
             d_x = d_x.view(ctx.shape).to(ctx.dtype)
         of_layers = zip(d_a, d_b, strict=True)
-        return d_x, None, None, None, *itertools.chain.from_iterable(of_layers)
+        return d_x, None, None, None, None, *itertools.chain.from_iterable(of_layers)
 
 
 def _product(base: Any, rows: Tensor) -> Tensor:
