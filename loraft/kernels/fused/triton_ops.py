@@ -31,9 +31,10 @@ def _operation(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[..
     return define
 
 
-def _warps(block: int) -> int:
-    """The warps that take a row of so many numbers, up to 16 a thread."""
-    return min(16, max(1, block // 512))
+def _by_row(columns: int) -> dict[str, Any]:
+    """How rows of so many numbers are launched, one a program: each by warps whose threads take up to 16 numbers."""
+    block = _power(columns)
+    return {"BLOCK": block, "num_warps": min(16, max(1, block // 512)), **AS_WRITTEN}
 
 
 def _power(number: int) -> int:
@@ -50,21 +51,9 @@ def launch_norm(x: Tensor, weight: Tensor, epsilon: float, offset: float, rounds
     from loraft.kernels.fused import triton_kernels
 
     rows, columns = x.shape
-    out, inverse, block = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32), _power(columns)
+    out, inverse = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
     launched: Any = triton_kernels.norm_forward
-    launched[(rows,)](
-        x,
-        weight,
-        out,
-        inverse,
-        columns,
-        epsilon,
-        OFFSET=offset,
-        ROUNDS=rounds,
-        BLOCK=block,
-        num_warps=_warps(block),
-        **AS_WRITTEN,
-    )
+    launched[(rows,)](x, weight, out, inverse, columns, epsilon, OFFSET=offset, ROUNDS=rounds, **_by_row(columns))
     return out, inverse
 
 
@@ -78,22 +67,9 @@ def launch_norm_backward(
     """The gradient by x, `[rows, columns]`."""
     from loraft.kernels.fused import triton_kernels
 
-    rows, columns = x.shape
-    out, block = torch.empty_like(x), _power(columns)
+    (rows, columns), out = x.shape, torch.empty_like(x)
     launched: Any = triton_kernels.norm_backward
-    launched[(rows,)](
-        gradient,
-        x,
-        weight,
-        inverse,
-        out,
-        columns,
-        OFFSET=offset,
-        ROUNDS=rounds,
-        BLOCK=block,
-        num_warps=_warps(block),
-        **AS_WRITTEN,
-    )
+    launched[(rows,)](gradient, x, weight, inverse, out, columns, OFFSET=offset, ROUNDS=rounds, **_by_row(columns))
     return out
 
 
