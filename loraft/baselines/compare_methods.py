@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from loraft import errors
 from loraft.baselines.trial_defaults import METHODS, STEPS
 from loraft.baselines.trial_process import Answer, answers
 from loraft.config.choices import Method
@@ -161,16 +160,16 @@ def _plans(config: RunConfig, methods: Sequence[Method], steps: int, scratch: Pa
     with closing(answers(_question(config, methods, steps, None), scratch)) as told:
         for answer in told:
             if answer["kind"] == "ended":
-                raise _error(answer)
+                raise LoraftError.from_json(answer["error"])
             plans.append(answer)
-    refused: dict[Problem, list[str]] = {}
-    for plan in plans:
-        for problem in plan.get("problems", ()):
-            refused.setdefault(Problem(**problem), []).append(plan["method"])
-    if not refused:
+    found = {plan["method"]: LoraftError.from_json(plan["error"]) for plan in plans if plan["kind"] == "refused"}
+    if not found:
         return plans
-    kind = next(plan["error"] for plan in plans if "error" in plan)
-    raise getattr(errors, kind).several(
+    refused: dict[Problem, list[str]] = {}
+    for method, error in found.items():
+        for problem in error.problems:
+            refused.setdefault(problem, []).append(method)
+    raise next(iter(found.values())).several(
         problem
         if len(by) == len(methods)
         else replace(problem, message=f"{problem.message} (method {' and '.join(by)})")
@@ -188,12 +187,6 @@ def asked_by(question: bytes) -> Question:
     """What a process is asked, of what it is given on standard input."""
     config, methods, steps, folder = json.loads(question)
     return RunConfig.model_validate_json(config), tuple(methods), steps, None if folder is None else Path(folder)
-
-
-def _error(answer: Answer) -> LoraftError:
-    """What a process ended with."""
-    error: LoraftError = getattr(errors, answer["error"]).several(Problem(**each) for each in answer["problems"])
-    return error
 
 
 def _notes(plans: Sequence[Answer]) -> Iterator[str]:
@@ -225,7 +218,7 @@ def _cost(config: RunConfig, plan: Answer, steps: int, scratch: Path, observer: 
             elif answer["kind"] == "measured":
                 return MethodCost(**known, outcome="measured", measured=MeasuredCost(**answer["cost"]))
             else:
-                problem = _error(answer).problems[0]
+                problem = LoraftError.from_json(answer["error"]).problems[0]
                 why = f"{problem.message}, after {done} of {steps} steps"
                 observer(Note(f"{method} failed: {why}"))
                 return MethodCost(**known, outcome="failed", why=why)

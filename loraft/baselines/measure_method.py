@@ -66,11 +66,7 @@ def answer(question: Question, tell: Tell) -> None:
             tried = trial_of(config, method, steps)
             tell(_planned(tried, method) if folder is None else _measured(tried, folder, tell))
     except LoraftError as error:
-        tell({"kind": "ended", **_told(error)})
-
-
-def _told(error: LoraftError) -> dict[str, Any]:
-    return {"error": type(error).__name__, "problems": [asdict(problem) for problem in error.problems]}
+        tell({"kind": "ended", "error": error.as_json()})
 
 
 def trial_of(config: RunConfig, method: Method, steps: int) -> RunConfig:
@@ -96,7 +92,7 @@ def _planned(config: RunConfig, method: Method) -> dict[str, Any]:
     try:
         plan = plan_run(config)
     except InvalidInputError as error:
-        return {"kind": "refused", "method": method, "notes": [], **_told(error)}
+        return {"kind": "refused", "method": method, "notes": [], "error": error.as_json()}
     return {
         "kind": "planned",
         "method": method,

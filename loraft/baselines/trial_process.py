@@ -9,11 +9,10 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loraft.errors import Problem
+from loraft.errors import RunError
 from loraft.models.remote_code import is_trusted
 
 SERVE = "from loraft.baselines.measure_method import serve; serve()"
@@ -45,8 +44,8 @@ def answers(question: bytes, scratch: Path) -> Generator[Answer]:
                 if line.endswith(b"\n"):  # else the process died in the middle of it
                     yield json.loads(line)
             if code := child.wait():
-                problem = Problem(_cause(code, log.read_text(encoding="utf-8", errors="replace")))
-                yield {"kind": "ended", "error": "RunError", "problems": [asdict(problem)]}
+                cause = _cause(code, log.read_text(encoding="utf-8", errors="replace"))
+                yield {"kind": "ended", "error": RunError(cause).as_json()}
         finally:
             child.kill()
 

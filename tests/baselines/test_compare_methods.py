@@ -12,7 +12,7 @@ import pytest
 
 from loraft import api
 from loraft.baselines.trial_process import Answer
-from loraft.errors import ConfigError, InvalidInputError, ResourceError, RunError
+from loraft.errors import ConfigError, DiskFullError, InvalidInputError, ResourceError, RunError
 from loraft.events import Event, Note, Progress
 from loraft.planning import memory
 from tests.baselines.in_this_process import answering
@@ -93,12 +93,11 @@ def test_a_prediction_decides_what_fits(tmp_path: Path, monkeypatch: pytest.Monk
 
 def ended(method: str) -> Any:
     """What a process would tell that ended in the middle of a method."""
-    problem = {"message": "its process was killed", "where": None, "key": None, "remedy": None, "parameter": None}
 
     def changed(answer: Answer) -> Answer:
         if answer["asked"] != method or answer["kind"] != "measured":
             return answer
-        return {"kind": "ended", "error": "RunError", "problems": [problem]}
+        return {"kind": "ended", "error": RunError("its process was killed").as_json()}
 
     return changed
 
@@ -138,8 +137,7 @@ def test_other_rows_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_failed_while_planning_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = {"message": "the disk filled up", "where": None, "key": None, "remedy": None, "parameter": None}
-    full = {"kind": "ended", "error": "DiskFullError", "problems": [problem]}
+    full = {"kind": "ended", "error": DiskFullError("the disk filled up").as_json()}
     answering(monkeypatch, lambda _: full)
     with pytest.raises(RunError, match="the disk filled up"):
         api.compare_methods(tiny_config(tmp_path))

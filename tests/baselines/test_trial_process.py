@@ -12,6 +12,7 @@ import pytest
 
 from loraft.baselines import trial_process
 from loraft.baselines.trial_process import answers
+from loraft.errors import LoraftError, RunError
 
 
 def told(monkeypatch: pytest.MonkeyPatch, program: str, scratch: Path) -> list[trial_process.Answer]:
@@ -36,8 +37,10 @@ def test_answers_come_in_their_order_and_the_question_is_heard(tmp_path: Path, m
 )
 def test_one_that_dies_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, why: str) -> None:
     (answer,) = told(monkeypatch, program, tmp_path)
-    assert (answer["kind"], answer["error"]) == ("ended", "RunError")
-    assert answer["problems"][0]["message"].startswith(why)
+    assert answer["kind"] == "ended"
+    error = LoraftError.from_json(answer["error"])
+    assert isinstance(error, RunError)
+    assert str(error).startswith(why)
 
 
 def test_closing_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
