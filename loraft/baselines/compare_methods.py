@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loraft.baselines.trial_defaults import METHODS, STEPS
-from loraft.baselines.trial_process import Answer, answers
+from loraft.baselines.trial_process import answers
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError
 from loraft.events import Note, Observer, Progress, ignored, tell
+from loraft.io.asked_process import Answer
 from loraft.models.remote_code import as_trusted
 from loraft.rows.standard_input import with_input_kept
 
@@ -134,11 +135,10 @@ def compare_methods(
     if steps < 1:
         raise ConfigError(f"{steps} is not at least 1", parameter="steps")
     config = with_input_kept(config)  # the processes that try the methods have standard inputs of their own
-    with tempfile.TemporaryDirectory(prefix="loraft-") as scratch:
-        observer(Progress("planning", 0, len(chosen)))
-        plans = _plans(config, chosen, steps, Path(scratch))
-        tell(observer, *_notes(plans))
-        found = tuple(_cost(config, plan, steps, Path(scratch), observer) for plan in plans)
+    observer(Progress("planning", 0, len(chosen)))
+    plans = _plans(config, chosen, steps)
+    tell(observer, *_notes(plans))
+    found = tuple(_cost(config, plan, steps, observer) for plan in plans)
     return _compared(found, plans[0], steps)
 
 
@@ -150,14 +150,14 @@ def _known(methods: Sequence[str]) -> tuple[Method, ...]:
     return tuple(method for method in METHODS if method in methods)
 
 
-def _plans(config: RunConfig, methods: Sequence[Method], steps: int, scratch: Path) -> list[Answer]:
+def _plans(config: RunConfig, methods: Sequence[Method], steps: int) -> list[Answer]:
     """What is known of each method before anything is loaded.
 
     Raises:
         InvalidInputError: With every problem; one that not all methods have names those that do.
     """
     plans: list[Answer] = []
-    with closing(answers(_question(config, methods, steps, None), scratch)) as told:
+    with closing(answers(_question(config, methods, steps, None))) as told:
         for answer in told:
             if answer["kind"] == "ended":
                 raise LoraftError.from_json(answer["error"])
@@ -177,10 +177,8 @@ def _plans(config: RunConfig, methods: Sequence[Method], steps: int, scratch: Pa
     )
 
 
-def _question(config: RunConfig, methods: Sequence[Method], steps: int, folder: Path | None) -> bytes:
-    place = None if folder is None else str(folder)
-    asked = [config.model_dump_json(exclude_unset=True), [*methods], steps, place]
-    return json.dumps(asked).encode()
+def _question(config: RunConfig, methods: Sequence[Method], steps: int, folder: str | None) -> bytes:
+    return json.dumps([config.model_dump_json(exclude_unset=True), [*methods], steps, folder]).encode()
 
 
 def asked_by(question: bytes) -> Question:
@@ -200,7 +198,7 @@ def _notes(plans: Sequence[Answer]) -> Iterator[str]:
         yield note if named else f"{note} (method {' and '.join(methods)})"
 
 
-def _cost(config: RunConfig, plan: Answer, steps: int, scratch: Path, observer: Observer) -> MethodCost:
+def _cost(config: RunConfig, plan: Answer, steps: int, observer: Observer) -> MethodCost:
     """Train by one method in a process of its own; what goes wrong there is what is told of it."""
     method: Method = plan["method"]
     known = {"method": method, "learning_rate": plan["learning_rate"], "predicted": plan["predicted"]}
@@ -208,9 +206,10 @@ def _cost(config: RunConfig, plan: Answer, steps: int, scratch: Path, observer: 
         return MethodCost(**known, outcome="does not fit", why=plan["too_large"])
     observer(Progress(f"{method}: loading", 0, steps))
     done = 0
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch)))
-        told = stack.enter_context(closing(answers(_question(config, [method], steps, folder), scratch)))
+    with (
+        tempfile.TemporaryDirectory(prefix="loraft-") as folder,
+        closing(answers(_question(config, [method], steps, folder))) as told,
+    ):
         for answer in told:
             if answer["kind"] == "step":
                 done = answer["done"]

@@ -8,8 +8,6 @@ process's resident memory.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +28,7 @@ from loraft.config.schema import RunConfig
 from loraft.dataset.sampler import StepBatches
 from loraft.errors import InvalidInputError, LoraftError
 from loraft.events import ignored
+from loraft.io.asked_process import answering
 from loraft.io.held_memory import held_bytes, peak_bytes, reset_peak
 from loraft.io.resources import disk_errors, memory_errors
 from loraft.models.quantize import packed_experts
@@ -52,10 +51,9 @@ Tell = Callable[[Mapping[str, Any]], None]
 def serve() -> None:
     """Answer the question on standard input, a JSON document a line; Ctrl-C is for the process that asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    tell = answering()
     with trusting(TRUSTED in sys.argv[1:]):
-        answer(asked_by(sys.stdin.buffer.read()), lambda told: print(json.dumps(told), file=channel, flush=True))
+        answer(asked_by(sys.stdin.buffer.read()), tell)
 
 
 def answer(question: Question, tell: Tell) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 from loraft.converting.confinement import confine, leave_network
 from loraft.errors import ModelError
+from loraft.io.asked_process import Answer, answering
 
 ZIP = b"PK\x03\x04"
 """How torch tells its files, which are zip archives, from those that it wrote before version 1.6."""
@@ -31,19 +31,11 @@ MOST_GROWTH = 4
 """How many times the bytes of its file the tensors of one may take: views of one memory are written apart."""
 AGAIN = "Copy or download it again."
 
-Answer = dict[str, Any]
-
 
 def serve() -> None:
     """Answer one question, and end."""
-    asked = json.load(sys.stdin)
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    asked, tell = json.load(sys.stdin), answering()
     leave_network()
-
-    def tell(answer: Answer) -> None:
-        print(json.dumps(answer), file=channel, flush=True)
-
     source, out = Path(asked["source"]), Path(asked["out"])
     try:
         import torch  # what it holds is not counted

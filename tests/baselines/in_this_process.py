@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraft.baselines import compare_methods as comparing
-from loraft.baselines.trial_process import Answer
+from loraft.io.asked_process import Answer
 
 Changed = Callable[[Answer], Answer]
 
@@ -21,7 +20,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, changed: Changed = lambda answer:
 
     asked: list[comparing.Question] = []
 
-    def answers(question: bytes, scratch: Path) -> Generator[Answer]:
+    def answers(question: bytes) -> Generator[Answer]:
         asked.append(comparing.asked_by(question))
         told: list[Any] = []
         answer(asked[-1], lambda one: told.append(json.loads(json.dumps(one))))

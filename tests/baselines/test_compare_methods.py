@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from loraft import api
-from loraft.baselines.trial_process import Answer
 from loraft.errors import ConfigError, DiskFullError, InvalidInputError, ResourceError, RunError
 from loraft.events import Event, Note, Progress
+from loraft.io.asked_process import Answer
 from loraft.planning import memory
 from tests.baselines.in_this_process import answering
 from tests.training.building import tiny_config

@@ -13,16 +13,17 @@ import pytest
 from loraft.baselines import trial_process
 from loraft.baselines.trial_process import answers
 from loraft.errors import LoraftError, RunError
+from loraft.io.asked_process import Answer
 
 
-def told(monkeypatch: pytest.MonkeyPatch, program: str, scratch: Path) -> list[trial_process.Answer]:
+def told(monkeypatch: pytest.MonkeyPatch, program: str) -> list[Answer]:
     monkeypatch.setattr(trial_process, "SERVE", program)
-    return list(answers(b"a question", scratch))
+    return list(answers(b"a question"))
 
 
-def test_answers_come_in_their_order_and_the_question_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_come_in_their_order_and_the_question_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import sys; said = sys.stdin.read(); print('{\"said\": \"%s\"}' % said); print('{}')"
-    assert told(monkeypatch, program, tmp_path) == [{"said": "a question"}, {}]
+    assert told(monkeypatch, program) == [{"said": "a question"}, {}]
 
 
 @pytest.mark.parametrize(
@@ -35,19 +36,19 @@ def test_answers_come_in_their_order_and_the_question_is_heard(tmp_path: Path, m
     ],
     ids=["killed", "crashed", "raised", "in the middle of an answer"],
 )
-def test_one_that_dies_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, why: str) -> None:
-    (answer,) = told(monkeypatch, program, tmp_path)
+def test_one_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, program: str, why: str) -> None:
+    (answer,) = told(monkeypatch, program)
     assert answer["kind"] == "ended"
     error = LoraftError.from_json(answer["error"])
     assert isinstance(error, RunError)
     assert str(error).startswith(why)
 
 
-def test_closing_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import os, time; print('{\"pid\": %d}' % os.getpid(), flush=True); time.sleep(600)"
     monkeypatch.setattr(trial_process, "SERVE", program)
     began = time.monotonic()
-    with closing(answers(b"", tmp_path)) as found:
+    with closing(answers(b"")) as found:
         pid = next(found)["pid"]
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
@@ -64,4 +65,4 @@ def test_it_finds_this_loraft_and_nothing_in_the_folder_it_runs_in(
     monkeypatch.setattr(trial_process, "SERVE", program)
     import loraft
 
-    assert [json.dumps(found) for found in answers(b"", tmp_path)] == [json.dumps(loraft.__file__)]
+    assert [json.dumps(found) for found in answers(b"")] == [json.dumps(loraft.__file__)]
