@@ -51,7 +51,7 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
         beating = dist.new_group(backend="gloo", timeout=patience)
         prompt = dist.new_group(backend="gloo", timeout=patience) if on_gpus else None
         pulse = Pulse(beating)
-        ranks = Ranks(place.rank, place.world, place.local_rank, place.local_world, pulse=pulse, prompt=prompt)
+        ranks = Ranks(**vars(place), pulse=pulse, prompt=prompt)
         processes = ranks.gathered(os.getpid())
     except Exception as error:
         if not is_lost_contact(error):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from loraft.config.schema import TrainingSection
 from loraft.dataset.sampler import StepBatches
 from loraft.distributed.pulse import Pulse
+from loraft.distributed.rank_environment import RankEnvironment
 from loraft.distributed.roll_call import of_rank, portable
 from loraft.errors import LoraftError
 from loraft.figures import counted
@@ -45,22 +46,15 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Ranks(RankEnvironment):
     """The place of this process among those that train a run together; by itself the only one.
 
     Attributes:
-        world: How many there are.
-        local_rank: The number of this one on its machine.
-        local_world: How many are on its machine.
         pulse: By it ranks wait patiently, as long as it takes and all are there; None waits as a group does.
         free: The least memory that is free on any rank's device; None is what this one finds.
         prompt: The group in which what ranks agree on is told; None is that of the gradients.
     """
 
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
     free: int | None = None
     pulse: Pulse | None = None
     prompt: Any = None
