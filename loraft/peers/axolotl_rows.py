@@ -174,10 +174,9 @@ def _type(dataset: _Dataset) -> None:
     if isinstance(kind, dict):
         _tell_formats(dataset)
         names = {COLUMNS[key]: value for key, value in kind.items() if key in COLUMNS and isinstance(value, str)}
-        dataset.source["format"] = "alpaca" if names.get("instruction") else "prompt_completion"
+        if names.get("instruction"):
+            dataset.source["format"] = "alpaca"
         dataset.columns.update({ours: theirs for ours, theirs in names.items() if ours != theirs and theirs})
-        if dataset.source["format"] == "prompt_completion":
-            del dataset.source["format"]
         return
     words = str(kind).partition(":")[0]
     if words.startswith("chat_template"):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from loraft.config.aliases import name_of
 from loraft.config.yaml_nodes import Value, read_yaml, scalar
 from loraft.errors import ConfigError
 
@@ -33,10 +34,9 @@ class Word(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Flag:
-    """A flag: its name without dashes, its value, how it is written and where."""
+class ForeignKey:
+    """A value, what its key or flag is called in the file, and where it stands."""
 
-    name: str
     value: Value
     written: str
     where: str
@@ -49,11 +49,12 @@ class CommandLine:
     Attributes:
         peer: Whose command it is, where its program tells.
         script: The subcommand, or the script's name without .py.
+        flags: By their names in the tables: small letters and `_`.
     """
 
     peer: Literal["trl", "llama-factory"] | None
     script: str
-    flags: tuple[Flag, ...]
+    flags: Mapping[str, ForeignKey]
 
 
 def holds_a_command(text: str) -> bool:
@@ -78,8 +79,8 @@ def read_command(text: str, name: str) -> CommandLine:
     program, script = words[0].text, SCRIPTS.search(words[start].text)
     before = [word for word in words[1:start] if word.text != "-m"]
     launched = next((number for number, word in enumerate(before) if word.text.startswith("-")), len(before))
-    flags = [*_flags(before[launched:], name), *_flags(words[start + 1 :], name)]
-    return CommandLine(PEERS.get(program), script[1] if script else words[start].text.rpartition(".")[2], tuple(flags))
+    flags = dict([*_flags(before[launched:], name), *_flags(words[start + 1 :], name)])
+    return CommandLine(PEERS.get(program), script[1] if script else words[start].text.rpartition(".")[2], flags)
 
 
 def _commands(text: str, name: str) -> Iterator[list[Word]]:
@@ -109,7 +110,7 @@ def _start_of_script(words: list[Word]) -> int:
     return plain[0] if plain else 0
 
 
-def _flags(words: list[Word], name: str) -> Iterator[Flag]:
+def _flags(words: list[Word], name: str) -> Iterator[tuple[str, ForeignKey]]:
     number = 0
     while number < len(words):
         word = words[number]
@@ -117,11 +118,8 @@ def _flags(words: list[Word], name: str) -> Iterator[Flag]:
         number += 1
         flag = FLAG.fullmatch(word.text)
         if flag is None:
-            raise ConfigError(
-                f"{word.text!r} stands behind no flag",
-                where=where,
-                remedy="Write the flag that it belongs to before it.",
-            )
+            remedy = "Write the flag that it belongs to before it."
+            raise ConfigError(f"{word.text!r} stands behind no flag", where=where, remedy=remedy)
         values = [] if flag[2] is None else [flag[2]]
         while flag[2] is None and number < len(words) and not FLAG.fullmatch(words[number].text):
             values.append(words[number].text)
@@ -130,7 +128,7 @@ def _flags(words: list[Word], name: str) -> Iterator[Flag]:
         if unsaid is not None:
             remedy = "Write its value in place of it."
             raise ConfigError(f"{unsaid!r} is a variable of the shell", where=where, key=flag[1], remedy=remedy)
-        yield _flag(flag[1], [_value(each, where) for each in values], f"--{flag[1]}", where)
+        yield _flag(flag[1], [_value(each, where) for each in values], where)
 
 
 def _value(text: str, where: str) -> Value:
@@ -143,9 +141,8 @@ def _value(text: str, where: str) -> Value:
     return node.value
 
 
-def _flag(name: str, values: list[Value], written: str, where: str) -> Flag:
-    if not values:
-        # argparse makes two flags of a truth value: --packing and --no_packing.
-        off = re.fullmatch(r"no[_-](.*)", name)
-        return Flag(off[1] if off else name, not off, written, where)
-    return Flag(name, values[0] if len(values) == 1 else values, written, where)
+def _flag(name: str, values: list[Value], where: str) -> tuple[str, ForeignKey]:
+    # argparse makes two flags of a truth value: --packing and --no_packing.
+    off = None if values else re.fullmatch(r"no[_-](.*)", name)
+    value = values if len(values) > 1 else values[0] if values else not off
+    return name_of(off[1] if off else name), ForeignKey(value, f"--{name}", where)

@@ -14,7 +14,7 @@ from loraft.config.schema_info import keys_of
 from loraft.config.validation_errors import BOOLS, refuse
 from loraft.config.yaml_nodes import Value, in_words, read_yaml
 from loraft.errors import ConfigError
-from loraft.peers.command_line import holds_a_command, read_command
+from loraft.peers.command_line import ForeignKey, holds_a_command, read_command
 
 Peer = Literal["axolotl", "llama-factory", "trl"]
 NAMES: Mapping[Peer, str] = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory", "trl": "TRL"}
@@ -35,15 +35,6 @@ MARKS: Mapping[Peer, frozenset[str]] = {
 """Keys by which a file of each tool is recognised."""
 GROUPED = re.compile(r"[0-9]{1,3}(_[0-9]{3})+")
 """A number as YAML 1.1 takes it, which is what these tools read."""
-
-
-@dataclass(frozen=True)
-class ForeignKey:
-    """A value, what its key is called in the file, and where it stands."""
-
-    value: Value
-    written: str
-    where: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ def read_foreign_file(path: Path, peer: Peer | None = None) -> ForeignFile:
         raise ConfigError("is empty", where=str(path))
     if holds_a_command(text):
         command = read_command(text, str(path))
-        found = {name_of(each.name): ForeignKey(each.value, each.written, each.where) for each in command.flags}
+        found = {**command.flags}
         config = found.pop("config", None)
         if config is not None:
             found = _of_yaml(file_text(beside := str(path.parent / str(config.value))), beside) | found

@@ -11,7 +11,8 @@ from loraft.config.choices import RowFormat
 from loraft.config.schema_info import KEYS, Expected, places_of
 from loraft.config.yaml_nodes import Value, read_yaml, scalar
 from loraft.errors import ConfigError
-from loraft.peers.foreign_file import NAMES, ForeignFile, ForeignKey
+from loraft.peers.command_line import ForeignKey
+from loraft.peers.foreign_file import NAMES, ForeignFile
 
 UNKNOWN = "no key that loraft knows of {tool}"
 SECRET = "A config holds no secret"

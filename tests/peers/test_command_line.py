@@ -38,12 +38,12 @@ def test_flags_are_read_with_their_values(text: str, script: str, flags: dict[st
     assert holds_a_command(text)
     found = read_command(text, "train.sh")
     assert found.script == script
-    assert {flag.name: flag.value for flag in found.flags} == flags
+    assert {name: flag.value for name, flag in found.flags.items()} == flags
 
 
 def test_a_flag_knows_its_line() -> None:
     found = read_command("trl sft \\\n  --a 1 \\\n  --b 2\n", "train.sh")
-    assert [flag.where for flag in found.flags] == ["train.sh:2", "train.sh:3"]
+    assert [flag.where for flag in found.flags.values()] == ["train.sh:2", "train.sh:3"]
 
 
 @pytest.mark.parametrize("text", ["base_model: trl sft\n", "model: {name_or_path: python x.py}\n", "a: --b\n"])

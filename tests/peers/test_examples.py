@@ -19,8 +19,8 @@ import pytest
 from loraft.config.aliases import SAME_VALUE, answer_to_key, name_of
 from loraft.config.schema_info import places_of
 from loraft.errors import ConfigError
-from loraft.peers.command_line import read_command
-from loraft.peers.foreign_file import ForeignFile, ForeignKey, Peer
+from loraft.peers.command_line import ForeignKey, read_command
+from loraft.peers.foreign_file import ForeignFile, Peer
 from loraft.peers.import_config import import_file
 from loraft.peers.translation import TranslatedKey
 
@@ -30,8 +30,7 @@ EXAMPLES = Path(__file__).with_name("examples.jsonl")
 def foreign_file(said: Mapping[str, Any]) -> ForeignFile:
     if "command" in said:
         command = read_command(said["command"], said["file"])
-        keys = {name_of(flag.name): ForeignKey(flag.value, flag.written, flag.where) for flag in command.flags}
-        return ForeignFile(Path(said["file"]), "trl", keys, command.script)
+        return ForeignFile(Path(said["file"]), "trl", command.flags, command.script)
     keys = {name_of(key): ForeignKey(value, key, said["file"]) for key, value in said["keys"].items()}
     return ForeignFile(Path(said["file"]), said["from"], keys)
 
