@@ -111,15 +111,12 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
     translate_method(translation)
     refuse_without_a_reference(translation)
     ROWS[file.peer](translation)
-    for translate in (
-        translate_template,
-        translate_precision,
-        translate_length,
-        translate_schedule,
-        translate_cadence,
-        translate_trackers,
-    ):
-        translate(translation)
+    translate_template(translation)
+    translate_precision(translation)
+    translate_length(translation)
+    translate_schedule(translation)
+    translate_cadence(translation)
+    translate_trackers(translation)
     translation.by_table()
     add_what_goes_without_saying(translation)
     order = {key.written: number for number, key in enumerate(file.keys.values())}

@@ -14,7 +14,7 @@ from loraft.peers.translation import Translation
 
 LOSSES: Mapping[str, PreferenceLossName] = {"sigmoid": "dpo", **{loss: loss for loss in get_args(PreferenceLossName)}}
 """What the losses are called elsewhere."""
-OF_TRL = {"dpo": "dpo", "orpo": "orpo", "cpo": "cpo", "kto": "kto"}
+OF_TRL = ("dpo", "orpo", "cpo", "kto")
 """Commands and scripts of TRL that train by pairs, or by answers with a label."""
 NAMES = ("rl", "stage", "pref_loss", "loss_type", "dpo_loss_type")
 """Keys that name the loss, or that answers are compared."""
@@ -86,7 +86,7 @@ def translate_task(translation: Translation) -> None:
     first = next((name for name in NAMES[:2] if translation.value(name) not in (None, False, "sft", "pt")), None)
     if first is None and not (peer == "trl" and command in OF_TRL):
         return
-    loss = _loss(translation, str(OF_TRL.get(command or "", translation.value("rl", "stage"))))
+    loss = _loss(translation, str(command if command in OF_TRL else translation.value("rl", "stage")))
     translation.loss = loss
     becomes: dict[str, Value] = {"task": BY_PAIRS, "preference.loss": loss}
     for name in NAMES:
