@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -90,9 +90,8 @@ class Body(BaseModel):
         """How it is answered; up to `most_tokens` may be asked for."""
         asked, key = self.asked_tokens
         if asked is not None and asked > most_tokens:
-            raise BadRequestError(
-                f"{asked:,} is more than the {most_tokens:,} tokens that this server gives", param=key
-            )
+            message = f"{asked:,} is more than the {most_tokens:,} tokens that this server gives"
+            raise BadRequestError(message, param=key)
         same = {key: getattr(self, key) for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
         return GenerationRequest(max_new_tokens=asked, seed=self.seed, stop=tuple(self.stop or ()), **same)
 
@@ -154,17 +153,13 @@ class ChatBody(Body):
         try:
             return to_question(Row({"messages": turns}, "the request"))
         except DataError as error:
-            _refuse(error)
+            problem = error.problems[0]
+            raise BadRequestError(f"{problem.key} {problem.message}", param=problem.key) from error
 
 
 def _system_of_developer(turn: Mapping[str, Any]) -> Mapping[str, Any]:
     """OpenAI's newer models call the system's turn the developer's."""
     return {**turn, "role": "system"} if turn.get("role") == "developer" else turn
-
-
-def _refuse(error: DataError) -> NoReturn:
-    problem = error.problems[0]
-    raise BadRequestError(f"{problem.key} {problem.message}", param=problem.key) from error
 
 
 def read_body(kind: type[Kind], text: bytes) -> Kind:

@@ -60,7 +60,7 @@ class Reply:
             said = {"message": {"role": "assistant", "content": text, "refusal": None}} if chat else {"text": text}
             ending = {"finish_reason": self.reasons[choice], "logprobs": self._logprobs(tokens, 0)}
             choices.append({"index": choice, **said, **ending})
-        return self._object("chat.completion" if chat else "text_completion", choices) | {"usage": self.usage()}
+        return self._object(choices, is_piece=False) | {"usage": self.usage()}
 
     def opening(self) -> Iterable[dict[str, Any]]:
         """The pieces that a stream begins with: in a chat, who speaks."""
@@ -75,8 +75,7 @@ class Reply:
 
     def last_piece(self) -> dict[str, Any]:
         """The numbers of tokens, which end a stream where they are asked for."""
-        kind = "chat.completion.chunk" if isinstance(self.body, ChatBody) else "text_completion"
-        return self._object(kind, []) | {"usage": self.usage()}
+        return self._object([], is_piece=True) | {"usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
         """The numbers of tokens: of the prompt, which is read once, and of all answers to it."""
@@ -86,16 +85,16 @@ class Reply:
         return numbers | {"prompt_tokens_details": details}
 
     def _piece(self, grown: Grown, said: dict[str, Any]) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if isinstance(self.body, ChatBody) else "text_completion"
         before = self.tokens.get(grown.choice, [])[: -len(grown.tokens)] if grown.tokens else []
         start = sum(len(token.text) for token in before)
         logprobs = self._logprobs(grown.tokens, start) if grown.tokens else None
         ending = {"finish_reason": grown.finish_reason, "logprobs": logprobs}
-        return self._object(kind, [{"index": grown.choice, **said, **ending}])
+        return self._object([{"index": grown.choice, **said, **ending}], is_piece=True)
 
-    def _object(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        about = {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
-        return {**about, "choices": list(choices)}
+    def _object(self, choices: list[dict[str, Any]], *, is_piece: bool) -> dict[str, Any]:
+        of_chat = "chat.completion.chunk" if is_piece else "chat.completion"
+        kind = of_chat if isinstance(self.body, ChatBody) else "text_completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model, "choices": choices}
 
     def _logprobs(self, tokens: Sequence[ChoiceToken], start: int) -> dict[str, Any] | None:
         """The log-probabilities where they were asked for, of tokens whose text begins at `start` of the answer."""
