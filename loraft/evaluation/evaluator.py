@@ -190,15 +190,13 @@ def evaluate(
         raise DataError("no row is left to evaluate on", where=rows.called)
     references = sum(item.question is not None for item in rows.items)
     metrics, labels = metrics if references else (), rows.purpose.labels
-    begun, measured = perf_counter(), Tallies(subject.name, metrics, rows.purpose, keep=baseline is not None)
-    base = None if baseline is None else Tallies(baseline.name, metrics, rows.purpose, keep=True)
-    models = [(subject, measured)]
-    if baseline is not None and base is not None:
-        models.append((baseline, base))
+    begun, models = perf_counter(), [subject] if baseline is None else [subject, baseline]
+    tallies = [Tallies(model.name, metrics, rows.purpose, keep=baseline is not None) for model in models]
+    measured, base = tallies[0], None if baseline is None else tallies[1]
     out_of_memory = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller `batch_size`" + (", or a smaller `max_new_tokens`." if metrics and not labels else ".")
     with memory_errors(out_of_memory, remedy=remedy):
-        _tally(rows, models, batch_size, output, observer)
+        _tally(rows, list(zip(models, tallies, strict=True)), batch_size, output, observer)
     seconds, told = perf_counter() - begun, measured.classes
     return Evaluation(
         task=rows.purpose.task.name,

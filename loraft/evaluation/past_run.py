@@ -30,8 +30,7 @@ class PastRun:
             message = "was edited or damaged since the run wrote it: which rows were held out can no longer be told"
             remedy = "Put it back as it was, or name a file of rows that were not learned: `data=FILE`."
             raise DataError(message, where=str(config), remedy=remedy)
-        if read_sealed(self.folder / "manifest.json") is None:
-            manifest = self.folder / "manifest.json"
+        if read_sealed(manifest := self.folder / "manifest.json") is None:
             yield f"{manifest} is missing or damaged: whether its rows have changed since the run began is not known"
         learned, held_out = expand_sources(self.config.data)
         is_share = isinstance(self.config.data.eval, float)

@@ -151,8 +151,7 @@ class DecoderState:
     def seen(self, vocabulary: int) -> Tensor:
         """Which tokens were read, `[rows, vocabulary]`, padding and what an encoder read apart."""
         assert self._ids is not None
-        counted = torch.ones_like(self._ids) if self._mask is None else self._mask
-        return self._ids.new_zeros(self._ids.shape[0], vocabulary).scatter_add_(1, self._ids, counted) > 0
+        return self._ids.new_zeros(self._ids.shape[0], vocabulary).scatter_add_(1, self._ids, self._shown) > 0
 
     @torch.inference_mode()
     def attention_to_source(self) -> Tensor:

@@ -87,16 +87,14 @@ class Speaker:
         if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
             raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
         saved = self.defaults.max_new_tokens if self.defaults is not None else None
-        settings = Settings(
+        return Settings(
             rules=SamplingParams.of(self.defaults, options).beginning_with(self.first_tokens),
             max_new_tokens=options.max_new_tokens or saved or MAX_NEW_TOKENS,
             stop_ids=self.stop_ids,
             stop_texts=stop_texts_of(self.defaults, options),
             seed=options.seed,
+            cuda_graphs=self.cuda_graphs,
         )
-        if not self.cuda_graphs:
-            settings["cuda_graphs"] = False
-        return settings
 
     def conversing(self) -> Speaker:
         """The same voice, able to print conversations: as chatml where its tokenizer has no chat template."""

@@ -62,13 +62,8 @@ def is_for_now(error: BaseException) -> bool:
 
 def _cut() -> tuple[type[BaseException], ...]:
     """The classes of `OF_LIBRARIES`, of those that are in use."""
-
-    def found() -> Iterator[type[BaseException]]:
-        for library, names in OF_LIBRARIES.items():
-            if library in sys.modules:
-                yield from (getattr(sys.modules[library], name) for name in names)
-
-    return tuple(found())
+    in_use = ((sys.modules[library], names) for library, names in OF_LIBRARIES.items() if library in sys.modules)
+    return tuple(getattr(library, name) for library, names in in_use for name in names)
 
 
 @contextmanager

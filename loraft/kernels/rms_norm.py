@@ -99,12 +99,10 @@ def formula_of(module: nn.Module) -> tuple[float, bool] | None:
             given = module(probe)
         except (IndexError, RuntimeError, TypeError, ValueError):
             return None  # it takes other shapes: xLSTM's takes each head by itself
-        return next((each for each in FORMULAS if _gives(given, probe, weight, epsilon, each)), None)
-
-
-def _gives(given: Tensor, probe: Tensor, weight: Tensor, epsilon: float, formula: tuple[float, bool]) -> bool:
-    offset, rounds = formula
-    return torch.equal(given, plain_norm(probe, weight, epsilon, offset, rounds=rounds))
+        for offset, rounds in FORMULAS:
+            if torch.equal(given, plain_norm(probe, weight, epsilon, offset, rounds=rounds)):
+                return offset, rounds
+    return None
 
 
 class _RootMeanSquareNorm(torch.autograd.Function):

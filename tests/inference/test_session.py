@@ -94,6 +94,7 @@ def test_options_decide_before_what_was_saved(place: Path) -> None:
     voice = opened(place, "plain").voice()
     assert voice.settings(GenerationRequest()) == {
         "rules": SamplingParams(), "max_new_tokens": 12, "stop_ids": (2, 1), "stop_texts": (), "seed": None,
+        "cuda_graphs": True,
     }  # fmt: skip
     asked = voice.settings(GenerationRequest(max_new_tokens=3, temperature=0.5, top_k=4, seed=9))
     assert (asked["max_new_tokens"], asked["rules"], asked["seed"]) == (3, SamplingParams(0.5, 4), 9)
