@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -164,20 +165,14 @@ def _writer(known: KnownRun, found: ResolvedTarget, name: str, observer: Observe
     voice, loaded, task = session.voice(), session.loaded, known.task
     inner = wrapped_model(session.model)
     loss = task.loss(inner, loaded.family, loaded.placement.autocast)
-    settings = voice.settings(greedy(known))
+    longest = known.config.generation.max_new_tokens
+    settings = voice.settings(GenerationRequest(temperature=0, num_beams=1, max_new_tokens=longest))
 
     def write(prompt: Sequence[int], count: int) -> Writing:
         with session.speaking(voice) as model:
             context, began = DecoderState(model), perf_counter()
-            said = stream(
-                model,
-                voice.tokenizer,
-                prompt,
-                context=context,
-                rules=SamplingParams(),
-                max_new_tokens=count,
-                stop_ids=(),
-            )
+            without_end = Settings(rules=SamplingParams(), max_new_tokens=count, stop_ids=())
+            said = stream(model, voice.tokenizer, prompt, context=context, **without_end)
             next(said)
             tokens, held = context.length, context.cache_bytes
             written = len(said.completion.token_ids)
@@ -190,13 +185,8 @@ def _writer(known: KnownRun, found: ResolvedTarget, name: str, observer: Observe
     return loaded, ComparedModel(name, model, 0, 0, gradients, write)
 
 
-def greedy(known: KnownRun) -> GenerationRequest:
-    """How answers are made: the likeliest tokens, no more than the config allows."""
-    return GenerationRequest(temperature=0, num_beams=1, max_new_tokens=known.config.generation.max_new_tokens)
-
-
 def settings_of(known: KnownRun) -> Settings:
-    """The same of a network from scratch, which nothing was saved with: answers end as those of the rows do."""
+    """How a network from scratch answers, which nothing was saved with: greedily, and to where answers of rows end."""
     longest, stops = known.config.generation.max_new_tokens, known.data.renderer.stop_ids
     return Settings(rules=SamplingParams(), max_new_tokens=longest, stop_ids=stops)
 
@@ -223,13 +213,9 @@ def compared_recurrent(model: RecurrentModel, settings: Settings, renderer: RowR
             for answer in _answers(model, prompts[at : at + BATCH_SIZE], settings, renderer)
         ]
 
-    def write(prompt: Sequence[int], count: int) -> Writing:
-        return _write(model, prompt, count)
-
     compared = EvalModel(model.cell, read, None if model.labels else answers)
-    return ComparedModel(
-        model.cell, compared, parameters, parameters, of_recurrent(model), None if model.labels else write
-    )
+    write = None if model.labels else partial(_write, model)
+    return ComparedModel(model.cell, compared, parameters, parameters, of_recurrent(model), write)
 
 
 @torch.inference_mode()
