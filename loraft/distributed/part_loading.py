@@ -7,7 +7,8 @@ rank's part hangs on it. A layer is gathered when it is to be sharded, and so no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,11 +79,10 @@ def gather_in(module: nn.Module, ranks: Ranks, besides: Sequence[nn.Module] = ()
     whole: dict[nn.Parameter, nn.Parameter] = {}
     for inner in module.modules():
         for name, weight in inner._parameters.items() if id(inner) not in left else ():
-            part = getattr(weight, PART, None)
-            if weight is None or part is None:
+            if weight is None or not hasattr(weight, PART):
                 continue
             if weight not in whole:
-                whole[weight] = _gathered(weight, part, ranks)
+                whole[weight] = _gathered(weight, ranks)
             inner._parameters[name] = whole[weight]
     for weight in whole:
         delattr(weight, PART)
@@ -91,22 +91,37 @@ def gather_in(module: nn.Module, ranks: Ranks, besides: Sequence[nn.Module] = ()
 @contextmanager
 def whole_meanwhile(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     """Have a module's matrices whole while this is entered, which all ranks do together; they are not changed."""
+    whole = {weight: _gathered(weight, ranks) for weight in module.parameters() if hasattr(weight, PART)}
+    with in_place_of(module, whole):
+        yield
+
+
+@contextmanager
+def in_place_of(model: nn.Module, others: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
+    """Have other parameters in the place of those of a model, into which a state can be loaded.
+
+    After that FSDP would look for parts in what was loaded into.
+    """
     held = [
-        (inner, name, weight)
-        for inner in module.modules()
-        for name, weight in inner._parameters.items()
-        if weight is not None and hasattr(weight, PART)
+        (module, name, weight)
+        for module in model.modules()
+        for name, weight in module._parameters.items()
+        if weight is not None and weight in others
     ]
-    for inner, name, weight in held:
-        inner._parameters[name] = _gathered(weight, getattr(weight, PART), ranks)
+    looking = {module: module._load_state_dict_post_hooks for module, _, _ in held}
+    for module, name, weight in held:
+        module._parameters[name] = others[weight]
+        module._load_state_dict_post_hooks = OrderedDict()
     try:
         yield
     finally:
-        for inner, name, weight in held:
-            inner._parameters[name] = weight
+        for module, name, weight in held:
+            module._parameters[name] = weight
+            module._load_state_dict_post_hooks = looking[module]
 
 
-def _gathered(weight: nn.Parameter, part: Tensor, ranks: Ranks) -> nn.Parameter:
+def _gathered(weight: nn.Parameter, ranks: Ranks) -> nn.Parameter:
+    part: Tensor = getattr(weight, PART)
     flat = part.new_empty(ranks.world * len(part))
     dist.all_gather(list(flat.chunk(ranks.world)), part)
     data = flat[: weight.numel()].view(weight.shape)

@@ -8,8 +8,7 @@ weights in 4 bits, whose constants every rank has whole. Between steps there are
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from loraft.adapters.inject import AdaptedModel, trained_parameters
 from loraft.config.distributed_section import DistributedSection
-from loraft.distributed.part_loading import gather_in
+from loraft.distributed.part_loading import gather_in, in_place_of
 from loraft.distributed.ranks import Ranks
 from loraft.kernels.adapted_products import keep_constants
 from loraft.tasks.loss import TaskLoss
@@ -69,7 +68,7 @@ class Shards:
             if keep:
                 found[parameter] = nn.Parameter(tensor.cpu(), requires_grad=parameter.requires_grad)
         trainable = {name: found.get(weight, weight) for name, weight in adapted.trainable.items()}
-        with _in_place_of(adapted.model, found):
+        with in_place_of(adapted.model, found):
             yield replace(adapted, trainable=trainable)
 
     def restore(self, adapted: AdaptedModel, act: Callable[[AdaptedModel], None]) -> None:
@@ -116,30 +115,6 @@ def _mesh(settings: DistributedSection, ranks: Ranks, device: str) -> DeviceMesh
     if settings.hybrid_shard:
         return init_device_mesh(device, (ranks.machines, ranks.local_world), mesh_dim_names=("copies", "shards"))
     return init_device_mesh(device, (ranks.world,))
-
-
-@contextmanager
-def _in_place_of(model: nn.Module, others: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
-    """Have other parameters in the place of those of a model, into which a state can be loaded.
-
-    After that FSDP would look for parts in what was loaded into.
-    """
-    held = [
-        (module, name, weight)
-        for module in model.modules()
-        for name, weight in module._parameters.items()
-        if weight is not None and weight in others
-    ]
-    looking = {module: module._load_state_dict_post_hooks for module, _, _ in held}
-    for module, name, weight in held:
-        module._parameters[name] = others[weight]
-        module._load_state_dict_post_hooks = OrderedDict()
-    try:
-        yield
-    finally:
-        for module, name, weight in held:
-            module._parameters[name] = weight
-            module._load_state_dict_post_hooks = looking[module]
 
 
 def in_parts(adapted: AdaptedModel) -> AdaptedModel:
