@@ -7,26 +7,29 @@ what is held here is not there for those processes.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loraft.baselines.trial_defaults import METHODS, STEPS
-from loraft.baselines.trial_process import answers
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError
 from loraft.events import Note, Observer, Progress, ignored, tell
-from loraft.io.asked_process import Answer
-from loraft.models.remote_code import as_trusted
+from loraft.io.asked_process import Answer, ProcessEndedError, answers_of
+from loraft.models.remote_code import as_trusted, is_trusted
 from loraft.rows.standard_input import with_input_kept
 
 Outcome = Literal["measured", "does not fit", "failed"]
 Question = tuple[RunConfig, tuple[Method, ...], int, Path | None]
 """What a process is asked: the config, the methods, their steps, and where to train; without a place to plan them."""
+SERVE = "from loraft.baselines.measure_method import serve; serve()"
+TRUSTED = "trusted"
+"""The argument of a process that may run the code of models, as the one that starts it may."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,17 @@ def asked_by(question: bytes) -> Question:
     """What a process is asked, of what it is given on standard input."""
     config, methods, steps, folder = json.loads(question)
     return RunConfig.model_validate_json(config), tuple(methods), steps, None if folder is None else Path(folder)
+
+
+def answers(question: bytes) -> Generator[Answer]:
+    """What a process answers to a question, as it comes; closing this ends the process.
+
+    One that ends otherwise than it should says so in a last answer whose `kind` is `ended`.
+    """
+    try:
+        yield from answers_of(SERVE, question, os.environ, *([TRUSTED] if is_trusted() else []))
+    except ProcessEndedError as ended:
+        yield {"kind": "ended", "error": RunError(str(ended)).as_json()}
 
 
 def _notes(plans: Sequence[Answer]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A method, tried: planned, or trained for a few steps and measured, in the process that `trial_process` starts.
+"""A method, tried: planned, or trained for a few steps and measured, in the process that `compare_methods` starts.
 
 Bytes are counted from the tensors, at the moment when they are there: weights once the model is loaded, gradients
 before the first update, the optimizer's state after it. The peak is the device's on CUDA, on a CPU that of the
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.model_card import shown
-from loraft.baselines.compare_methods import MeasuredCost, Question, asked_by
-from loraft.baselines.trial_process import TRUSTED
+from loraft.baselines.compare_methods import TRUSTED, MeasuredCost, Question, asked_by
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.dataset.sampler import StepBatches

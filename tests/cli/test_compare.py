@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loraft.baselines import trial_process
+from loraft.baselines import compare_methods
 from loraft.baselines.compare_methods import MeasuredCost
 from tests.baselines.in_this_process import answering
 from tests.cli.running import loraft, refused, started
@@ -160,7 +160,7 @@ def test_a_picture_needs_the_extra(place: Path, here: pytest.MonkeyPatch, wordin
 
 
 def test_where_nothing_could_be_measured_it_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial_process, "SERVE", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(compare_methods, "SERVE", "import os; os.kill(os.getpid(), 9)")
     done = loraft("compare", "c.yaml", "--json", cwd=place)
     assert done.returncode == 3
     assert "its process was killed" in json.loads(done.stdout)["problems"][0]["message"]
@@ -173,7 +173,7 @@ def test_what_stops_it_leaves_nothing_behind(
 ) -> None:
     (place / "scratch").mkdir()
     program = "import os, time; open('pid', 'w').write(f'{os.getpid()}.'); time.sleep(600)"
-    monkeypatch.setattr(trial_process, "SERVE", program)
+    monkeypatch.setattr(compare_methods, "SERVE", program)
     monkeypatch.setattr("tempfile.tempdir", str(place / "scratch"))
     pid, told = started("compare", "c.yaml", cwd=place), place / "pid"
     deadline = time.monotonic() + 60

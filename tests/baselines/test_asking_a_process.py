@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from loraft.baselines import trial_process
-from loraft.baselines.trial_process import answers
+from loraft.baselines import compare_methods
+from loraft.baselines.compare_methods import answers
 from loraft.errors import LoraftError, RunError
 from loraft.io.asked_process import Answer
 
 
 def told(monkeypatch: pytest.MonkeyPatch, program: str) -> list[Answer]:
-    monkeypatch.setattr(trial_process, "SERVE", program)
+    monkeypatch.setattr(compare_methods, "SERVE", program)
     return list(answers(b"a question"))
 
 
@@ -46,7 +46,7 @@ def test_one_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, program: str, w
 
 def test_closing_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import os, time; print('{\"pid\": %d}' % os.getpid(), flush=True); time.sleep(600)"
-    monkeypatch.setattr(trial_process, "SERVE", program)
+    monkeypatch.setattr(compare_methods, "SERVE", program)
     began = time.monotonic()
     with closing(answers(b"")) as found:
         pid = next(found)["pid"]
@@ -62,7 +62,7 @@ def test_it_finds_this_loraft_and_nothing_in_the_folder_it_runs_in(
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(tmp_path)
     program = "import json, loraft; print(json.dumps(loraft.__file__))"
-    monkeypatch.setattr(trial_process, "SERVE", program)
+    monkeypatch.setattr(compare_methods, "SERVE", program)
     import loraft
 
     assert [json.dumps(found) for found in answers(b"")] == [json.dumps(loraft.__file__)]
