@@ -20,6 +20,7 @@ from loraft.distributed.rank_environment import RankEnvironment
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.distributed.roll_call import is_lost_contact, said_by_all, unreached
 from loraft.errors import ResourceError
+from loraft.figures import counted
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def _choose_gpu(local_rank: int, local_world: int) -> None:
         return
     there = torch.cuda.device_count()
     if there < local_world:
-        message = f"{local_world} ranks are to train on this machine, which has {there} GPU{'' if there == 1 else 's'}"
+        message = f"{local_world} ranks are to train on this machine, which has {counted(there, 'GPU')}"
         raise ResourceError(message, parameter="num_processes", remedy=f"start {there}")
     torch.cuda.set_device(local_rank)
 

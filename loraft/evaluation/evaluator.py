@@ -7,7 +7,6 @@ log-likelihood of all trained tokens over their number; how many rows are read a
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -293,7 +292,6 @@ def _told(file: JsonLines | None, total: int) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        number = getattr(stop, "signal_number", signal.SIGINT)
         kept = f": {file.rows:,} of {total:,} rows are in {file.path}" if file is not None else ""
         remedy = "An evaluation begins anew: `overwrite` replaces the file." if file is not None else None
-        raise Interrupted(f"stopped{kept}", signal_number=number, remedy=remedy) from None
+        raise Interrupted(f"stopped{kept}", signal_number=Interrupted.by(stop).signal_number, remedy=remedy) from None

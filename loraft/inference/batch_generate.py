@@ -27,7 +27,6 @@ from loraft.rows.row import Row
 ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""
 BATCH_SIZE = 8
-BATCHES_A_WINDOW = 8
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def answer_questions(
     message = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller `batch_size`; what is answered stays."
     with memory_errors(message, remedy=remedy, where=str(output), rewords=True):
-        held = write_answers(output, asked, answers, window=batch_size * BATCHES_A_WINDOW, overwrite=overwrite)
+        held = write_answers(output, asked, answers, batch_size=batch_size, overwrite=overwrite)
     return AnsweredFile(output, total, held, reasons.count("length"), sum(lengths), perf_counter() - begun)
 
 

@@ -15,6 +15,7 @@ from loraft.adapters.adapter_files import digests
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored, tell
+from loraft.figures import counted
 from loraft.inference.classifier import Classifier
 from loraft.io.atomic import write_whole
 from loraft.io.checksums import sha256_of_facts
@@ -28,7 +29,6 @@ from loraft.rows.row import Row
 ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""
 BATCH_SIZE = 32
-BATCHES_A_WINDOW = 8
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,11 @@ def predict_rows(
         return predicted
 
     with memory_errors(out_of_memory, remedy=remedy, where=str(output)):
-        held = write_answers(lines, asked, answers, window=batch_size * BATCHES_A_WINDOW, overwrite=overwrite)
+        held = write_answers(lines, asked, answers, batch_size=batch_size, overwrite=overwrite)
     if lines != output:
         _write_csv(lines, output)
     if cut := sum(were_cut):
-        many = "1 text is" if cut == 1 else f"{cut:,} texts are"
-        observer(Note(f"{many} longer than {classifier.limit}, and cut to them"))
+        observer(Note(f"{counted(cut, 'text is', 'texts are')} longer than {classifier.limit}, and cut to them"))
     return PredictedFile(output, total, held, cut, dict(given.most_common()), perf_counter() - begun)
 
 

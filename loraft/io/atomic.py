@@ -142,8 +142,7 @@ def _held(own: Path, wanted: Path) -> Iterator[None]:
     Raises:
         RunFolderError: Another process is writing it.
     """
-    descriptor = os.open(own, os.O_RDONLY)
-    try:
+    with _opened(own) as descriptor:
         with suppress(OSError):  # some network disks lock nothing
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for other in wanted.parent.glob(f".{escape(wanted.name)}.partial*"):
@@ -157,23 +156,14 @@ def _held(own: Path, wanted: Path) -> Iterator[None]:
             else:
                 other.unlink(missing_ok=True)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+    with suppress(OSError), _opened(path) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 
@@ -207,8 +197,15 @@ def _swap(staging: Path, folder: Path, previous: Path) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on disk."""
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The descriptor of a file, or of a folder, for as long as this is entered."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)

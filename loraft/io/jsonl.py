@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +28,8 @@ ANSWERED_BY = "answered_by"
 OTHER_FILES = ends_of_others("lines of JSON", "JSON", "text")
 OUTPUT = "output"
 ANOTHER = "Name another file, or replace it with `overwrite`."
+BATCHES_A_WINDOW = 8
+"""Inside a window rows of like length share a batch."""
 NO_ANSWER = "is no answer to the row of its number"
 
 
@@ -191,7 +192,7 @@ def open_answers(path: Path, asked: AskedRows, *, overwrite: bool) -> Iterator[J
             yield lines
         except KeyboardInterrupt as stop:
             message = f"stopped: {lines.rows:,} of {len(asked.rows):,} rows are in {path}"
-            number = getattr(stop, "signal_number", signal.SIGINT)
+            number = Interrupted.by(stop).signal_number
             raise Interrupted(message, signal_number=number, remedy="The same command goes on.") from None
 
 
@@ -200,10 +201,10 @@ def write_answers(
     asked: AskedRows,
     answers: Callable[[range, int], Iterable[Sequence[object]]],
     *,
-    window: int,
+    batch_size: int,
     overwrite: bool,
 ) -> int:
-    """Answer the rows that a file lacks, a window of them at a time, and tell how many it held.
+    """Answer the rows that a file lacks, a window of some batches at a time, and tell how many it held.
 
     A window that was cut short is answered whole again, so that every row has the neighbours, and the answer, that it
     would have had. The answers of each are on disk before the next begins.
@@ -213,7 +214,7 @@ def write_answers(
         asked: The rows that are asked, and by whom they are answered.
         answers: From the rows of a window, and the first of them that is not in the file, to what answers that and all
             behind it.
-        window: How many rows are answered together.
+        batch_size: How many rows are answered together.
         overwrite: Begin anew, whatever it holds.
 
     Raises:
@@ -223,7 +224,7 @@ def write_answers(
     """
     with open_answers(path, asked, overwrite=overwrite) as file:
         held = file.rows
-        for rows in file.windows(len(asked.rows), window):
+        for rows in file.windows(len(asked.rows), batch_size * BATCHES_A_WINDOW):
             file.append(asked.answered(file.rows, answers(rows, file.rows)))
     return held
 

@@ -146,10 +146,9 @@ class VoiceBatch:
             by_length = by_length[len(some) :]
 
     def _read(self, jobs: Sequence[Job], rows: list[GrowingAnswer], prefix: DecoderState | None) -> None:
-        started = perf_counter()
-        held = 0 if prefix is None else prefix.length
+        started, context = perf_counter(), prefix or DecoderState(self._model, rewinds=True)
+        held = context.length
         try:
-            context = DecoderState(self._model, rewinds=True) if prefix is None else prefix
             ids, mask = context.begin([job.prompt_ids for job in jobs], start=rows[0].answer.rules.start)
             logits = context.read(ids, mask)
             if len(rows) > len(jobs):  # several answers to one prompt, which was read once
