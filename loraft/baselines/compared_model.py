@@ -155,8 +155,7 @@ def _classifier(found: ResolvedTarget, name: str, observer: Observer) -> tuple[L
     task = TASKS[task_of(found)]
     loss = task.loss(loaded.model, loaded.family, placement.autocast)
     gradients = of_transformer(loaded.model, loss, task, placement.device)
-    model = replace(telling(opened, name, base=False), name=name)
-    return loaded, ComparedModel(name, model, 0, 0, gradients, None)
+    return loaded, ComparedModel(name, telling(opened, name, base=False), 0, 0, gradients, None)
 
 
 def _writer(known: KnownRun, found: ResolvedTarget, name: str, observer: Observer) -> tuple[LoadedModel, ComparedModel]:

@@ -23,7 +23,7 @@ from loraft.io.resources import require_free_bytes
 from loraft.models.auto_model import meta_model
 from loraft.models.hf_config import code_notes
 from loraft.models.load_model import load_config
-from loraft.models.safetensors_index import TensorHeader, headers_of, write_index
+from loraft.models.safetensors_index import TensorHeader, headers_of, mapped_tensor, raw_bytes, write_index
 from loraft.version import __version__
 
 SMALL_FILES_BYTES = 64 << 20
@@ -139,27 +139,15 @@ def _verified(staging: Path, weights: PickledWeights, sums: Mapping[str, str], t
         VerificationError: It is not the same.
     """
     headers = {name: header for file in weights.files.values() for name, header in headers_of(staging / file).items()}
-    wrong = [name for name in sums if name not in headers or _sum_of(headers[name]) != sums[name]]
+    found = {name: hashlib.sha256(raw_bytes(mapped_tensor(header))).hexdigest() for name, header in headers.items()}
+    wrong = [name for name in sums if found.get(name) != sums[name]]
     if wrong or headers.keys() != sums.keys():
         message = f"{listed(wrong or sorted(headers.keys() ^ sums.keys()))} was written otherwise than it was read"
         raise VerificationError(message, where=str(weights.folder), remedy="Try another disk.")
     if len(weights.files) > 1:
-        write_index(
-            staging,
-            {name: header.file.name for name, header in headers.items()},
-            sum(header.num_bytes for header in headers.values()),
-        )
+        places = {name: header.file.name for name, header in headers.items()}
+        write_index(staging, places, sum(header.num_bytes for header in headers.values()))
     return list(headers.values())
-
-
-def _sum_of(header: TensorHeader) -> str:
-    digest, left = hashlib.sha256(), header.stop - header.start
-    with header.file.open("rb") as stream:
-        stream.seek(header.start)
-        while block := stream.read(min(left, 1 << 22)):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
 
 
 def _copy_company(weights: PickledWeights, staging: Path) -> tuple[str, ...]:

@@ -70,7 +70,6 @@ def joined(settings: DistributedSection) -> Iterator[Ranks]:
 
 
 def _choose_gpu(local_rank: int, local_world: int) -> None:
-    """Make the GPU of this rank the current one."""
     if not torch.cuda.is_available():
         return
     there = torch.cuda.device_count()

@@ -30,16 +30,16 @@ class BadRequestError(Exception):
         self.message, self.param, self.status, self.code = message, param, status, code
 
 
-class _StreamOptions(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+
+class _StreamOptions(_Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class _ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _ResponseFormat(_Strict):
     type: Literal["text"]
 
 
@@ -51,13 +51,11 @@ Stops = Annotated[list[str], BeforeValidator(_as_list)]
 """One text, or several."""
 
 
-class Body(BaseModel):
+class Body(_Strict):
     """What both kinds of request may say; `null` is what is not said.
 
     The keys without an effect are for the client's own books. Those that allow one value do nothing with it.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
     stream: bool | None = None
