@@ -25,7 +25,7 @@ from loraft.evaluation.open_model import telling, writing
 from loraft.events import Observer, tell
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.classifier import open_classifier
-from loraft.inference.completion import Detokenizer, PartialCompletion, StopStringMatcher
+from loraft.inference.completion import Detokenizer, PartialCompletion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import Settings, stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
@@ -184,14 +184,8 @@ def _writer(known: KnownRun, found: ResolvedTarget, name: str, observer: Observe
     return loaded, ComparedModel(name, model, 0, 0, gradients, write)
 
 
-def settings_of(known: KnownRun) -> Settings:
-    """How a network from scratch answers, which nothing was saved with: greedily, and to where answers of rows end."""
-    longest, stops = known.config.generation.max_new_tokens, known.data.renderer.stop_ids
-    return Settings(rules=SamplingParams(), max_new_tokens=longest, stop_ids=stops)
-
-
-def compared_recurrent(model: RecurrentModel, settings: Settings, renderer: RowRenderer) -> ComparedModel:
-    """A recurrent network as it is compared."""
+def compared_recurrent(model: RecurrentModel, renderer: RowRenderer, longest: int) -> ComparedModel:
+    """A recurrent network as it is compared: it answers greedily, `longest` tokens at most, and ends as the rows do."""
     parameters = sum(each.numel() for each in model.network.parameters())
 
     @torch.inference_mode()
@@ -209,7 +203,7 @@ def compared_recurrent(model: RecurrentModel, settings: Settings, renderer: RowR
         return [
             answer
             for at in range(0, len(prompts), BATCH_SIZE)
-            for answer in _answers(model, prompts[at : at + BATCH_SIZE], settings, renderer)
+            for answer in _answers(model, prompts[at : at + BATCH_SIZE], renderer, longest)
         ]
 
     compared = EvalModel(model.cell, read, None if model.labels else answers)
@@ -219,17 +213,11 @@ def compared_recurrent(model: RecurrentModel, settings: Settings, renderer: RowR
 
 @torch.inference_mode()
 def _answers(
-    model: RecurrentModel, prompts: Sequence[Sequence[int]], settings: Settings, renderer: RowRenderer
+    model: RecurrentModel, prompts: Sequence[Sequence[int]], renderer: RowRenderer, longest: int
 ) -> list[Answer]:
     """Greedy answers of one batch, token by token from the hidden state."""
-    tokenizer, stops = renderer.tokenizer, frozenset(settings["stop_ids"])
-    grown = [
-        PartialCompletion(
-            prompt, settings["max_new_tokens"], settings["rules"], stops, Detokenizer(tokenizer), torch.Generator(),
-            StopStringMatcher(()),
-        )
-        for prompt in prompts
-    ]  # fmt: skip
+    rules, stops = SamplingParams(), frozenset(renderer.stop_ids)
+    grown = [PartialCompletion(each, longest, rules, stops, Detokenizer(renderer.tokenizer)) for each in prompts]
     logits, state = model.network.begin(*_numbered(model, prompts))
     while any(answer.ending is None for answer in grown):
         chosen = _likeliest(logits)

@@ -20,7 +20,6 @@ from loraft.baselines.compared_model import (
     TimedReading,
     compared_recurrent,
     open_compared,
-    settings_of,
     target_of,
 )
 from loraft.baselines.gradient_reach import gradient_reach, of_recurrent, texts_to_measure
@@ -96,8 +95,8 @@ def _report(
     tell(observer, *(known.placement.notes if target is None else ()), *_about_target(known, target, run))
     beside = [] if target is None else [open_compared(known, target[0], tuned=target[1], observer=observer)]
     trained = [_trained(known, cell, observer) for cell in dict.fromkeys(cells)]
-    renderer, settings = known.data.renderer, settings_of(known)
-    models = [*beside, *(compared_recurrent(each.model, settings, renderer) for each in trained)]
+    renderer, longest = known.data.renderer, known.config.generation.max_new_tokens
+    models = [*beside, *(compared_recurrent(each.model, renderer, longest) for each in trained)]
     timed, rows = list(map(TimedReading, models)), _rows(known)
     figures, differences = _evaluated(rows, timed, has_beside=bool(beside), observer=observer)
     report = BaselineReport(

@@ -59,8 +59,8 @@ class PartialCompletion:
     rules: SamplingParams
     stop_ids: frozenset[int]
     detokenizer: Detokenizer
-    generator: torch.Generator
-    text_end: StopStringMatcher
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    text_end: StopStringMatcher = field(default_factory=lambda: StopStringMatcher(()))
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
