@@ -79,7 +79,7 @@ class _Dataset:
 
 def translate_rows(translation: Translation) -> None:
     """`datasets`, `test_datasets` and `pretraining_dataset`, and the share that is held out."""
-    kinds = set()
+    kinds = set[str]()
     for name, ours in (("datasets", "data.train"), ("test_datasets", "data.eval")):
         if translation.value(name) is not None:
             kinds |= _translate(translation, name, ours)
@@ -93,9 +93,7 @@ def translate_rows(translation: Translation) -> None:
         translation.of_itself({"data.chat_template": "alpaca"}, why)
 
 
-def _translate(
-    translation: Translation, name: str, ours: str, besides: Mapping[str, Value] | None = None
-) -> set[str | None]:
+def _translate(translation: Translation, name: str, ours: str, besides: Mapping[str, Value] | None = None) -> set[str]:
     said = translation.value(name)
     entries = said if isinstance(said, list) else [said]
     datasets = [
@@ -109,8 +107,7 @@ def _translate(
     for each in datasets:
         for key, value, why in each.details:
             translation.detail(name, key, value, why)
-    types = (str(each.said.get("type")).partition(":")[0] for each in datasets)
-    return {kind if kind == "alpaca" else None for kind in types}
+    return {str(each.said.get("type")).partition(":")[0] for each in datasets}
 
 
 def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _Dataset:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from loraft.config.change_config import nested
 from loraft.config.config_file import Said, comment, commented, inline
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import KEYS
@@ -144,9 +141,9 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
     """The rows without what the schema refuses, which is told as the reason, and the config that is left."""
     for _ in rows:
         try:
-            return rows, RunConfig.model_validate(nested(_becomes(rows)))
-        except ValidationError:
-            problems = _problems(rows)
+            return rows, _config(rows)
+        except ConfigError as error:
+            problems = error.problems
         wrong = {".".join((problem.key or "").partition("[")[0].split(".")[:2]): problem for problem in problems}
         found = [_without(row, wrong) for row in rows]
         if found == rows:
@@ -155,20 +152,15 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
     raise ConfigError.several(replace(problem, where=str(file.path)) for problem in problems)
 
 
-def _becomes(rows: Iterable[TranslatedKey]) -> dict[str, Value]:
-    """What the rows write; of two that write the same key the later one counts."""
-    return {key: value for row in rows for key, value in row.becomes.items()}
+def _config(rows: list[TranslatedKey]) -> RunConfig:
+    """The config that rows come to, as it is read from its file.
 
-
-def _problems(rows: list[TranslatedKey]) -> tuple[Problem, ...]:
-    """What is wrong with the config that rows come to, in words."""
+    Raises:
+        ConfigError: With everything that is wrong with it.
+    """
     top, _ = read_yaml("\n".join(commented(_said(rows))), "the translation")
     assert top is not None
-    try:
-        validated(top)
-    except ConfigError as error:
-        return error.problems
-    raise AssertionError("what the schema refuses is refused again")
+    return validated(top)
 
 
 def _without(row: TranslatedKey, wrong: Mapping[str, Problem]) -> TranslatedKey:
@@ -200,7 +192,8 @@ def _text(file: ForeignFile, rows: list[TranslatedKey], target: Path) -> str:
 
 def _said(rows: list[TranslatedKey]) -> Iterator[Said]:
     """The keys of the config in the schema's order, each with what it came from."""
-    for key, value in sorted(_becomes(rows).items(), key=lambda item: ORDER[item[0]]):
+    becomes = {key: value for row in rows for key, value in row.becomes.items()}  # of two the later one counts
+    for key, value in sorted(becomes.items(), key=lambda item: ORDER[item[0]]):
         row = [row for row in rows if key in row.becomes][-1]
         says_so = not row.why and row.key == key.rpartition(".")[2] and row.value == value
         origin = f"{row.key}: {shown(row.value)}" if not says_so else ""
