@@ -15,6 +15,7 @@ from loraft.config.yaml_nodes import Value, read_yaml
 from loraft.errors import ConfigError, Problem
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_config_place
+from loraft.io.secrets import redacted
 from loraft.peers import axolotl_rows, llama_factory_rows, trl_rows
 from loraft.peers.adapter_keys import translate_method
 from loraft.peers.foreign_file import NAMES, ForeignFile, Peer, read_foreign_file
@@ -204,6 +205,6 @@ def _said(rows: list[TranslatedKey]) -> Iterator[Said]:
 
 
 def shown(value: Value) -> str:
-    """A value of another tool on one line, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else inline(value)
+    """A value of another tool on one line, cut where it is long, and without the secrets in it."""
+    text = redacted(json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else inline(value))
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -131,6 +131,14 @@ def test_a_secret_is_neither_told_nor_written(tmp_path: Path) -> None:
     assert all("secret" not in str(row.value) for row in done.rows)
 
 
+def test_a_value_that_holds_a_secret_is_not_written(tmp_path: Path) -> None:
+    token = f"hf_{'a' * 30}"
+    done = imported(tmp_path, f"{STARTS['trl']}output_dir: runs/{token}\n")
+    assert token not in done.text
+    assert "training.output_dir holds a token of Hugging Face" in done.text
+    assert done.config.training.output_dir is None
+
+
 def test_what_is_written_is_the_config_and_says_what_each_key_was(tmp_path: Path) -> None:
     done = imported(tmp_path, STARTS["axolotl"] + "adapter: lora\nlora_r: 8\noptimizer: adamw_torch_4bit\ntf32: true\n")
     path = tmp_path / "ours.yaml"
