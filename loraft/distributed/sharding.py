@@ -175,9 +175,7 @@ def placed_as(parameter: Tensor, value: Tensor) -> Tensor:
         return value.to(parameter.device)
     mesh, placements = parameter.device_mesh, parameter.placements
     local = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None).to_local()
-    return DTensor.from_local(
-        local.clone(), mesh, placements, shape=parameter.shape, stride=parameter.stride(), run_check=False
-    )
+    return with_own_part(parameter, local)
 
 
 def set_values(parameter: Tensor, value: Tensor) -> None:

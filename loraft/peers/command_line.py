@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from loraft.config.aliases import name_of
@@ -103,11 +104,9 @@ def _commands(text: str, name: str) -> Iterator[list[Word]]:
 
 def _start_of_script(words: list[Word]) -> int:
     """The place of what is started: a script, or a subcommand of the program."""
-    scripts = [number for number, word in enumerate(words) if SCRIPTS.search(word.text)]
-    if scripts:
-        return scripts[0]
-    plain = [number for number, word in enumerate(words) if number and not word.text.startswith("-")]
-    return plain[0] if plain else 0
+    scripts = (number for number, word in enumerate(words) if SCRIPTS.search(word.text))
+    plain = (number for number, word in enumerate(words) if number and not word.text.startswith("-"))
+    return next(chain(scripts, plain), 0)
 
 
 def _flags(words: list[Word], name: str) -> Iterator[tuple[str, ForeignKey]]:
