@@ -86,10 +86,11 @@ class _Adapted(torch.autograd.Function):
         u = rows @ a.T
         ctx.save_for_backward(rows, u, a, *b_cast)
         ctx.bases, ctx.scales, ctx.ranks = bases, scales, [len(one) for one in all_a]
-        ctx.bases_first = bases_first
+        ctx.bases_first, ctx.in_4_bits = bases_first, in_4_bits(bases[0])
         ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
+        product = _product_in_4_bits if ctx.in_4_bits else _product
         parts = zip(bases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
-        return tuple(_product(base, rows).addmm_(u, b.T, alpha=scale) for base, u, b, scale in parts)
+        return tuple(product(base, rows).addmm_(u, b.T, alpha=scale) for base, u, b, scale in parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,13 +104,14 @@ class _Adapted(torch.autograd.Function):
         d_x = None
         if ctx.needs_input_grad[0]:
             of_bases = list(zip(gradients, ctx.bases, strict=True))
+            weight_of = _dequantized if ctx.in_4_bits else _weight
             if ctx.bases_first:
                 gradient, base = of_bases.pop(0)
-                d_x = gradient @ _weight(base, rows.dtype)
+                d_x = gradient @ weight_of(base, rows.dtype)
             else:
                 d_x = v @ a
             for gradient, base in of_bases:
-                d_x.addmm_(gradient, _weight(base, rows.dtype))
+                d_x.addmm_(gradient, weight_of(base, rows.dtype))
             if ctx.bases_first:
                 d_x.addmm_(v, a)
             d_x = d_x.view(ctx.shape).to(ctx.dtype)
@@ -119,20 +121,24 @@ class _Adapted(torch.autograd.Function):
 
 def _product(base: Any, rows: Tensor) -> Tensor:
     """The base's own, x Wᵀ + bias, in the dtype of `rows`: a tensor of its own."""
-    bias = None if base.bias is None else base.bias.to(rows.dtype)
-    if not in_4_bits(base):
-        return linear(rows, base.weight.to(rows.dtype), bias)
+    return linear(rows, base.weight.to(rows.dtype), None if base.bias is None else base.bias.to(rows.dtype))
+
+
+def _product_in_4_bits(base: Any, rows: Tensor) -> Tensor:
     from bitsandbytes.autograd._functions import matmul_4bit
 
+    bias = None if base.bias is None else base.bias.to(rows.dtype)
     product: Tensor = matmul_4bit(rows, base.weight.t(), bias=bias, quant_state=constants_of(base))
     return product
 
 
 def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     """`[out, in]`."""
-    if not in_4_bits(base):
-        weight: Tensor = base.weight.to(dtype)
-        return weight
+    weight: Tensor = base.weight.to(dtype)
+    return weight
+
+
+def _dequantized(base: Any, dtype: torch.dtype) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     whole: Tensor = dequantize_4bit(base.weight.data, constants_of(base))
