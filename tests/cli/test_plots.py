@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from loraft.cli.views.plots import PlottedLine, plot_lines
+from loraft.cli.views.plots import dress, picture
 from loraft.errors import RunError
 from tests.tiny import mostly_slow
 
-LINES = [
-    PlottedLine("falls & falls", (1, 2, 3), (1.0, 0.1, 0.01)),
-    PlottedLine("dashed", (1, 2, 3), (1, 1, 1), 1, True),
-]
-
 
 def drawn(path: Path) -> bytes:
-    plot_lines(path, LINES, title="What falls", x="distance", y="norm", logarithmic=("y",))
+    with picture(path) as ((axes,),):
+        axes.plot((1, 2, 3), (1.0, 0.1, 0.01), label="falls & falls")
+        axes.plot((1, 2, 3), (1, 1, 1), "--", label="dashed")
+        axes.set_yscale("log")
+        axes.legend()
+        dress(axes, "What falls", "distance", "norm")
     return path.read_bytes()
 
 

@@ -25,7 +25,7 @@ from loraft.cli.text_tables import (
     text_table,
     titled,
 )
-from loraft.cli.views.plots import PlottedLine, plot_lines
+from loraft.cli.views.plots import COLOURS, dress, picture
 from loraft.cli.wording import in_options
 
 if TYPE_CHECKING:
@@ -148,13 +148,20 @@ def _power(value: float) -> str:
 
 
 def plot_baseline(report: BaselineReport, path: Path) -> None:
-    """Draw the gradients by distance on a logarithmic axis; dashed where nothing was trained."""
-    lines, numbers = [], dict[str, int]()
-    for each in report.gradient.networks:
-        name = each.name.partition(",")[0]
-        number = numbers.setdefault(name, len(numbers))
-        places = range(1, len(each.relative) + 1)
-        lines.append(PlottedLine(each.name, places, each.relative, number, dashed="," in each.name))
-    title = "How far the gradient of the last token's loss reaches"
-    y = "norm, relative to the last token"
-    plot_lines(path, lines, title=title, x="tokens into the past", y=y, logarithmic=("y",))
+    """Draw the gradients by distance on a logarithmic axis; dashed, and in the same colour, where nothing was trained.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    colours: dict[str, str] = {}
+    with picture(path) as ((axes,),):
+        for each in report.gradient.networks:
+            network, untrained, _ = each.name.partition(",")
+            colour = colours.setdefault(network, COLOURS[len(colours)])
+            style, width = ("--", 1.4) if untrained else ("-", 2.0)
+            places = range(1, len(each.relative) + 1)
+            axes.plot(places, each.relative, style, color=colour, linewidth=width, label=each.name)
+        axes.set_yscale("log")
+        axes.legend(frameon=False)
+        title = "How far the gradient of the last token's loss reaches"
+        dress(axes, title, "tokens into the past", "norm, relative to the last token")

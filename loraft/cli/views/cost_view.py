@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from loraft.cli.text_tables import as_bytes, as_count, as_measure, as_rate, as_share, facts, text_table
-from loraft.cli.views.plots import plot_stacks
+from loraft.cli.views.plots import COLOURS, INK, dress, picture
 
 Document = Mapping[str, Any]
 Cell = Callable[[Document], str]
@@ -90,11 +90,17 @@ def plot_costs(document: Document, path: Path) -> None:
     Raises:
         RunError: The file cannot be written.
     """
-    bars, marks = {}, {}
-    for each in document["methods"]:
-        name = each["method"] if each["measured"] else f"{each['method']}\n({each['outcome']})"
-        memory = each["measured"]["memory"] if each["measured"] else {}
-        bars[name] = {NAMES.get(part, part): memory.get(part, 0) / 1e9 for part in PARTS}
-        marks[name] = each["predicted"]["peak_bytes"] / 1e9
-    title = f"Peak memory of training {Path(document['model']).name}"
-    plot_stacks(path, bars, marks, title=title, y="GB", marked="predicted")
+    names = [each["method"] + ("" if each["measured"] else f"\n({each['outcome']})") for each in document["methods"]]
+    memories = [each["measured"]["memory"] if each["measured"] else {} for each in document["methods"]]
+    with picture(path) as ((axes,),):
+        floor = [0.0] * len(names)
+        for colour, part in zip(COLOURS, PARTS, strict=True):
+            heights = [memory.get(part, 0) / 1e9 for memory in memories]
+            axes.bar(names, heights, 0.6, bottom=floor, color=colour, label=NAMES.get(part, part))
+            floor = [below + height for below, height in zip(floor, heights, strict=True)]
+        predicted = [each["predicted"]["peak_bytes"] / 1e9 for each in document["methods"]]
+        begins, ends = ([place + side for place in range(len(names))] for side in (-0.38, 0.38))
+        axes.hlines(predicted, begins, ends, INK, "dashed", linewidth=1.8, label="predicted")
+        dress(axes, f"Peak memory of training {Path(document['model']).name}", y="GB", grid="y")
+        handles, labels = axes.get_legend_handles_labels()  # from above to below, as the parts lie
+        axes.legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraft.cli.views.inside_view import MUCH
-from loraft.cli.views.plots import COLOURS, GRID, INK, picture
+from loraft.cli.views.plots import COLOURS, dress, picture
 
 Document = Mapping[str, Any]
 EMPTY = "#eeeeee"
@@ -61,7 +61,7 @@ def _stream(axes: Any, layers: Sequence[Document], name: str) -> None:
     axes.set_yscale("log")
     axes.legend(frameon=False)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _dress(axes, f"{name}‖h‖ of the residual stream", "layer")
+    dress(axes, f"{name}‖h‖ of the residual stream", "layer")
 
 
 def _heads(
@@ -81,7 +81,7 @@ def _heads(
         axes.set_axis_off()
         return
     _map(axes, by_head, most, [layer["index"] for layer in layers], list(range(rows)))
-    _dress(axes, title, "layer", "head", grid=False)
+    dress(axes, title, "layer", "head", grid=None)
 
 
 def _plot_gradients(path: Path, found: Document) -> None:
@@ -108,7 +108,7 @@ def _levels(axes: Any, layers: Sequence[Document], key: str, title: str, colour:
     else:
         axes.set_ylim(0, 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _dress(axes, title, "layer", "norm of the gradient")
+    dress(axes, title, "layer", "norm of the gradient")
 
 
 def _plot_updates(path: Path, adapters: Sequence[Document]) -> None:
@@ -141,8 +141,8 @@ def _updates(bars: Any, grid: Any, adapter: Document, key: str, scale: Sequence[
     words = _words(places)
     _ticks(bars, words)
     _map(grid, rows, factor * scale[1] or 1, words, names)
-    _dress(bars, f"adapter {adapter['name']}: how far each layer moved, {unit}", "")
-    _dress(grid, f"by module, {unit}", "layer", grid=False)
+    dress(bars, f"adapter {adapter['name']}: how far each layer moved, {unit}", "")
+    dress(grid, f"by module, {unit}", "layer", grid=None)
 
 
 def _words(places: Places) -> list[str]:
@@ -165,15 +165,6 @@ def _map(
 def _ticks(axes: Any, words: Sequence[object]) -> None:
     step = math.ceil(len(words) / MOST_TICKS)
     axes.set_xticks(range(0, len(words), step), list(map(str, words))[::step])
-
-
-def _dress(axes: Any, title: str, x: str, y: str = "", *, grid: bool = True) -> None:
-    axes.set_title(title, loc="left", color=INK, fontsize=11)
-    axes.set(xlabel=x, ylabel=y)
-    if grid:
-        axes.grid(color=GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
 
 
 def _number(value: float | None) -> float:
