@@ -31,18 +31,31 @@ class Chart:
     """Curves that share their axes.
 
     Attributes:
-        description: What a person who cannot see it is told.
         marks: Steps that a line stands at, each with what it says.
         levels: Values that a line lies at, each with what it says.
         from_zero: The values are shares of something whole, and their axis begins at 0.
     """
 
     title: str
-    description: str
     curves: Sequence[Curve]
     marks: Sequence[tuple[float, str]] = ()
     levels: Sequence[tuple[float, str]] = ()
     from_zero: bool = False
+
+    @property
+    def description(self) -> str:
+        """Where each curve begins and ends, and its lowest and highest value, for those who cannot see it."""
+        said = []
+        for curve in self.curves:
+            if not curve.points:
+                continue
+            (first, begun), (last, ended) = curve.points[0], curve.points[-1]
+            values = [value for _, value in curve.points]
+            said.append(
+                f"{curve.name} from {as_tick(begun)} at step {first:g} to {as_tick(ended)} at step {last:g}, between "
+                f"{as_tick(min(values))} and {as_tick(max(values))}"
+            )
+        return "; ".join(said)
 
 
 @dataclass(frozen=True)

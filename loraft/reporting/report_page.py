@@ -113,52 +113,27 @@ def charts(report: RunReport) -> Sequence[Chart]:
     limit, memory = report.max_grad_norm, report.predicted_bytes
     clipped = [(limit, f"clipped to {limit:g}")] if limit is not None and report.clipped_share else []
     predicted = [(memory / 1e9, "predicted")] if memory is not None else []
-    found = [_chart("Loss, nats", *losses, marks=best)]
+    found = [Chart("Loss, nats", losses, marks=best)]
     for name in held[-1].figures if held else ():
         shown = name.replace("_", " ")
         values = [each.figures.get(name, math.nan) for each in held]
-        found.append(_chart(f"Evaluation {shown}", _curve(shown, held, values), marks=best))
+        found.append(Chart(f"Evaluation {shown}", [_curve(shown, held, values)], marks=best))
     norms = _curve("gradient norm", steps, [each.grad_norm for each in steps])
     rates = _curve("learning rate", steps, [each.learning_rate for each in steps])
     speeds = _curve("tokens a second", steps, [each.tokens_per_second for each in steps])
     sizes = _curve("GB", steps, [each.peak_bytes / 1e9 for each in steps])
     return [
         *found,
-        _chart("Learning rate", rates),
-        _chart("Gradient norm before clipping", norms, levels=clipped),
-        _chart("Tokens a second", speeds, from_zero=True),
-        _chart("Most memory held, GB", sizes, levels=predicted, from_zero=True),
+        Chart("Learning rate", [rates]),
+        Chart("Gradient norm before clipping", [norms], levels=clipped),
+        Chart("Tokens a second", [speeds], from_zero=True),
+        Chart("Most memory held, GB", [sizes], levels=predicted, from_zero=True),
     ]
 
 
 def _curve(name: str, at: Sequence[LoggedStep | LoggedEvaluation], values: Sequence[float]) -> Curve:
     style = "held" if at and isinstance(at[0], LoggedEvaluation) else "train"
     return Curve(name, [(each.step, value) for each, value in zip(at, values, strict=True)], style)
-
-
-def _chart(
-    title: str,
-    *curves: Curve,
-    marks: Sequence[tuple[float, str]] = (),
-    levels: Sequence[tuple[float, str]] = (),
-    from_zero: bool = False,
-) -> Chart:
-    return Chart(title, _told(curves), curves, marks, levels, from_zero)
-
-
-def _told(curves: Sequence[Curve]) -> str:
-    """Where each curve begins and ends, and its lowest and highest value, for those who cannot see it."""
-    said = []
-    for curve in curves:
-        if not curve.points:
-            continue
-        (first, begun), (last, ended) = curve.points[0], curve.points[-1]
-        values = [value for _, value in curve.points]
-        said.append(
-            f"{curve.name} from {as_tick(begun)} at step {first:g} to {as_tick(ended)} at step {last:g}, between "
-            f"{as_tick(min(values))} and {as_tick(max(values))}"
-        )
-    return "; ".join(said)
 
 
 def _charts(report: RunReport) -> Iterator[str]:

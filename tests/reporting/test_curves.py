@@ -20,23 +20,24 @@ def drawn(chart: Chart) -> ET.Element:
     "values", [[3.0, 2.0, 1.0], [1.0], [0.0, 0.0], [1e-5, 2e-4], [1e9, 3e12], [-1.0, math.nan, math.inf, 2.0]]
 )
 def test_every_point_lies_inside(values: list[float]) -> None:
-    chart = Chart("t", "d", [Curve("a", list(enumerate(values)), "train")], marks=[(0, "best")], levels=[(1.0, "x")])
+    chart = Chart("t", [Curve("a", list(enumerate(values)), "train")], marks=[(0, "best")], levels=[(1.0, "x")])
     svg = drawn(chart)
     points = [pair.split(",") for line in svg.iter(f"{SVG}polyline") for pair in line.attrib["points"].split()]
     assert len(points) == sum(map(math.isfinite, values))
     assert all(0 <= float(x) <= WIDTH and 0 <= float(y) <= HEIGHT for x, y in points)
-    assert [svg.find(f"{SVG}{name}").text for name in ("title", "desc")] == ["t", "d"]  # type: ignore[union-attr]
+    told = [svg.find(f"{SVG}{name}").text for name in ("title", "desc")]  # type: ignore[union-attr]
+    assert told == ["t", chart.description]
     assert svg.attrib["aria-labelledby"] == "c-title c-desc"
 
 
 def test_a_chart_without_points_says_so() -> None:
-    svg = drawn(Chart("<t>", "d", [Curve("a", [(1, math.nan)], "train")]))
+    svg = drawn(Chart("<t>", [Curve("a", [(1, math.nan)], "train")]))
     assert [text.text for text in svg.iter(f"{SVG}text")] == ["nothing was logged"]
     assert svg.find(f"{SVG}title").text == "<t>"  # type: ignore[union-attr]
 
 
 def test_higher_values_lie_higher_and_later_steps_further_right() -> None:
-    (line,) = drawn(Chart("t", "d", [Curve("a", [(1, 1.0), (5, 3.0)], "train")])).iter(f"{SVG}polyline")
+    (line,) = drawn(Chart("t", [Curve("a", [(1, 1.0), (5, 3.0)], "train")])).iter(f"{SVG}polyline")
     (x1, y1), (x2, y2) = (map(float, pair.split(",")) for pair in line.attrib["points"].split())
     assert x2 > x1
     assert y2 < y1
@@ -44,9 +45,9 @@ def test_higher_values_lie_higher_and_later_steps_further_right() -> None:
 
 def test_an_axis_from_zero_begins_there() -> None:
     curve = Curve("a", [(1, 10.0), (2, 10.1)], "train")
-    texts = [text.text for text in drawn(Chart("t", "d", [curve], from_zero=True)).iter(f"{SVG}text")]
+    texts = [text.text for text in drawn(Chart("t", [curve], from_zero=True)).iter(f"{SVG}text")]
     assert "0" in texts
-    assert "0" not in [text.text for text in drawn(Chart("t", "d", [curve])).iter(f"{SVG}text")]
+    assert "0" not in [text.text for text in drawn(Chart("t", [curve])).iter(f"{SVG}text")]
 
 
 def test_of_many_points_the_means_of_neighbours_are_drawn() -> None:
