@@ -13,7 +13,7 @@ from pathlib import Path
 from loraft.adapters.resolve_target import classes_of
 from loraft.config.sections import DataSource
 from loraft.errors import InvalidInputError
-from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, learned_source, read_eval_source
+from loraft.evaluation.eval_dataset import EvalSource, learned_source, read_eval_source
 from loraft.evaluation.evaluator import RowScore, Tallies
 from loraft.evaluation.open_model import RequestedModel, purpose_of, writing
 from loraft.evaluation.past_run import PastRun
@@ -79,7 +79,11 @@ def findings_of(run: PastRun, target: Path, asked: AskedOfModel, observer: Obser
     # A base without the head that tells the classes has nothing to say.
     with_base = has_adapter and (purpose.task.generates or classes_of(bare) == purpose.labels)
     is_compared = asked.data is not None or run.config.data.eval is not None
-    source = _source(run, requested, asked.data, replace(purpose, baseline=with_base), is_compared=is_compared)
+    purpose = replace(purpose, baseline=with_base)
+    if is_compared:
+        source = read_eval_source(run, requested.found.base, asked.data, purpose)
+    else:
+        source = learned_source(run, purpose)
     read, trained, base = _both(requested, source, asked, heard, is_compared=is_compared)
     if base is None and (read.held_out or read.general):
         base = _stand_in(run, requested, read, asked, heard, notes)
@@ -87,15 +91,6 @@ def findings_of(run: PastRun, target: Path, asked: AskedOfModel, observer: Obser
     if not has_adapter:
         notes.append("the model was trained whole: how far a layer moved is told of adapters alone")
     return _put_together(read, trained, base, moved, notes)
-
-
-def _source(
-    run: PastRun, requested: RequestedModel, data: DataSource | None, purpose: EvalPurpose, *, is_compared: bool
-) -> EvalSource:
-    """The rows of a file, or those that the run held out; where there are none, those that it learned."""
-    if not is_compared:
-        return learned_source(run, purpose)
-    return read_eval_source(run, requested.found.base, data, purpose)
 
 
 def _both(
