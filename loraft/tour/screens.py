@@ -29,12 +29,12 @@ class Fact:
 
     Attributes:
         said: Empty where tutorials leave it out.
-        measured: What the commands of the screen found of it, from their documents in order; None where none shows it.
+        measured: What the commands of the screen found of it, from their documents in order; it may be nothing.
     """
 
     said: str
     so: str
-    measured: Callable[..., str] | None = None
+    measured: Callable[..., str]
 
 
 @dataclass(frozen=True)

@@ -185,9 +185,7 @@ def _with_texts(trace: Document) -> dict[str, Any]:
 
 def fact_view(fact: Fact, documents: Sequence[Document]) -> RenderableType:
     """What is said, what is so, and what the commands above measured of it."""
-    rows = [(SAID, fact.said, "dim"), (SO, fact.so, "bold"), (MEASURED, "", "")]
-    if fact.measured is not None:
-        rows[-1] = (MEASURED, fact.measured(*documents), "")
+    rows = ((SAID, fact.said, "dim"), (SO, fact.so, "bold"), (MEASURED, fact.measured(*documents), ""))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", min_width=len(MEASURED), no_wrap=True)
     table.add_column(overflow="fold")
