@@ -108,17 +108,22 @@ class ConfigOptions:
         """What the run is called."""
         return Path(self.config).stem
 
+    def load(self) -> RunConfig:
+        """The config with its overrides."""
+        from loraft.config.config_file import load_config
+
+        return load_config(Path(self.config), self.overrides or [])
+
     def read(self, *, by_every_method: bool = False) -> RunConfig:
         """The config with its overrides; says which of its sections and keys the method and the task leave unused.
 
         Where it is run by every method, what one of them leaves unused is nothing to tell.
         """
         from loraft.cli.console import print_note
-        from loraft.config.config_file import load_config
         from loraft.config.schema_info import unused_keys
         from loraft.io.sealed import is_text_as_sealed
 
-        config = load_config(Path(self.config), self.overrides or [])
+        config = self.load()
         if not is_text_as_sealed(Path(self.config)):
             print_note(f"{self.config} was edited or damaged since a run wrote it: what it says now is used")
         unused = [(key, by) for key, by in unused_keys(config) if not (by_every_method and by.startswith("method:"))]

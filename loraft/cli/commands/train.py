@@ -50,19 +50,14 @@ def train(given: ConfigOptions, begin: BeginningOptions, spread: RanksOptions, a
 
 def _require_named_folder(given: ConfigOptions) -> None:
     """Refuse to go on with a run that a launcher starts again where its folder has no name by which it is found."""
-    from loraft.config.config_file import load_config
-
-    if load_config(Path(given.config), given.overrides or []).training.output_dir is None:
+    if given.load().training.output_dir is None:
         message = "the processes were started again, and which run they go on with is not said"
         raise ConfigError(message, key="training.output_dir", remedy="name the run's folder")
 
 
 def _named_folder(given: ConfigOptions, *, resume: bool, needed: bool) -> list[str]:
     """The override that names the run's folder, where processes that are started again have to find it."""
-    from loraft.config.config_file import load_config
-
-    config = load_config(Path(given.config), given.overrides or [])
-    if config.training.output_dir is not None or not needed:
+    if given.load().training.output_dir is not None or not needed:
         return []
     from loraft.training.run_dir import choose_run_folder
 
