@@ -147,6 +147,14 @@ def print_result(*parts: RenderableType) -> None:
     _draw(parts, sys.stdout)
 
 
+def print_either(told: object, drawn: Iterable[RenderableType], *, as_json: bool) -> None:
+    """What a command tells, on standard output: as JSON, or as it is drawn."""
+    if as_json:
+        print_json(told)
+    else:
+        print_result(*drawn)
+
+
 def print_aside(*parts: RenderableType) -> None:
     """Draws on standard error what is told beside a result that is a file."""
     _draw(parts, sys.stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.console import RenderableType
 
-from loraft.cli.console import print_json, print_result, waiting
+from loraft.cli.console import print_either, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option, refuse
 from loraft.cli.text_tables import as_figure, facts, figures_beside, text_table
 from loraft.cli.views.progress import watching
@@ -98,11 +98,8 @@ def evaluate(
             options=GenerationRequest(temperature=0, num_beams=1, max_new_tokens=asked.max_new_tokens),
             observer=view,
         )
-    if as_json:
-        print_json({"target": asked.target, **found.as_dict()})
-    else:
-        named = found.measured.name if len(model.adapters) > 1 else model.target or model.adapters[0]
-        print_result(*_drawn(found, named))
+    named = found.measured.name if len(model.adapters) > 1 else model.target or model.adapters[0]
+    print_either({"target": asked.target, **found.as_dict()}, _drawn(found, named), as_json=as_json)
 
 
 def _drawn(found: Evaluation, named: str) -> Iterator[RenderableType]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loraft.cli.console import print_json, print_note, print_result, waiting
+from loraft.cli.console import print_either, print_note, waiting
 from loraft.cli.options import JsonOption, argument, flag, option, trust_flag
 from loraft.cli.views.progress import watching
 from loraft.cli.views.written_view import export_view
@@ -57,7 +57,5 @@ def export(given: ExportOptions, as_json: JsonOption = False) -> None:
             observer=view,
         )
     print_note(*report.warnings)
-    if as_json:
-        print_json(with_options(report.as_dict(), "warnings"))
-    else:
-        print_result(*export_view(report.as_dict()))
+    told = report.as_dict()
+    print_either(with_options(told, "warnings"), export_view(told), as_json=as_json)

@@ -15,9 +15,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loraft.cli.console import is_unicode, print_json, print_note, print_result, printable, say, waiting
+from loraft.cli.console import is_unicode, print_either, print_json, print_note, print_result, printable, say, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
-from loraft.cli.text_tables import print_document
+from loraft.cli.text_tables import document
 from loraft.cli.views.progress import watching
 from loraft.cli.views.trace_view import render_trace, visible
 from loraft.errors import InvalidInputError
@@ -104,10 +104,7 @@ def _answer_file(model: ModelRequest, options: GenerationRequest, given: PromptO
             overwrite=given.overwrite,
             observer=view,
         ).as_dict()
-    if as_json:
-        print_json(done)
-    else:
-        print_document(dict(_summary(done)), rest="answers")
+    print_either(done, document(dict(_summary(done)), rest="answers"), as_json=as_json)
 
 
 def _summary(done: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -131,10 +128,8 @@ def _answer_compared(
 
     with watching() as view:
         compared = compare(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
-    if as_json:
-        print_json([asdict(each) for each in compared] if len(compared) > 1 else asdict(compared[0]))
-    else:
-        print_result(*map(_side_by_side, compared))
+    told = [asdict(each) for each in compared]
+    print_either(told if len(told) > 1 else told[0], map(_side_by_side, compared), as_json=as_json)
 
 
 def _side_by_side(compared: AdapterComparison) -> RenderableType:

@@ -11,10 +11,10 @@ from typing import TypeVar, get_args
 
 import typer
 
-from loraft.cli.console import print_json, print_note, print_result, waiting
+from loraft.cli.console import print_either, print_json, print_note, print_result, waiting
 from loraft.cli.launch_files import Launcher, LaunchFile
 from loraft.cli.options import JsonOption, argument, column_names, columns_option, flag, option, refuse
-from loraft.cli.text_tables import print_document
+from loraft.cli.text_tables import document, print_document
 from loraft.cli.wording import with_options
 from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
 
@@ -72,7 +72,8 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
         launch_file.check(overwrite=given.overwrite)
         if launch_file.config.exists() and not given.overwrite:
             refuse((given.asks, f"{given.path} is there and is kept as it is: leave out what a new one would say."))
-            _tell_launch_file(launch_file.write(), as_json=as_json)
+            wrote = {"launch_file": str(launch_file.write())}
+            print_either(wrote, document(wrote, rest="written"), as_json=as_json)
             return
     names, path = column_names(given.columns), Path(given.path)
     task, method, model = given.task, given.method, given.model
@@ -112,13 +113,6 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
     print_result(f"Next:  loraft preview {name}\n       loraft check {name}\n       loraft train {name}")
 
 
-def _tell_launch_file(path: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"launch_file": str(path)})
-    else:
-        print_document({"launch_file": str(path)}, rest="written")
-
-
 def _on_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
@@ -151,7 +145,4 @@ def doctor(as_json: JsonOption = False) -> None:
         from loraft.inspection.environment import examine
 
         parts = examine()
-    if as_json:
-        print_json(parts)
-    else:
-        print_document(parts, rest="machine")
+    print_either(parts, document(parts, rest="machine"), as_json=as_json)

@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from loraft.cli.console import is_unicode, print_json, print_result, waiting
+from loraft.cli.console import is_unicode, print_either, print_json, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
-from loraft.cli.text_tables import print_document, text_table
+from loraft.cli.text_tables import document, text_table
 from loraft.cli.views.progress import watching
 from loraft.errors import Interrupted, InvalidInputError
 from loraft.inference.requests import ModelRequest
@@ -69,12 +69,10 @@ def predict(
         _predict_text(model, given.text[0], given.text_pair[0] if given.text_pair else None, as_json=as_json)
     elif given.output is not None:
         told = _classify(model, given, given.output)
-        if as_json:
-            print_json(told)
-        else:
-            names = {"held": "there before", "cut": "texts cut to the model's positions"}
-            held = {key: value for key, value in told.items() if key == "rows" or value not in ({}, None, 0)}
-            print_document({names.get(key, key): value for key, value in held.items()}, rest="rows")
+        names = {"held": "there before", "cut": "texts cut to the model's positions"}
+        held = {key: value for key, value in told.items() if key == "rows" or value not in ({}, None, 0)}
+        shown = {names.get(key, key): value for key, value in held.items()}
+        print_either(told, document(shown, rest="rows"), as_json=as_json)
     else:
         _print_rows(model, given, as_json=as_json)
 
@@ -133,9 +131,7 @@ def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json
     with watching() as view:
         (shares,) = classify(model, texts=[(text, second)], observer=view)
     likeliest = sorted(shares, key=shares.__getitem__, reverse=True)
-    if as_json:
-        pair = {} if second is None else {"text_pair": second}
-        print_json({"text": text, **pair, "prediction": likeliest[0], "probabilities": shares})
-    else:
-        rows = ((label, f"{100 * shares[label]:.2f} %") for label in likeliest)
-        print_result(text_table(likeliest[0], ("class", ">probability"), rows))
+    pair = {} if second is None else {"text_pair": second}
+    told = {"text": text, **pair, "prediction": likeliest[0], "probabilities": shares}
+    rows = ((label, f"{100 * shares[label]:.2f} %") for label in likeliest)
+    print_either(told, [text_table(likeliest[0], ("class", ">probability"), rows)], as_json=as_json)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.console import print_json, print_result
+from loraft.cli.console import print_either, print_result
 from loraft.errors import ConfigError, RunError, lacking
 
 KINDS = (".png", ".svg")
@@ -44,11 +44,8 @@ def print_plotted(
     document: Mapping[str, Any], drawn: Iterable[RenderableType], *, as_json: bool, plot: Path | None
 ) -> None:
     """A document on standard output, as it is or as it is drawn, with the file of its picture where there is one."""
-    if as_json:
-        print_json({**document, **({"plot": str(plot)} if plot is not None else {})})
-        return
-    print_result(*drawn)
-    if plot is not None:
+    print_either({**document, **({"plot": str(plot)} if plot is not None else {})}, drawn, as_json=as_json)
+    if plot is not None and not as_json:
         print_result(f"wrote {plot}")
 
 
