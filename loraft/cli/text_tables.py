@@ -165,7 +165,13 @@ def _bar(part: object, whole: object) -> Text:
     """A part of the peak; nothing for what is not a part of it."""
     if not isinstance(part, int) or not isinstance(whole, int) or not 0 < part < whole:
         return Text()
-    return Text("━" * max(1, round(BAR_WIDTH * part / whole)), style="green")
+    return Text(bar(part, whole, BAR_WIDTH), style="green")
+
+
+def bar(part: float | None, whole: float, width: int = 16) -> str:
+    """As much of `width` as the part is of the whole; nothing for none, and for what is not finite."""
+    share = part / whole if part and whole else 0.0
+    return "━" * max(1, round(width * share)) if share and math.isfinite(share) else ""
 
 
 def _is_records(value: object) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.text_tables import as_count, as_measure, as_share, facts, text_table
+from loraft.cli.text_tables import as_count, as_measure, as_share, bar, facts, text_table
 from loraft.figures import counted
 
 Document = Mapping[str, Any]
@@ -55,10 +55,10 @@ def _short(text: str) -> str:
 def _stream(stack: Document, layers: Sequence[Document]) -> RenderableType:
     """‖h‖ by layer, from what the first layer reads."""
     most = max((layer["norm"] for layer in layers if math.isfinite(layer["norm"])), default=0)
-    rows = [("read", as_measure(stack["norm"]), as_measure(stack["first_norm"]), "", _bar(stack["norm"], most))]
+    rows = [("read", as_measure(stack["norm"]), as_measure(stack["first_norm"]), "", bar(stack["norm"], most))]
     for layer in layers:
         norms = as_measure(layer["norm"]), as_measure(layer["first_norm"]), as_share(layer["change"], 1)
-        rows.append((str(layer["index"]), *norms, _bar(layer["norm"], most)))
+        rows.append((str(layer["index"]), *norms, bar(layer["norm"], most)))
     title = f"{stack['name']}: the residual stream, a mean over the tokens after the first"
     return text_table(title, (">layer", ">‖h‖", ">first token's", ">changed by", ""), rows)
 
@@ -128,7 +128,7 @@ def gradients_view(found: Document) -> Iterator[RenderableType]:
             as_count(layer["parameters"]) if layer["parameters"] else "–",
             as_measure(layer["norm"]),
             as_measure(layer["stream_norm"]),
-            _bar(layer["stream_norm"], most),
+            bar(layer["stream_norm"], most),
         )
         for layer in found["layers"]
     ]
@@ -175,8 +175,3 @@ def _verdict(course: Document, layers: Sequence[Document]) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _bar(part: float | None, whole: float) -> str:
-    share = part / whole if part and whole else 0.0
-    return "━" * max(1, round(16 * share)) if share and math.isfinite(share) else ""

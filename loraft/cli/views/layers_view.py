@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.text_tables import as_bytes, as_count, as_measure, as_share, as_span, facts, text_table
+from loraft.cli.text_tables import as_bytes, as_count, as_measure, as_share, as_span, bar, facts, text_table
 
 Document = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def _moves(title: str, adapter: Document, *, every: bool) -> Iterator[Renderable
     most = max((layer[by] or 0 for layer in adapter["layers"]), default=0)
     words = "layers" if every else f"the {len(layers)} layers that moved most, of {len(adapter['layers'])}"
     rows = [
-        (_layer_name(layer), as_measure(layer["norm"]), _share(layer["relative"]), _bar(layer[by], most))
+        (_layer(layer), as_measure(layer["norm"]), _share(layer["relative"]), bar(layer[by], most, WIDE))
         for layer in layers
     ]
     if rows:
@@ -137,18 +137,14 @@ def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
     if len(layers) > MOST_ROWS and not every:
         layers = sorted(layers, key=lambda layer: layer["cosine"] or 0)[:MOST_ROWS]
         words = f"the {MOST_ROWS} layers that are least alike, of {len(likeness['layers'])}"
-    rows = [(_layer_name(layer), _cosine(layer["cosine"])) for layer in layers]
+    rows = [(_layer(layer), _cosine(layer["cosine"])) for layer in layers]
     yield text_table(f"{title}: {words}", ("layer", ">cosine"), rows)
     if every:
         modules = [(module["path"], _cosine(module["cosine"])) for module in likeness["modules"]]
         yield text_table(f"{title}: by module", ("module", ">cosine"), modules)
 
 
-def _layer_name(row: Document) -> str:
-    return _layer(row, several=True)
-
-
-def _layer(row: Document, *, several: bool) -> str:
+def _layer(row: Document, *, several: bool = True) -> str:
     """A layer's number, with its stack where there are several."""
     return f"{row['stack']} {row['index']}" if several else str(row["index"])
 
@@ -179,10 +175,6 @@ def _share(value: float | None) -> str:
 
 def _cosine(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
-
-
-def _bar(part: float | None, whole: float) -> str:
-    return "━" * max(1, round(20 * part / whole)) if part and whole else ""
 
 
 def _model(document: Document) -> dict[str, object]:
