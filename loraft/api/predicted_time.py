@@ -87,8 +87,19 @@ def predicted_time(plan: RunPlan) -> tuple[dict[str, Any] | None, str | None]:
 
 def rated_gpu(plan: RunPlan) -> tuple[Gpu | None, str | None]:
     """The GPU whose rates a time can be told by, or why none can."""
-    why = _not_predicted(plan)
-    return (plan.placement.gpu, None) if why is None else (None, why)
+    gpu, dtype = plan.placement.gpu, plan.placement.dtype
+    if plan.placement.device != "cuda":
+        return None, "no rate is known of a CPU, where `measure=5` takes five steps"
+    if gpu is None:
+        return None, "which GPU it is, or its rates, are not known; `gpu_name` plans for one that is"
+    reasons = {
+        "rates are known of products in 16 bits, and model.dtype is float32": dtype == torch.float32,
+        "this GPU multiplies float16 and no bfloat16": dtype == torch.bfloat16 and not gpu.bfloat16,
+        "model.stream_layers waits for main memory, at a rate that is not known": plan.config.model.stream_layers,
+        "how many experts of a mixture take a token is not counted": plan.shape.family.experts is not None,
+    }
+    why = next((why for why, is_so in reasons.items() if is_so), None)
+    return (gpu, None) if why is None else (None, why)
 
 
 def _range(least: float, most: float) -> dict[str, float]:
@@ -98,22 +109,6 @@ def _range(least: float, most: float) -> dict[str, float]:
 def two_figures(number: float) -> float:
     """A number to two figures: what is predicted is no better than that."""
     return float(f"{number:.2g}")
-
-
-def _not_predicted(plan: RunPlan) -> str | None:
-    """Why no time is predicted; None where one is."""
-    gpu, dtype = plan.placement.gpu, plan.placement.dtype
-    if plan.placement.device != "cuda":
-        return "no rate is known of a CPU, where `measure=5` takes five steps"
-    if gpu is None:
-        return "which GPU it is, or its rates, are not known; `gpu_name` plans for one that is"
-    reasons = {
-        "rates are known of products in 16 bits, and model.dtype is float32": dtype == torch.float32,
-        "this GPU multiplies float16 and no bfloat16": dtype == torch.bfloat16 and not gpu.bfloat16,
-        "model.stream_layers waits for main memory, at a rate that is not known": plan.config.model.stream_layers,
-        "how many experts of a mixture take a token is not counted": plan.shape.family.experts is not None,
-    }
-    return next((why for why, is_so in reasons.items() if is_so), None)
 
 
 def work_of_a_step(plan: RunPlan) -> tuple[float, StepWork]:

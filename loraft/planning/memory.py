@@ -146,16 +146,6 @@ def predict(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> MemoryPlan
     )
 
 
-def _logit_bytes(sizes: TrainingSizes) -> int:
-    """The bytes of one logit of a chunk, with its gradient.
-
-    A frozen head's logits become their own gradient, on a CPU a few rows at a time, on CUDA by way of a float32 copy.
-    """
-    if sizes.head_trained:
-        return 8 + 2 * sizes.dtype_bytes
-    return sizes.dtype_bytes + (4 if sizes.device == "cuda" else 0)
-
-
 def _cast_weights(sizes: TrainingSizes) -> int:
     """The 16-bit copies of float32 weights that autocast keeps for a forward pass, where all are trained."""
     return sizes.dtype_bytes * sizes.trainable_parameters if sizes.whole_model and sizes.dtype_bytes < 4 else 0
@@ -206,8 +196,14 @@ def _on_cuda(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> tuple[int
 
 
 def _chunk_bytes(sizes: TrainingSizes) -> int:
-    """The logits of one chunk, and their gradient."""
-    return min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * _logit_bytes(sizes)
+    """The logits of one chunk, and their gradient.
+
+    A frozen head's logits become their own gradient, on a CPU a few rows at a time, on CUDA by way of a float32 copy.
+    """
+    a_logit = sizes.dtype_bytes + (4 if sizes.device == "cuda" else 0)
+    if sizes.head_trained:
+        a_logit = 8 + 2 * sizes.dtype_bytes
+    return min(sizes.batch_targets, sizes.chunk_targets) * sizes.vocabulary * a_logit
 
 
 def _kept(stack: StackSizes, sizes: TrainingSizes, *, checkpointing: Checkpointing) -> int:
@@ -280,14 +276,13 @@ def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
     placement, there = known.placement, known.placement.available_bytes
     paged = memory.optimizer if KINDS[known.config.training.optim].pages and placement.device == "cuda" else 0
     least = memory.peak_bytes - paged
-    if least <= there:
-        return _too_large_for_the_host(memory, main_memory()[1]) if not placement.stated else None
-    return f"the run needs about {least / 1e9:.1f} GB and {placement.device_name} has {there / 1e9:.1f} GB available"
-
-
-def _too_large_for_the_host(memory: MemoryPlan, available: int) -> str | None:
-    kept = f"the run keeps about {memory.host_bytes / 1e9:.1f} GB in main memory"
-    return f"{kept}, and {available / 1e9:.1f} GB of that are available" if memory.host_bytes > available else None
+    if least > there:
+        needed = f"the run needs about {least / 1e9:.1f} GB"
+        return f"{needed} and {placement.device_name} has {there / 1e9:.1f} GB available"
+    kept, available = memory.host_bytes, main_memory()[1]
+    if placement.stated or kept <= available:
+        return None
+    return f"the run keeps about {kept / 1e9:.1f} GB in main memory, and {available / 1e9:.1f} GB of that are available"
 
 
 def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> TrainingSizes:

@@ -13,6 +13,7 @@ import torch
 
 from loraft.adapters.effect import begins_as_the_base
 from loraft.adapters.model_card import shown
+from loraft.config.change_config import with_values
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.dataset.sampler import BatchSampler, batch_sampler, chunks, fills, uses_packing
@@ -166,8 +167,7 @@ def _on_its_device(known: KnownRun, ranks: Ranks) -> KnownRun:
         notes.append("model.stream_layers changes nothing on a CPU: the layers are in main memory as it is")
     if config.training.gradient_checkpointing == "offload":
         notes.append("training.gradient_checkpointing offload is true on a CPU: all that is kept is in main memory")
-        training = config.training.model_copy(update={"gradient_checkpointing": True})
-        config = config.model_copy(update={"training": training})
+        config = with_values(config, {"training.gradient_checkpointing": True})
     return replace(known, config=config, notes=tuple(notes))
 
 

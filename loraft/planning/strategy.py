@@ -89,16 +89,19 @@ class Parts:
         trained beside frozen weights lies in the layers.
         """
         in_layers = sum(self.layers) + (0 if trained >= self.weights else trained)
-        outside = max(0, self.weights - self.constants - sum(self.layers))
-        gathered = outside + (2 if self.settings.reshard else 1) * in_layers
+        gathered = self.outside + (2 if self.settings.reshard else 1) * in_layers
         return Exchange(batches * gathered, batches * trained, copied=self.settings.hybrid_shard)
+
+    @property
+    def outside(self) -> int:
+        """The bytes outside of the layers that are in parts."""
+        return max(0, self.weights - self.constants - sum(self.layers))
 
     @property
     def gathered(self) -> int:
         """The bytes that are whole while it computes: what is outside of the layers, and layers."""
         largest = sorted(self.layers, reverse=True)
-        outside = max(0, self.weights - self.constants - sum(self.layers))
-        return outside + sum(largest[:GATHERED] if self.settings.reshard else largest)
+        return self.outside + sum(largest[:GATHERED] if self.settings.reshard else largest)
 
     def of(self, plan: MemoryPlan) -> MemoryPlan:
         """The memory of a rank, where that of one that holds everything is known.
@@ -149,10 +152,11 @@ def spread(
         whole, notes = with_optim(known, SMALLER), (PAGED,)
         memory, saving = plan(whole)
     strategy = choose_strategy(known, ranks, fits=too_large(whole, memory) is None)
-    if strategy != "fsdp2" or ranks.world == 1:
-        return with_strategy(whole, strategy), memory, saving, (*notes, *strategy_notes(known, strategy, ranks, memory))
-    of_rank, saving = plan(known, held=parts_of(known, plan(known)[0], ranks).of)
-    return with_strategy(known, strategy), of_rank, saving, strategy_notes(known, strategy, ranks, of_rank)
+    if strategy == "fsdp2" and ranks.world > 1:
+        whole, notes = known, ()
+        memory, saving = plan(known, held=parts_of(known, plan(known)[0], ranks).of)
+    decided = replace(whole, config=with_values(whole.config, {KEY: strategy}))
+    return decided, memory, saving, (*notes, *strategy_notes(known, strategy, ranks, memory))
 
 
 def pages_instead(known: KnownRun, memory: MemoryPlan) -> bool:
@@ -190,11 +194,6 @@ def choose_strategy(known: KnownRun, ranks: Ranks, *, fits: bool) -> Strategy:
     if found and asked == "fsdp2":
         raise ConfigError.several(found)
     return "ddp" if found else "fsdp2"
-
-
-def with_strategy(known: KnownRun, strategy: Strategy) -> KnownRun:
-    """The same run, decided."""
-    return replace(known, config=with_values(known.config, {"distributed.strategy": strategy}))
 
 
 def strategy_notes(known: KnownRun, strategy: Strategy, ranks: Ranks, memory: MemoryPlan) -> tuple[str, ...]:
