@@ -19,14 +19,14 @@ from loraft.cli.console import is_unicode, print_either, print_json, print_note,
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.text_tables import document
 from loraft.cli.views.progress import watching
-from loraft.cli.views.trace_view import render_trace, visible
+from loraft.cli.views.trace_view import render_trace, speed_words, visible
 from loraft.errors import InvalidInputError
 from loraft.figures import counted
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
     from loraft.inference.batch_generate import AdapterComparison
-    from loraft.inference.completion import CacheComparison, Completion, Finish, Speed
+    from loraft.inference.completion import CacheComparison, Completion, Finish
 
 
 LOADING = "loading libraries"
@@ -79,7 +79,7 @@ def _answer_several(
     with watching() as view:
         answers = complete(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
     if as_json:
-        print_json([asdict(answer) for answer in answers])
+        print_json(answers)
         return
     shown = printable if sys.stdout.isatty() else str
     texts = (f"> {prompt}\n{answer.completion}\n" for prompt, answer in zip(prompts, answers, strict=True))
@@ -128,8 +128,8 @@ def _answer_compared(
 
     with watching() as view:
         compared = compare(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
-    told = [asdict(each) for each in compared]
-    print_either(told if len(told) > 1 else told[0], map(_side_by_side, compared), as_json=as_json)
+    told = compared if len(compared) > 1 else compared[0]
+    print_either(told, map(_side_by_side, compared), as_json=as_json)
 
 
 def _side_by_side(compared: AdapterComparison) -> RenderableType:
@@ -260,7 +260,7 @@ def _write(pieces: Iterable[str], answers: TextIO) -> None:
 
 def _tell_end(completion: Completion, ending: Finish | None) -> None:
     """How many tokens, how fast, and why there are no more."""
-    told = [counted(len(completion.token_ids), "token"), _speed(completion)]
+    told = [counted(len(completion.token_ids), "token"), speed_words(completion)]
     if ending is not None:
         ends = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}
         told.append(ends.get(ending.by) or f"ended at the stop text {printable(repr(ending.text))}")
@@ -268,8 +268,8 @@ def _tell_end(completion: Completion, ending: Finish | None) -> None:
 
 
 def _tell_comparison(compared: CacheComparison) -> None:
-    say(("without the KV cache ", "dim"), _speed(compared.without_cache))
-    say(("with it              ", "dim"), _speed(compared.with_cache))
+    say(("without the KV cache ", "dim"), speed_words(compared.without_cache))
+    say(("with it              ", "dim"), speed_words(compared.with_cache))
     if (apart := compared.first_difference) is None:
         say(("the same tokens both ways", "green"))
         return
@@ -278,8 +278,3 @@ def _tell_comparison(compared: CacheComparison) -> None:
     )
     say((f"the answers part at token {apart.index}: {one} without the cache, {other} with it", "yellow"))
     say(("  the two ways round differently, and likely tokens lie close together; in float32 they agree", "dim"))
-
-
-def _speed(speed: Speed | Completion) -> str:
-    rate = speed.decode_tokens_per_second
-    return f"prompt read in {speed.prefill_ms:.0f} ms" + (f" · {rate:.1f} tokens/s" if rate is not None else "")

@@ -24,7 +24,7 @@ from loraft.cli.views.inside_view import activations_view, gradients_view
 from loraft.cli.views.layers_view import SECTIONS as OF_LAYERS
 from loraft.cli.views.layers_view import layers_view
 from loraft.cli.views.trace_view import SECTIONS as OF_TRACE
-from loraft.cli.views.trace_view import render_trace
+from loraft.cli.views.trace_view import render_trace, speed_words
 from loraft.cli.views.written_view import merge_view
 from loraft.tour.screens import Document, Fact, Part, Shown
 
@@ -149,7 +149,7 @@ def _answer(document: Document, only: Sequence[str]) -> Iterator[RenderableType]
     """An answer with its trace, where there is one, and the two ways beside each other, where both were gone."""
     from pydantic import TypeAdapter
 
-    from loraft.inference.completion import Completion
+    from loraft.inference.completion import CacheComparison, Completion
     from loraft.inference.tracer import Trace
 
     completion = TypeAdapter(Completion).validate_python(document)
@@ -159,16 +159,11 @@ def _answer(document: Document, only: Sequence[str]) -> Iterator[RenderableType]
     else:
         yield Text(printable(completion.completion))
     if "no_kv_cache" in document:
-        both = document["no_kv_cache"]
-        rates = {"without the KV cache": both["without_cache"], "with it": both["with_cache"]}
-        same = "the same, token for token" if both["same_tokens"] else "not the same: the two ways round differently"
+        both = TypeAdapter(CacheComparison).validate_python(document["no_kv_cache"])
+        rates = {"without the KV cache": speed_words(both.without_cache), "with it": speed_words(both.with_cache)}
+        same = "the same, token for token" if both.same_tokens else "not the same: the two ways round differently"
         yield Text()
-        yield facts("speed", {**{key: _speed(rate) for key, rate in rates.items()}, "the answers": same})
-
-
-def _speed(rate: Mapping[str, float | None]) -> str:
-    then = rate["decode_tokens_per_second"]
-    return f"prompt read in {rate['prefill_ms']:.0f} ms" + ("" if then is None else f" · {then:.1f} tokens/s")
+        yield facts("speed", {**rates, "the answers": same})
 
 
 def _with_texts(trace: Document) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from loraft.cli.console import printable
 from loraft.cli.text_tables import as_bytes, as_count, titled
 
 if TYPE_CHECKING:
-    from loraft.inference.completion import Completion
+    from loraft.inference.completion import Completion, Speed
     from loraft.inference.tracer import Candidate, Step, Trace
 
 SEEN = {" ": "␣", "\n": "⏎", "\t": "⇥"}
@@ -34,6 +34,12 @@ def visible(text: str) -> str:
     """A piece with its spaces and line ends to be seen: `␣the`, `⏎`, rarer blanks by their number."""
     seen = (SEEN.get(sign) or (f"<U+{ord(sign):04X}>" if sign.isspace() else sign) for sign in text)
     return printable("".join(seen)) or "∅"
+
+
+def speed_words(speed: Speed | Completion) -> str:
+    """How fast the prompt was read, and the answer written."""
+    rate = speed.decode_tokens_per_second
+    return f"prompt read in {speed.prefill_ms:.0f} ms" + (f" · {rate:.1f} tokens/s" if rate is not None else "")
 
 
 def render_trace(trace: Trace, completion: Completion, only: Container[str] = SECTIONS) -> Iterator[RenderableType]:
