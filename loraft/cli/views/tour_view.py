@@ -116,7 +116,8 @@ def output_view(shown: Shown, document: Any) -> Iterator[RenderableType]:
     elif name == "merge":
         yield from merge_view(document)
     else:
-        yield from sections_of(dict(_chosen(document, shown.only)), rest="run")
+        only = shown.only or document
+        yield from sections_of({key: part for key, part in document.items() if key in only}, rest="run")
 
 
 def _baseline(document: Document, only: Sequence[str]) -> Iterator[RenderableType]:
@@ -125,15 +126,6 @@ def _baseline(document: Document, only: Sequence[str]) -> Iterator[RenderableTyp
     from loraft.baselines.baseline_report import BaselineReport
 
     return baseline_view(TypeAdapter(BaselineReport).validate_python(document), only)
-
-
-def _chosen(document: Document, only: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """The sections that are shown; without an adapter its memory is none of them."""
-    has_adapter = document.get("adapter", {}).get("method") != "full"
-    for name, part in document.items():
-        if not only or name in only:
-            bare = name == "memory" and not has_adapter
-            yield name, {key: size for key, size in part.items() if key != "adapter"} if bare else part
 
 
 def _problems(document: Document) -> Iterator[str]:
