@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -18,7 +19,8 @@ from loraft.cli.console import print_result, printable
 from loraft.cli.wording import in_options
 from loraft.config.choices import TaskName
 
-Document = Mapping[str, object]
+Document = Mapping[str, Any]
+"""What a command prints with `--json`, or a part of it."""
 NUMBERS = ">"
 """Begins the heading of a column of numbers, which stand to the right."""
 

@@ -5,16 +5,14 @@ It draws what `--json` prints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.text_tables import as_bytes, as_count, as_measure, as_rate, as_share, facts, text_table
+from loraft.cli.text_tables import Document, as_bytes, as_count, as_measure, as_rate, as_share, facts, text_table
 from loraft.cli.views.plots import COLOURS, INK, dress, picture
 
-Document = Mapping[str, Any]
 Cell = Callable[[Document], str]
 
 PARTS = ("runtime", "weights", "adapter", "gradients", "optimizer", "activations")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from statistics import fmean
-from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.text_tables import as_count, as_measure, as_share, bar, facts, text_table
+from loraft.cli.text_tables import Document, as_count, as_measure, as_share, bar, facts, text_table
 from loraft.figures import counted
 
-Document = Mapping[str, Any]
 WIDE = 20
 MOST_HEADS = 6
 """Of each kind, where not every head is asked for."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraft.cli.text_tables import Document
 from loraft.cli.views.inside_view import MUCH
 from loraft.cli.views.plots import COLOURS, dress, picture
 
-Document = Mapping[str, Any]
 EMPTY = "#eeeeee"
 """Where there is nothing to show."""
 MOST_TICKS = 16

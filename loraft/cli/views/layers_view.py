@@ -5,13 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from rich.console import RenderableType
 
-from loraft.cli.text_tables import as_bytes, as_count, as_measure, as_share, as_span, bar, facts, text_table
-
-Document = Mapping[str, Any]
+from loraft.cli.text_tables import Document, as_bytes, as_count, as_measure, as_share, as_span, bar, facts, text_table
 
 WIDE = 20
 """The label column of the sections, so that all of them line up."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from loraft.cli.text_tables import facts
+from loraft.cli.text_tables import Document, facts
 
 WIDE = 30
 """The label column, so that both sections line up."""
 
 
-def merge_view(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+def merge_view(report: Document) -> Iterator[RenderableType]:
     """The merged model, and how far it is from the adapted one, where that was measured."""
     merged = {
         "out": report["out"],
@@ -43,7 +42,7 @@ def merge_view(report: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield facts("verified", measured, label_width=WIDE)
 
 
-def export_view(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+def export_view(report: Document) -> Iterator[RenderableType]:
     """The file, and the command that uses it."""
     folded = [f"{each['name']} × {each['weight']:g}" for each in report["adapters"]]
     types = ", ".join(f"{count} in {kind}" for kind, count in report["types"].items())
@@ -62,7 +61,7 @@ def export_view(report: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text(f"Try it:  {_command(report)}")
 
 
-def _command(report: Mapping[str, Any]) -> str:
+def _command(report: Document) -> str:
     if report["holds"] == "adapter":
         return f"llama-cli -m BASE.gguf --lora {report['out']}"
     if report["modelfile"]:
