@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -173,14 +174,14 @@ def as_rank() -> Iterator[RankEnvironment]:
         file = Path(folder) / f"{place.rank}.error"
         file.unlink(missing_ok=True)
         file.with_suffix(".pid").write_text(str(os.getpid()))
-    with _muted(place.rank > 0) as speak:
-        try:
-            yield place
-        except (Exception, KeyboardInterrupt) as error:
-            if folder is None or not isinstance(error, LoraftError | KeyboardInterrupt):
-                _tell_once(error, place, speak)
-                raise
-            raise typer.Exit(_left_behind(error, file, place)) from None
+    speak = _mute() if place.rank > 0 else lambda: None
+    try:
+        yield place
+    except (Exception, KeyboardInterrupt) as error:
+        if folder is None or not isinstance(error, LoraftError | KeyboardInterrupt):
+            _tell_once(error, place, speak)
+            raise
+        raise typer.Exit(_left_behind(error, file, place)) from None
 
 
 def _left_behind(error: LoraftError | KeyboardInterrupt, file: Path, place: RankEnvironment) -> int:
@@ -195,7 +196,7 @@ def _left_behind(error: LoraftError | KeyboardInterrupt, file: Path, place: Rank
     return 0 if place.world == 1 or getattr(error, "told_by_main", False) else 3
 
 
-def _tell_once(error: BaseException, place: RankEnvironment, speak: Callable[[], None]) -> None:
+def _tell_once(error: BaseException, place: RankEnvironment, speak: Callable[[], object]) -> None:
     """Speak, where nobody else tells the same; else let the first one tell it.
 
     As soon as one has ended, what started them asks the others to stop: for one that still speaks this is late.
@@ -228,18 +229,10 @@ def _end_others(folder: Path) -> None:
                 other.kill()
 
 
-@contextmanager
-def _muted(is_so: bool) -> Iterator[Callable[[], None]]:
+def _mute() -> Callable[[], object]:
     """Send what this process says nowhere; what is given lets it speak on standard error again."""
-    if not is_so:
-        yield lambda: None
-        return
     kept = os.dup(2)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         forget(stream)
-
-    def speak() -> None:
-        os.dup2(kept, 2)
-
-    yield speak
+    return partial(os.dup2, kept, 2)
