@@ -90,10 +90,6 @@ class _State:
     steps: int = 0
     trials: list[Trial] = field(default_factory=list)
 
-    def find(self, changes: Changes, steps: int) -> Trial | None:
-        """The trial of these values and steps, where it was made."""
-        return next((each for each in self.trials if each.changes == changes and each.steps == steps), None)
-
 
 @as_trusted
 def tune(
@@ -244,14 +240,14 @@ class _Trials:
 
     def trial(self, changes: Changes, steps: int, total: int) -> Trial:
         """The trial of these values, made now or before."""
-        found = self.state.find(changes, steps)
+        trials = self.state.trials
+        found = next((each for each in trials if each.changes == changes and each.steps == steps), None)
         if found is None:
-            run = self.folder / f"trial-{len(self.state.trials) + 1:02}"
-            found = self._made(changes, steps, run)
-            self.state.trials.append(found)
+            found = self._made(changes, steps, self.folder / f"trial-{len(trials) + 1:02}")
+            trials.append(found)
             self.save()
             self.observer(Note(_sentence(found)))
-        self.observer(Progress("trials", len(self.state.trials), total))
+        self.observer(Progress("trials", len(trials), total))
         return found
 
     def _made(self, changes: Changes, steps: int, run: Path) -> Trial:

@@ -135,7 +135,7 @@ def print_document(sections: Document, *, rest: str) -> None:
 def document(sections: Document, *, rest: str) -> Iterator[RenderableType]:
     """Each mapping a titled section, each list of mappings a table, and what else there is under the title `rest`."""
     flat = {key: value for key, value in sections.items() if not isinstance(value, Mapping) and not _is_records(value)}
-    whole: dict[str, object] = {key: value for key, value in sections.items() if key not in flat}
+    whole = {key: value for key, value in sections.items() if key not in flat}
     if flat:
         whole[rest] = flat
     keys = [key for part in whole.values() if isinstance(part, Mapping) for key in part]
@@ -143,7 +143,7 @@ def document(sections: Document, *, rest: str) -> Iterator[RenderableType]:
     for title, part in whole.items():
         if isinstance(part, Mapping):
             yield from _section(title, part, width)
-        elif isinstance(part, Sequence):
+        else:
             yield records(label(title), part)
 
 
@@ -151,8 +151,7 @@ def _section(title: str, part: Document, width: int) -> Iterator[RenderableType]
     inner = {key: value for key, value in part.items() if _is_records(value)}
     yield facts(label(title), {key: value for key, value in part.items() if key not in inner}, label_width=width)
     for key, rows in inner.items():
-        if isinstance(rows, Sequence):
-            yield records(f"{label(title)}: {label(key)}", rows)
+        yield records(f"{label(title)}: {label(key)}", rows)
 
 
 def titled(title: str, body: RenderableType, *, indent: int = 0) -> RenderableType:
