@@ -93,7 +93,8 @@ class GradientReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON shows it."""
         document = asdict(self)
-        return {**{key: document[key] for key in document if key != "gradients"}, **document["gradients"]}
+        gradients: dict[str, Any] = document.pop("gradients")
+        return document | gradients
 
 
 @as_trusted

@@ -139,7 +139,6 @@ def _saving_notes(asked: TrainingSection, saving: Saving) -> Iterator[str]:
 
 
 def _require_tiles(known: KnownRun) -> None:
-    """Refuse tiles that are asked for and cannot be."""
     if known.config.training.tiled_mlp is True and not known.shape.feed_forward:
         why = f"no feed-forward part of type {known.shape.family.model_type} is known to compute token by token alone"
         raise ConfigError(why, key="training.tiled_mlp", remedy="write auto")
@@ -192,7 +191,6 @@ def _packed(known: KnownRun) -> bool:
 
 
 def _layout(known: KnownRun, *, packed: bool) -> BatchLayout:
-    """How the rows of a batch are laid."""
     in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
     pad_id = known.data.renderer.tokenizer.pad_token_id
     return BatchLayout(

@@ -60,7 +60,6 @@ def tune(given: ConfigOptions, tried: TuneOptions, as_json: JsonOption = False) 
 
 
 def _row(trial: Mapping[str, object]) -> dict[str, object]:
-    """A trial as a line of the table."""
     changes = trial["changes"]
     assert isinstance(changes, Mapping)
     values = {key.rpartition(".")[2]: value for key, value in changes.items()}
