@@ -5,21 +5,6 @@ from __future__ import annotations
 from loraft.tour.screens import Document, Fact, Part, Screen, Shown
 
 
-def _weights(qlora: Document, single: Document, lora: Document, *_: Document) -> str:
-    return (
-        f"weights by prediction: {qlora['memory']['weights']:,} bytes, {single['memory']['weights']:,} without double "
-        f"quantization, {lora['memory']['weights']:,} in {lora['model']['dtype']}"
-    )
-
-
-def _frozen(qlora: Document, *_: Document) -> str:
-    model = qlora["model"]
-    return (
-        f"{model['quantized_parameters']:,} of {model['parameters']:,} parameters in 4 bits; not quantised: "
-        f"{model['not_quantized']}; trained: {qlora['adapter']['trainable_parameters']:,} beside them"
-    )
-
-
 def _counted(*documents: Document) -> str:
     large = documents[3:]
     return "weights alone, counted from the config: " + "; ".join(
@@ -61,13 +46,6 @@ def _peaks(costs: Document, _: Document) -> str:
     )
 
 
-def _merges(_: Document, dequantized: Document, original: Document) -> str:
-    return (
-        f"KL between what was trained and what was merged: {dequantized['kl_adapted_merged']:.1e} into the base as "
-        f"training saw it, {original['kl_adapted_merged']:.1e} into the original one"
-    )
-
-
 QLORA = Part(
     "QLoRA",
     (
@@ -87,12 +65,15 @@ QLORA = Part(
                     "double quantization stores the weights smaller",
                     "it quantises the block constants (one float32 for 64 weights, to 8 bits in blocks of 256): 0.5 → "
                     "0.127 bit a parameter, about 3 GB at 65B",
-                    _weights,
+                    "weights by prediction: {0[memory][weights]:,} bytes, {1[memory][weights]:,} without double "
+                    "quantization, {2[memory][weights]:,} in {2[model][dtype]}".format,
                 ),
                 Fact(
                     "the quantised model stays mostly frozen",
                     "wholly; embeddings, norms and head are not quantised",
-                    _frozen,
+                    "{0[model][quantized_parameters]:,} of {0[model][parameters]:,} parameters in 4 bits; not "
+                    "quantised: {0[model][not_quantized]}; trained: {0[adapter][trainable_parameters]:,} beside "
+                    "them".format,
                 ),
                 Fact(
                     "13B, 33B, 65B on a consumer GPU",
@@ -134,7 +115,14 @@ QLORA = Part(
                 Shown("merge qlora-run merged --dtype bfloat16 --overwrite"),
                 Shown("merge qlora-run merged --base original --dtype bfloat16 --overwrite"),
             ),
-            (Fact("", "a QLoRA adapter merged into the 16-bit base is not the model that was trained", _merges),),
+            (
+                Fact(
+                    "",
+                    "a QLoRA adapter merged into the 16-bit base is not the model that was trained",
+                    "KL between what was trained and what was merged: {1[kl_adapted_merged]:.1e} into the base as "
+                    "training saw it, {2[kl_adapted_merged]:.1e} into the original one".format,
+                ),
+            ),
         ),
     ),
 )

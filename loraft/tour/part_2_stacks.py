@@ -15,10 +15,6 @@ def _vectors(answer: Document) -> str:
     return f"{read}; step 0 looked most at {', step 1 at '.join(looks)}"
 
 
-def _start(answer: Document) -> str:
-    return f"the decoder was fed token {answer['trace']['steps'][0]['fed'][0]} first, which its config names as start"
-
-
 def _same_answer(_: Document, answer: Document) -> str:
     same = answer["no_kv_cache"]["same_tokens"]
     if not same:
@@ -44,7 +40,7 @@ STACKS = Part(
                 Fact(
                     "GPT, BERT and LLaMA generate text",
                     "BERT is an encoder trained by filling masks; it does not generate token by token",
-                    lambda refusal, _: f"refused: {refusal['problems'][0]['message']}",
+                    "refused: {0[problems][0][message]}".format,
                 ),
                 Fact(
                     "translation needs an encoder–decoder",
@@ -72,7 +68,8 @@ STACKS = Part(
                 Fact(
                     "translation needs an encoder–decoder",
                     "T5 and Marian begin from a start token, mBART and NLLB from a language token",
-                    _start,
+                    "the decoder was fed token {0[trace][steps][0][fed][0]} first, which its config names as "
+                    "start".format,
                 ),
             ),
         ),

@@ -15,14 +15,6 @@ def _rank_8(queries_and_values: Document, _: Document) -> str:
     )
 
 
-def _targets(queries_and_values: Document, every: Document) -> str:
-    few, all_of_them = queries_and_values["lora"], every["lora"]
-    return (
-        f"q and v: {few['modules']} modules, {few['parameters']:,} parameters; "
-        f"all linear layers: {all_of_them['modules']} modules, {all_of_them['parameters']:,}"
-    )
-
-
 def _update(begun: Document, _: Document, report: Document) -> str:
     adapter, idle = report["adapters"][0], begun["gradients"]["idle"]
     kinds = ", ".join(sorted({"A" if ".lora_A." in name else "B" for name in idle}))
@@ -42,13 +34,6 @@ def _moved(_begun: Document, _: Document, report: Document) -> str:
 def _held(_begun: Document, _: Document, report: Document) -> str:
     adapter = report["adapters"][0]
     return f"this one holds {adapter['parameters']:,} numbers in {', '.join(adapter['dtypes'])}"
-
-
-def _merged(report: Document) -> str:
-    return (
-        f"{report['changed_tensors']} tensors rewritten; adapted and merged models differ by KL "
-        f"{report['kl_adapted_merged']:.1e} in {report['dtype']}, adapted and base by {report['kl_adapted_base']:.1e}"
-    )
 
 
 LORA = Part(
@@ -72,7 +57,8 @@ LORA = Part(
                     "q and v are the usual targets",
                     "in the 2021 paper; all linear layers, the MLP above all, is today's default and better at equal "
                     "parameters",
-                    _targets,
+                    "q and v: {0[lora][modules]} modules, {0[lora][parameters]:,} parameters; all linear layers: "
+                    "{1[lora][modules]} modules, {1[lora][parameters]:,}".format,
                 ),
             ),
         ),
@@ -111,7 +97,8 @@ LORA = Part(
                 Fact(
                     "adapters are merged dynamically at inference",
                     "unmerged they are a parallel branch; merging is a separate step, lossy in 16 bits",
-                    _merged,
+                    "{0[changed_tensors]} tensors rewritten; adapted and merged models differ by KL "
+                    "{0[kl_adapted_merged]:.1e} in {0[dtype]}, adapted and base by {0[kl_adapted_base]:.1e}".format,
                 ),
             ),
         ),

@@ -29,7 +29,8 @@ class Fact:
 
     Attributes:
         said: Empty where tutorials leave it out.
-        measured: What the commands of the screen found of it, from their documents in order; it may be nothing.
+        measured: What the commands of the screen found of it, from their documents in order; it may be nothing. What
+            says values alone is the `format` of a text, in which `{0[key]}` is one of the first document.
     """
 
     said: str
