@@ -28,7 +28,7 @@ HEAVY = ("accelerate", "bitsandbytes", "datasets", "numpy", "peft", "torch", "tr
 DOORS = {
     "datasets": ("rows/raw_rows.py",),
     "matplotlib": ("cli/views/plots.py",),
-    "peft": ("adapters/", "merging/", "kernels/lora_linear.py", "kernels/trained_rows.py"),
+    "peft": ("adapters/", "merging/", "kernels/low_rank/", "kernels/trained_rows.py"),
     "rich": ("cli/",),
     "ruamel": ("config/",),
     "transformers.AutoModel": ("models/auto_model.py",),

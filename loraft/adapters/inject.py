@@ -38,8 +38,8 @@ from loraft.adapters.trained_biases import keep_biases
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
-from loraft.kernels.dora import norms_from_factors
-from loraft.kernels.lora_linear import patch_lora_linears, product_dtype
+from loraft.kernels.low_rank.dora import norms_from_factors
+from loraft.kernels.low_rank.lora_linear import patch_lora_linears, product_dtype
 from loraft.kernels.trained_rows import patch_trained_rows
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import LoadedModel

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from loraft.kernels.layer_stream import is_fed
-from loraft.kernels.lora_linear import modules_of_adapted_parameters
+from loraft.kernels.low_rank.lora_linear import modules_of_adapted_parameters
 
 Form = Literal["usual", "as_it_lies", "laid_out"]
 TRIED, TIMES = (4096, 1024), 12

@@ -16,7 +16,7 @@ from bitsandbytes.nn.modules import Linear8bitLt
 from torch import Tensor
 from torch.nn.functional import linear
 
-from loraft.kernels.lora_linear import product_dtype
+from loraft.kernels.low_rank.lora_linear import product_dtype
 
 LARGEST = 127
 """What the weight of the greatest size in a row is stored as."""

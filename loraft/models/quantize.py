@@ -23,8 +23,8 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
-from loraft.kernels.adapted_products import constants_of
-from loraft.kernels.lora_linear import product_dtype
+from loraft.kernels.low_rank.adapted_products import constants_of
+from loraft.kernels.low_rank.lora_linear import product_dtype
 from loraft.kernels.packed_experts import BLOCK, CONSTANTS_BLOCK, PackedExperts, hold, is_packable, let_go, pack
 from loraft.models.device import DTYPES, NO_FLOAT16, DeviceConfig
 from loraft.models.model_structure import stacks_experts

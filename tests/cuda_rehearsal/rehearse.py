@@ -37,7 +37,8 @@ from loraft.evaluation.open_model import RequestedModel
 from loraft.events import ignored
 from loraft.inference import engine
 from loraft.inference.requests import GenerationRequest
-from loraft.kernels import decoding_products, lora_linear, packed_attention, rms_norm
+from loraft.kernels import decoding_products, packed_attention, rms_norm
+from loraft.kernels.low_rank import lora_linear
 from loraft.models.registry import FAMILIES
 from loraft.training import loop, trainer
 from tests.cuda_rehearsal.cases import CASES, Case

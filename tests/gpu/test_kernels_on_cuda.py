@@ -18,7 +18,7 @@ from loraft.kernels.fused import row_trials, trials
 from loraft.kernels.fused.capped_rows import _blocks
 from loraft.kernels.fused.forms import fused_norm
 from loraft.kernels.fused.fuse import fuse_chosen
-from loraft.kernels.lora_linear import patch_lora_linears
+from loraft.kernels.low_rank.lora_linear import patch_lora_linears
 from loraft.kernels.packed_attention import attend_rows
 from loraft.kernels.rms_norm import cuda_norm, patch_rms_norm, plain_norm
 from loraft.merging.quantize_roundtrip import quantize_roundtrip

@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from loraft.kernels import cross_entropy, decoding_products, lora_linear, packed_attention, rms_norm
+from loraft.kernels import cross_entropy, decoding_products, packed_attention, rms_norm
+from loraft.kernels.low_rank import lora_linear
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.registry import FAMILIES
 from tests.tiny import tiny_model

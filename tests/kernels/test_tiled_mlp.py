@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from loraft.kernels.lora_linear import patch_lora_linears
+from loraft.kernels.low_rank.lora_linear import patch_lora_linears
 from loraft.kernels.tiled_mlp import tile_mlps
 from loraft.models.model_structure import family_in, feed_forward_parts
 from loraft.models.registry import FAMILIES

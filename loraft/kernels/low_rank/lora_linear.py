@@ -19,8 +19,8 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from loraft.kernels.adapted_products import adapted_products, in_4_bits
-from loraft.kernels.started_factor import factor_of
+from loraft.kernels.low_rank.adapted_products import adapted_products, in_4_bits
+from loraft.kernels.low_rank.started_factor import factor_of
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:

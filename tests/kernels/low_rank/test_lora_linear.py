@@ -13,9 +13,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from loraft.kernels import lora_linear
-from loraft.kernels.adapted_products import adapted_products
-from loraft.kernels.lora_linear import cpu_updated, cuda_updated, patch_lora_linears
+from loraft.kernels.low_rank import lora_linear
+from loraft.kernels.low_rank.adapted_products import adapted_products
+from loraft.kernels.low_rank.lora_linear import cpu_updated, cuda_updated, patch_lora_linears
 from loraft.models.registry import FAMILIES
 from loraft.planning.run_plan import plan_run
 from loraft.training.trainer import build_model

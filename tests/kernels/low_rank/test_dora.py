@@ -13,7 +13,7 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraft.kernels.dora import FactoredDora, norms_from_factors, row_norms, squared_rows
+from loraft.kernels.low_rank.dora import FactoredDora, norms_from_factors, row_norms, squared_rows
 from tests.tiny import tiny_model
 
 INPUTS, OUTPUTS = 96, 64

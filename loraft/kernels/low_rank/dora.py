@@ -15,7 +15,7 @@ from peft.utils.other import transpose
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from loraft.kernels.started_factor import factor_of
+from loraft.kernels.low_rank.started_factor import factor_of
 
 
 class FactoredDora(DoraLinearLayer):
