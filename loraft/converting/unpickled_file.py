@@ -66,7 +66,7 @@ def rewrite(source: Path, out: Path, ties: Mapping[str, str], progress: Callable
     kept = {name: tensor for name, tensor in tensors.items() if name not in tied}
     try:
         slots = in_order(slot_of(name, tensor) for name, tensor in kept.items())
-    except (StopIteration, RuntimeError):  # of a generator it is the latter
+    except KeyError:
         _refuse(source, "holds numbers of a type that loraft converts in no file")
     total, size = sum(slot.num_bytes for slot in slots), source.stat().st_size
     if total > MOST_GROWTH * size:

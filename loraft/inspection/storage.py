@@ -9,26 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraft.models.packed_weights import PackedHeader, weight_headers
-from loraft.models.safetensors_index import TensorHeader, header_of
+from loraft.models.safetensors_index import DTYPES, TensorHeader, header_of, mapped_tensor
 
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-         "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
-         "BOOL": "bool"}  # fmt: skip
-
+NAMES = {word: str(dtype).removeprefix("torch.") for word, dtype in DTYPES.items()}
+"""torch's names of dtypes by the words that safetensors has for them."""
 COMPUTED_IN = ("float64", "float32", "float16", "bfloat16")
 """The dtypes that products are made in, and keys and values kept in."""
 
 
 def bytes_of(dtype: str) -> float:
     """The bytes of a number, constants of quantized ones apart, whose bits their name ends with, such as nf4."""
-    known = getattr(torch, dtype, None) if dtype in NAMES.values() else None
+    known = next((DTYPES[word] for word, name in NAMES.items() if name == dtype), None)
     bits = re.search(r"\d+$", dtype)
-    return known.itemsize if isinstance(known, torch.dtype) else int(bits[0]) / 8 if bits else 4
+    return known.itemsize if known else int(bits[0]) / 8 if bits else 4
 
 
 def _word_for(header: TensorHeader) -> str:
@@ -61,9 +58,7 @@ class Storage:
             return None
         if isinstance(header, PackedHeader):
             return header.unpacked(torch.float32) if header.unpack is not None else None
-        with safe_open(header.file, framework="pt") as file:
-            read: Tensor = file.get_tensor(header.name)
-        return read
+        return mapped_tensor(header)
 
 
 def read_storage(folder: Path, model: PreTrainedModel) -> Storage:

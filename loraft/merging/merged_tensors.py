@@ -26,12 +26,11 @@ from loraft.merging.quantize_roundtrip import quantize_roundtrip
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import load_config
 from loraft.models.packed_weights import PackedHeader
-from loraft.models.safetensors_index import TORCH_DTYPES, Slot, TensorHeader, in_order, mapped_tensor
+from loraft.models.safetensors_index import TORCH_DTYPES, WORDS, Slot, TensorHeader, in_order, mapped_tensor
 from loraft.models.weight_names import Conversion
 
 BYTES_AT_ONCE = 4 << 20
 MOST_WORKERS = 8
-WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
 
 
 class MergedTensors:

@@ -36,10 +36,13 @@ TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 """The floating dtypes by the words that safetensors has for them."""
 WHOLE_NUMBERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "U8": torch.uint8, "BOOL": torch.bool}
 """The dtypes of whole numbers that models have, likewise."""
-ITEM_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+WORDS = {dtype: word for word, dtype in (TORCH_DTYPES | WHOLE_NUMBERS).items()}
+"""The words of the dtypes that are written."""
+DTYPES = TORCH_DTYPES | WHOLE_NUMBERS | {
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+"""The dtypes that are read."""
 ALIGNED_BYTES = 8
 
 RENAMED = {"lm_head.weight": "embed_out.weight"}
@@ -57,7 +60,7 @@ class Slot:
     @property
     def num_bytes(self) -> int:
         """What it takes in the file."""
-        return prod(self.shape) * ITEM_BYTES[self.dtype]
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
@@ -253,13 +256,12 @@ def mapped_tensor(header: TensorHeader) -> Tensor:
 
 def slot_of(name: str, tensor: Tensor) -> Slot:
     """The place for a tensor of that name."""
-    word = next(word for word, dtype in (TORCH_DTYPES | WHOLE_NUMBERS).items() if dtype == tensor.dtype)
-    return Slot(name, word, tuple(tensor.shape))
+    return Slot(name, WORDS[tensor.dtype], tuple(tensor.shape))
 
 
 def in_order(slots: Iterable[Slot]) -> list[Slot]:
     """The slots as a file has them: those of wide numbers first, so that every tensor begins where its dtype may."""
-    return sorted(slots, key=lambda slot: -ITEM_BYTES[slot.dtype])
+    return sorted(slots, key=lambda slot: -DTYPES[slot.dtype].itemsize)
 
 
 def write_shard(
