@@ -11,7 +11,7 @@ from loraft.config.sections import FROM_SINGULAR, LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.model_structure import stacks_experts
 from loraft.models.modules import is_within, matches, nearest
-from loraft.models.registry import ModelSpec
+from loraft.models.registry import ModelSpec, place_in
 
 KEY, WHOLE = "lora.target_parameters", "lora.modules_to_save"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -57,7 +57,7 @@ def with_experts(shapes: Shapes, family: ModelSpec, lora: LoraSection) -> LoraSe
     """
     if family.experts is None or not lora.experts or lora.target_modules not in ("all-linear", "mlp"):
         return lora
-    inside = (path_inside(name, family) for name, shape in shapes.items() if stacks_experts(name, shape))
+    inside = (place_in(family.stacks, name).inside for name, shape in shapes.items() if stacks_experts(name, shape))
     names = tuple(dict.fromkeys(name for name in inside if name and name not in family.unreached))
     adapted = f"and the experts of a {family.model_type} are adapted as parameters"
     remedy = "Write lora.experts: false, or leave this out."
@@ -71,11 +71,11 @@ def named_parameters(
     lora: LoraSection, shapes: Shapes, family: ModelSpec, layers: Mapping[str, Collection[int]], linear: Collection[str]
 ) -> tuple[list[str], list[Problem]]:
     """The parameters that `lora.target_parameters` means inside the chosen layers, and what is wrong with its names."""
-    inside = {(stack, layer) for stack, chosen_layers in layers.items() for layer in chosen_layers}
+    places = {name: place_in(family.stacks, name) for name in shapes}
     within = {
         name
-        for name in shapes
-        if layer_of(name, family) in inside and path_inside(name, family) not in family.unreached
+        for name, place in places.items()
+        if place.layer in layers.get(place.stack, ()) and place.inside not in family.unreached
     }
     chosen = [name for name in within if any(matches(name, wanted) for wanted in lora.target_parameters)]
     problems = [
@@ -84,31 +84,17 @@ def named_parameters(
     return sorted(chosen, key=list(shapes).index), problems
 
 
-def layer_of(name: str, family: ModelSpec) -> tuple[str, int]:
-    """The stack and the layer that a parameter lies in; -1 is outside of the layers."""
-    for stack, path in family.stacks.items():
-        if name.startswith(f"{path}."):
-            return stack, int(name.removeprefix(f"{path}.").partition(".")[0])
-    return "", -1
-
-
-def path_inside(name: str, family: ModelSpec) -> str:
-    """The path of a parameter inside its layer; empty outside of the layers."""
-    path = next((path for path in family.stacks.values() if name.startswith(f"{path}.")), None)
-    return "" if path is None else name.removeprefix(f"{path}.").partition(".")[2]
-
-
 def _problems(
     wanted: str, shapes: Shapes, within: Collection[str], linear: Collection[str], family: ModelSpec
 ) -> Iterator[Problem]:
     found = [name for name in shapes if matches(name, wanted)]
     if not found:
-        inside = sorted({path_inside(name, family) for name in within})
+        inside = sorted({place_in(family.stacks, name).inside for name in within})
         others = [name for name in inside if not any(matches(module, name.rpartition(".")[0]) for module in linear)]
         close = difflib.get_close_matches(wanted, others, n=3, cutoff=0.6)
         remedy = f"Did you mean {' or '.join(close)}?" if close else "Modules are named in lora.target_modules."
         yield Problem(f"no parameter is called {wanted}", None, KEY, remedy)
-    elif all(path_inside(name, family) in family.unreached for name in found):
+    elif all(place_in(family.stacks, name).inside in family.unreached for name in found):
         message = f"what the model gives does not come through {wanted}, so nothing would be learned there"
         yield Problem(message, None, KEY, "Leave it out.")
     elif not any(name in within for name in found):

@@ -46,7 +46,7 @@ from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import begin_at_mean, tables_of
 from loraft.models.modules import matches
 from loraft.models.quantize import in_few_bits, is_quantized
-from loraft.models.registry import ModelSpec
+from loraft.models.registry import ModelSpec, place_in
 from loraft.tasks import TASKS
 
 HARMLESS = (
@@ -285,10 +285,8 @@ def _portable_names(
     Short names can be read, and fit a model of another depth; full names are the last resort, where two stacks are
     adapted in different layers.
     """
-    stacks = [f"{path}." for path in family.stacks.values()]
     last = sorted({name.rpartition(".")[2] for name in targets.modules})
-    within = {name.removeprefix(stack) for name in targets.modules for stack in stacks if name.startswith(stack)}
-    inside = sorted({name.partition(".")[2] for name in within})
+    inside = sorted({place_in(family.stacks, name).inside for name in targets.modules})
     chosen = set(targets.modules)
     for names in (last, inside):
         meant = {name for name in everything if any(matches(name, short) for short in names)}

@@ -17,7 +17,6 @@ from loraft.adapters.extra_targets import (
     AdaptedWeight,
     Shapes,
     beyond_the_weights,
-    layer_of,
     named_parameters,
     not_trainable,
     trained_biases,
@@ -30,7 +29,7 @@ from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.model_structure import depths, sized_modules, stacks_experts, tables_of, tied_modules
 from loraft.models.modules import linear_modules, matches, nearest
-from loraft.models.registry import ModelSpec
+from loraft.models.registry import ModelSpec, place_in
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 KEY = "lora.target_modules"
@@ -192,7 +191,7 @@ def _counts(
 ) -> TargetModules:
     """What is adapted of linear modules, counted; the layers are those of parameters too."""
     sizes = {place: place.parameters(ranks[place.name], use_dora=lora.use_dora) for place in chosen}
-    found = {(each.stack, each.layer) for each in chosen} | {layer_of(name, family) for name in weights}
+    found = {(each.stack, each.layer) for each in chosen} | {place_in(family.stacks, name)[:2] for name in weights}
     by_stack = {stack: tuple(sorted(layer for owner, layer in found if owner == stack)) for stack in family.stacks}
     adapted = tuple(place.name for place in chosen)
     return TargetModules(
@@ -217,12 +216,10 @@ def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, ModuleCount]:
 
 def _places(linear: Mapping[str, tuple[int, int]], family: ModelSpec) -> Iterator[_Place]:
     """The linear modules inside the layers: neither the head nor anything else around the stack."""
-    prefixes = {stack: f"{path}." for stack, path in family.stacks.items()}
     for name, shape in linear.items():
-        for stack, prefix in prefixes.items():
-            if name.startswith(prefix):
-                index, _, inside = name.removeprefix(prefix).partition(".")
-                yield _Place(name, stack, int(index), inside, shape)
+        place = place_in(family.stacks, name)
+        if place.layer >= 0:
+            yield _Place(name, *place, shape)
 
 
 def _chosen(

@@ -19,6 +19,7 @@ from loraft.adapters.lora_factors import LoraFactors
 from loraft.adapters.metadata import AdapterTarget
 from loraft.inspection.layers import ModelTable
 from loraft.inspection.saved_tensors import SavedModule, saved_tensors
+from loraft.models.registry import place_in
 
 
 def singular_values(a: Tensor, b: Tensor) -> Tensor:
@@ -301,11 +302,8 @@ def _named(place: str, opened: AdapterReader, table: ModelTable | None) -> str:
 def _place(path: str, table: ModelTable | None) -> tuple[str, int | None, str]:
     """Stack, layer and name inside it."""
     if table is not None:
-        for stack in table.anatomy.stacks:
-            if path.startswith(f"{stack.path}."):
-                index, _, name = path.removeprefix(f"{stack.path}.").partition(".")
-                return stack.name, int(index), name
-        return "", None, path
+        place = place_in({stack.name: stack.path for stack in table.anatomy.stacks}, path)
+        return place if place.layer >= 0 else ("", None, path)
     match = PLACE.fullmatch(path)
     return (match["stack"], int(match["index"]), match["name"]) if match else ("", None, path)
 

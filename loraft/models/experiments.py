@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from loraft.models.hf_config import reason
 from loraft.models.model_structure import stacks_experts
 from loraft.models.modules import TextMark, linear_modules, mark_text
 from loraft.models.quantize import experts_in_4_bits
-from loraft.models.registry import ModelSpec
+from loraft.models.registry import ModelSpec, place_in
 from loraft.models.tiny_copy import ROW_LENGTHS, agree, not_on_text, random_row, tried
 
 PASSES = 2
@@ -42,7 +42,8 @@ def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tenso
         spec: Where it keeps its layers.
         given: What it reads, `[1, time]` each.
     """
-    inside, experts = dict(_inside_layers(model, spec)), dict(_stacked_experts(model, spec))
+    stacked = (name for name, weight in model.named_parameters() if stacks_experts(name, weight.shape))
+    inside, experts = _in_layers(linear_modules(model), spec), _in_layers(stacked, spec)
     changes: dict[str, list[Tensor]] = {}
 
     def changed(name: str) -> Any:
@@ -92,21 +93,10 @@ def _computes_with_packed(model: PreTrainedModel, spec: ModelSpec) -> bool:
     return agree(model(**given).logits, other(**given).logits)
 
 
-def _inside_layers(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    """The full name of each linear module in the layers, and its path inside its layer."""
-    for path in spec.stacks.values():
-        for layer, module in model.get_submodule(path).named_children():
-            for name in linear_modules(module):
-                yield f"{path}.{layer}.{name}", name
-
-
-def _stacked_experts(model: PreTrainedModel, spec: ModelSpec) -> Iterator[tuple[str, str]]:
-    """The full name of each tensor in the layers that holds all experts, and its path inside its layer."""
-    for path in spec.stacks.values():
-        for layer, module in model.get_submodule(path).named_children():
-            for name, weight in module.named_parameters():
-                if stacks_experts(name, weight.shape):
-                    yield f"{path}.{layer}.{name}", name
+def _in_layers(names: Iterable[str], spec: ModelSpec) -> dict[str, str]:
+    """Those of the full names that lie in the layers, with their paths inside these."""
+    places = {name: place_in(spec.stacks, name) for name in names}
+    return {name: place.inside for name, place in places.items() if place.layer >= 0}
 
 
 def _counted(path: str) -> str:

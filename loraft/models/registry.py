@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from loraft.config.choices import TASKS_OF_GROUP, ModelGroup
 from loraft.errors import ModelError
@@ -103,6 +103,23 @@ class ModelSpec:
     def generates(self) -> bool:
         """Whether it makes text token by token."""
         return self.kind != "encoder"
+
+
+class LayerPlace(NamedTuple):
+    """Where a module or a parameter lies: its stack, its layer, and its path in that; -1 is outside of the layers."""
+
+    stack: str
+    layer: int
+    inside: str
+
+
+def place_in(stacks: Mapping[str, str], name: str) -> LayerPlace:
+    """The place of a full name, by the path of each stack."""
+    for stack, path in stacks.items():
+        if name.startswith(f"{path}."):
+            layer, _, inside = name.removeprefix(f"{path}.").partition(".")
+            return LayerPlace(stack, int(layer), inside)
+    return LayerPlace("", -1, "")
 
 
 Names = tuple[tuple[str, ...], tuple[str, ...]]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from loraft.adapters.extra_targets import layer_of
 from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
@@ -23,7 +22,7 @@ from loraft.models.model_structure import ends_of
 from loraft.models.modules import hidden_in, is_within, linear_modules
 from loraft.models.packed_weights import packed_modules
 from loraft.models.quantize import experts_in_4_bits, quantizable_modules
-from loraft.models.registry import ModelSpec
+from loraft.models.registry import ModelSpec, place_in
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import StoredWeights, refuse_another_quantization
 from loraft.planning.update_sizes import PLAIN, UpdateSizes
@@ -185,7 +184,7 @@ def experts_of_a_layer(
     counts: list[Counter[tuple[str, int]]] = [Counter(), Counter(), Counter()]
     for count, names in zip(counts, kinds, strict=True):
         for name in names:
-            count[layer_of(name, family)] += model.get_parameter(name).numel()
+            count[place_in(family.stacks, name)[:2]] += model.get_parameter(name).numel()
     return ExpertSizes(*(max(count.values(), default=0) for count in counts))
 
 

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraft.adapters.extra_targets import layer_of, path_inside
 from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.errors import ModelError
 from loraft.models.hf_config import quietly
 from loraft.models.model_structure import ROUTERS, stacks_experts
 from loraft.models.modules import is_within, states_and_router_loss
-from loraft.models.registry import ModelSpec
+from loraft.models.registry import ModelSpec, place_in
 from loraft.models.tiny_copy import tiny_copy
 from loraft.tasks import TASKS
 
@@ -79,15 +78,15 @@ def _has_router_loss(model: PreTrainedModel, family: ModelSpec) -> bool:
 def _reaches_routers(model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None) -> bool:
     """Whether something that is trained is a router of the last layer that has one, or comes before it."""
     stacked = (name for name, weight in model.named_parameters() if stacks_experts(name, weight.shape))
-    experts = [name for name in stacked if path_inside(name, family) not in family.unreached]
+    experts = [name for name in stacked if place_in(family.stacks, name).inside not in family.unreached]
     if targets is None or targets.rows or not experts:
         return True
-    last = max(layer_of(name, family)[1] for name in experts)
+    last = max(place_in(family.stacks, name).layer for name in experts)
     block = experts[-1].rpartition(".")[0].rpartition(".")[0]  # of the module of its experts
     embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
 
     def reaches(module: str) -> bool:
-        _, layer = layer_of(module, family)
+        layer = place_in(family.stacks, module).layer
         if layer != last:
             return 0 <= layer < last or is_within(module, embedding)
         return bool(ROUTERS.search(module)) or not is_within(
