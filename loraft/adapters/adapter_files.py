@@ -13,14 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraft.adapters.adapter_config import ADAPTER_CONFIG, Json, parse_adapter_config, refuse_changes, values_for
-from loraft.adapters.lora_factors import (
-    ADAPTER_WEIGHTS,
-    is_trained_bias,
-    parameters_in,
-    parse_key,
-    token_rows,
-    weights_file,
-)
+from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, parameters_in, parse_key, token_rows, weights_file
 from loraft.errors import AdapterError, Problem
 from loraft.figures import counted
 from loraft.io.atomic import read_json
@@ -65,8 +58,8 @@ class AdapterFiles:
     @cached_property
     def whole(self) -> dict[str, torch.Tensor]:
         """The tensors that were trained whole, by what the base calls them."""
-        parts = ((parse_key(key), key, tensor) for key, tensor in self.tensors.items())
-        return {of.name: tensor for of, key, tensor in parts if of.part == "whole" or _is_bias(key, self.config)}
+        parts = ((parse_key(key, self.config.bias), tensor) for key, tensor in self.tensors.items())
+        return {of.name: tensor for of, tensor in parts if of.part == "whole"}
 
     @cached_property
     def biases(self) -> frozenset[str]:
@@ -168,11 +161,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
 
 def _is_copy(key: str, config: LoraConfig) -> bool:
     """Whether a tensor is the base's own, which lies beside what was trained."""
-    return parse_key(key).part == "copy" and not _is_bias(key, config)
-
-
-def _is_bias(key: str, config: LoraConfig) -> bool:
-    return is_trained_bias(key, config.bias)
+    return parse_key(key, config.bias).part == "copy"
 
 
 def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:

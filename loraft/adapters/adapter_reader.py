@@ -20,7 +20,6 @@ from torch import Tensor
 from loraft.adapters.adapter_config import ADAPTER_CONFIG, values_for
 from loraft.adapters.lora_factors import (
     LoraFactors,
-    is_trained_bias,
     parameters_in,
     parse_key,
     scale_of,
@@ -159,8 +158,8 @@ def _listed(folder: Path, declared: Mapping[str, Any], file: Any, where: str) ->
         part = file.get_slice(key)
         shape = tuple(part.get_shape())
         dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + math.prod(shape)
-        tensor = parse_key(key)
-        if tensor.part == "whole" or is_trained_bias(key, declared.get("bias")):
+        tensor = parse_key(key, declared.get("bias"))
+        if tensor.part == "whole":
             saved[tensor.name] = key
         elif tensor.part == "tokens":
             tokens[tensor.name] = key

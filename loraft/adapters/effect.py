@@ -31,7 +31,7 @@ from loraft.adapters.adapted_parameters import parameter_factors
 from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.lora_factors import LoraFactors, in_peft
 from loraft.adapters.targets import TargetModules
-from loraft.adapters.trained_biases import biases_of
+from loraft.adapters.trained_biases import biases_of, let_biases_act
 from loraft.config.sections import FROM_WEIGHTS, LoraSection
 from loraft.errors import AdapterError
 from loraft.kernels.packed_experts import PackedExperts, let_go
@@ -185,8 +185,7 @@ def _switch(model: PeftModel, name: str, *, on: bool) -> None:
                 "ignore", message="Careful, disabling adapter layers with bias"
             )  # ours are put back
             (tuner.enable_adapter_layers if on else tuner.disable_adapter_layers)()
-    if (biases := biases_of(model)) is not None:
-        biases.act((name,) if on else ())
+    let_biases_act(model, (name,) if on else ())
 
 
 def _is_on(model: PeftModel) -> bool:
@@ -203,8 +202,7 @@ def act_together(model: nn.Module, weights: Mapping[str, float]) -> None:
                     module.scaling[in_peft(name)] *= weight
     tuner: Any = model.base_model
     tuner.set_adapter([in_peft(name) for name in weights])  # the wrapper's own method takes one name
-    if (biases := biases_of(model)) is not None:
-        biases.act([in_peft(name) for name in weights])
+    let_biases_act(model, [in_peft(name) for name in weights])
     model.requires_grad_(False)
 
 

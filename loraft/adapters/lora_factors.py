@@ -23,9 +23,8 @@ FACTOR = re.compile(
 """A tensor of an update; some tools leave the adapter's name in it."""
 Part = Literal["A", "B", "bias", "magnitude", "copy", "tokens", "whole"]
 PARTS: Mapping[str, Part] = MappingProxyType({"A": "A", "B": "B", "magnitude_vector": "magnitude"})
-COPY = re.compile(r"(?P<module>.+)\.(base_layer|original_module)\.(?P<end>weight|bias)")
+COPY = re.compile(r"(?P<module>.+)\.(?P<kept_as>base_layer|original_module)\.(?P<end>weight|bias)")
 """A tensor of the base's own, which peft saves where a head or an embedding is adapted, or where biases are trained."""
-COPIED_BIAS = re.compile(r".+\.base_layer\.bias")
 TRAINED_BIASES = ("all", "lora_only")
 TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.[\w-]+)?")
 """The rows of an embedding that were trained by themselves (`trainable_token_indices`)."""
@@ -45,8 +44,8 @@ class AdapterTensor:
     """What a tensor of an adapter's file is.
 
     Attributes:
-        part: `A`, `B`, B's `bias` and `magnitude` are of the update of a module, a `copy` is the base's own weight, or
-            its bias that was trained, `tokens` are rows of a weight, and `whole` is what was trained in its place.
+        part: `A`, `B`, B's `bias` and `magnitude` are of the update of a module, a `copy` is the base's own tensor,
+            `tokens` are rows of a weight, and `whole` is what was trained in the place of the base's.
         module: The module of the base that it belongs to. Of several parameters of one module, which peft wraps one
             around the other, all but the outermost have `.base_layer` behind it.
         name: What the base calls the tensor; of an update the weight that it changes.
@@ -59,24 +58,20 @@ class AdapterTensor:
     of_embedding: bool = False
 
 
-def parse_key(key: str) -> AdapterTensor:
-    """What a tensor is, told from its key in an adapter's file."""
+def parse_key(key: str, bias: object = "none") -> AdapterTensor:
+    """What a tensor is, told from its key in an adapter's file, and from `bias` of its config: which were trained."""
     key = key.removeprefix("base_model.model.")
     if factor := FACTOR.fullmatch(key):
         module, is_bias = factor["module"], factor["end"] == "bias"
         part = "bias" if is_bias else PARTS[factor["part"]]
         return AdapterTensor(part, module, f"{module}.{'bias' if is_bias else 'weight'}", bool(factor["embedding"]))
     if copy := COPY.fullmatch(key):
-        return AdapterTensor("copy", copy["module"], f"{copy['module']}.{copy['end']}")
+        is_trained = bias in TRAINED_BIASES and (copy["kept_as"], copy["end"]) == ("base_layer", "bias")
+        return AdapterTensor("whole" if is_trained else "copy", copy["module"], f"{copy['module']}.{copy['end']}")
     if rows := TOKENS.fullmatch(key):
         return AdapterTensor("tokens", rows["module"], f"{rows['module']}.weight")
     name = WRAPPERS.sub("", key)
     return AdapterTensor("whole", name.rpartition(".")[0], name)
-
-
-def is_trained_bias(key: str, bias: object) -> bool:
-    """Whether a tensor is a bias of the base that was trained, by what `bias` of the adapter's config says."""
-    return bias in TRAINED_BIASES and COPIED_BIAS.fullmatch(key) is not None
 
 
 def token_rows(indices: object, name: str) -> list[int]:

@@ -67,8 +67,7 @@ def without_paths(text: str) -> str:
 
 def shown_word(word: str) -> str:
     """A word of a command line without absolute paths: `DIR`, `key=DIR`, `NAME=DIR=WEIGHT`, `[DIR]`."""
-    parts = (part if shown(part) == part else shown(part) for part in word.split("="))
-    return "=".join(without_paths(part) for part in parts)
+    return "=".join(without_paths(shown(part)) for part in word.split("="))
 
 
 def model_card(config: RunConfig, facts: TrainingFacts, version: str, labels: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ A saved model is its weights, the tokenizer with the chat template of training, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from loraft.adapters.inject import AdaptedModel, add_lora_layers, lora_config_of
 from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.adapters.model_card import TrainingFacts, model_card, shown
 from loraft.adapters.token_rows import refuse_untrained_rows
-from loraft.adapters.trained_biases import biases_of
+from loraft.adapters.trained_biases import let_biases_act
 from loraft.config.schema import GenerationSection, RunConfig
 from loraft.errors import AdapterError, NonFiniteError
 from loraft.io.atomic import atomic_dir, write_json
@@ -117,23 +117,18 @@ def load_adapters(loaded: LoadedModel, folders: Mapping[str, Path]) -> AdaptedMo
             insert(model, files, in_peft(name))
     except AdapterError:
         if model is not None:
-            _let_act(model, ())
+            let_biases_act(model, ())
             model.unload()
         raise
     assert model is not None, "there is at least one adapter"
     first = in_peft(next(iter(read)))
     model.set_adapter(first)
-    _let_act(model, (first,))
+    let_biases_act(model, (first,))
     model.requires_grad_(False)
     model.eval()
     methods = [files.record.get("method") for files in read.values() if files.record]
     in_4_bits = bool(methods) and all(method == "qlora" for method in methods)
     return AdaptedModel(loaded, model, None, {}, "qlora" if in_4_bits else "lora", notes, tuple(read))
-
-
-def _let_act(model: PeftModel, names: Collection[str]) -> None:
-    if (biases := biases_of(model)) is not None:
-        biases.act(names)
 
 
 def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:

@@ -54,6 +54,12 @@ def is_own_bias(name: str) -> bool:
     return name.endswith(".bias") and not any(part in name for part in inside)
 
 
+def let_biases_act(model: nn.Module, adapters: Collection[str]) -> None:
+    """Let a model compute with the biases of these adapters, by peft's names, or with its own where they have none."""
+    if (biases := biases_of(model)) is not None:
+        biases.act(adapters)
+
+
 def biases_of(model: nn.Module) -> TrainedBiases | None:
     """The biases that an adapter of a model trains; None where none does."""
     found: TrainedBiases | None = getattr(model, KEPT_AS, None)
