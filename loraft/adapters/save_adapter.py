@@ -37,8 +37,8 @@ from loraft.io.secrets import redacted
 from loraft.models.auto_model import from_pretrained
 from loraft.models.hf_config import drop_code, own_code
 from loraft.models.load_model import LoadedModel
-from loraft.models.model_structure import embedding_weight, tied_modules
-from loraft.models.modules import is_within, wrapped_model
+from loraft.models.model_structure import tied_modules
+from loraft.models.modules import embedding_weight, is_within, wrapped_model
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import RowRenderer
 from loraft.version import __version__, version_of
@@ -251,7 +251,6 @@ def _write_company(
 def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> dict[str, object]:
     loaded, model = adapted.loaded, adapted.model
     quantizes = adapted.method == "qlora" and loaded.stored is None  # else the base's own files say how it is stored
-    loaded_in = str(loaded.placement.dtype).removeprefix("torch.")
     return {
         "base": {
             "name": shown(loaded.name),
@@ -259,7 +258,7 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
             "fingerprint": loaded.fingerprint,
             **({"remote_code": True} if own_code(loaded.model.config) else {}),
             # What is trained whole is stored in float32, whatever is computed in.
-            "dtype": computed_in if (computed_in := config.model.dtype) != "auto" else loaded_in,
+            "dtype": loaded.placement.dtype_name if config.model.dtype == "auto" else config.model.dtype,
         },
         "lora": recorded_lora(lora_config_of(model)) if isinstance(model, PeftModel) else None,
         "method": adapted.method,

@@ -317,7 +317,7 @@ def targets_in(
         adaptable_modules(model, lora),
         family,
         lora.model_copy(update={"modules_to_save": (*lora.modules_to_save, *named)}),
-        depths(model, family),
+        depths(model, family.stacks),
         modules=sized_modules(model),
         tied=tied_modules(model),
         quantized=quantized,

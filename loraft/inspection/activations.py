@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loraft.models.model_structure import placed_layers
 from loraft.models.registry import ModelSpec
 
 
@@ -138,12 +139,11 @@ class ActivationWatch:
         """While the model runs, with attention as plain products; afterwards as it was."""
         attention = self.model.config._attn_implementation
         with ExitStack() as hooks:
-            for stack, path in self.family.stacks.items():
-                for index, layer in enumerate(self.model.get_submodule(path).children()):
-                    gave = partial(self._layer, stack, index)
-                    hooks.enter_context(layer.register_forward_hook(gave, with_kwargs=True))
-                    for module in (each for each in layer.modules() if each is not layer):
-                        hooks.enter_context(module.register_forward_hook(partial(self._attention, stack)))
+            for (stack, index), layer in placed_layers(self.model, self.family.stacks):
+                gave = partial(self._layer, stack, index)
+                hooks.enter_context(layer.register_forward_hook(gave, with_kwargs=True))
+                for module in (each for each in layer.modules() if each is not layer):
+                    hooks.enter_context(module.register_forward_hook(partial(self._attention, stack)))
             if attention != "eager":
                 self.model.set_attn_implementation("eager")
                 hooks.callback(self.model.set_attn_implementation, attention)

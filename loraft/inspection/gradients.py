@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loraft.models.model_structure import placed_layers
 from loraft.models.registry import ModelSpec
 
 VANISHING_BELOW = 1e-3
@@ -115,7 +116,7 @@ def batch_gradients(
     inside: dict[str, tuple[str, int]] = {}
     names = {id(parameter): name for name, parameter in trainable.items()}
     layers = []
-    for (stack, index), layer in _layers(model, family):
+    for (stack, index), layer in placed_layers(model, family.stacks):
         own = [names[id(each)] for each in layer.parameters() if id(each) in names]
         inside |= dict.fromkeys(own, (stack, index))
         stream = streams.get((stack, index))
@@ -146,15 +147,9 @@ def _listening(model: PreTrainedModel, family: ModelSpec, streams: dict[tuple[st
             states.register_hook(partial(arrived, place))  # type: ignore[no-untyped-call]
 
     with ExitStack() as hooks:
-        for place, layer in _layers(model, family):
+        for place, layer in placed_layers(model, family.stacks):
             hooks.enter_context(layer.register_forward_hook(partial(gave, place)))
         yield
-
-
-def _layers(model: PreTrainedModel, family: ModelSpec) -> Iterator[tuple[tuple[str, int], nn.Module]]:
-    for stack, path in family.stacks.items():
-        for index, layer in enumerate(model.get_submodule(path).children()):
-            yield (stack, index), layer
 
 
 def _norm(gradient: Tensor | None) -> float:

@@ -19,9 +19,9 @@ from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.storage import Storage, bytes_of, read_storage
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import Model, load_any_config, load_config
-from loraft.models.model_structure import family_in
+from loraft.models.model_structure import family_in, placed_layers
 from loraft.models.modules import linear_modules, parameter_count
-from loraft.models.registry import FAMILIES, ModelSpec
+from loraft.models.registry import FAMILIES, ModelSpec, place_in
 from loraft.models.sources import ModelHandle
 
 
@@ -199,25 +199,18 @@ def _rows(
     model: PreTrainedModel, family: ModelSpec, storage: Storage, trained: _Trained | None
 ) -> tuple[tuple[LayerRow, ...], tuple[ModuleRow, ...]]:
     """The layers with their linear modules, and the linear modules outside of them."""
-    layers = {
-        f"{path}.{index}.": (stack, index, layer)
-        for stack, path in family.stacks.items()
-        for index, layer in enumerate(model.get_submodule(path).children())
-    }
-    inside: dict[str, list[ModuleRow]] = {prefix: [] for prefix in layers}
+    inside = {place: list[ModuleRow]() for place, _ in placed_layers(model, family.stacks)}
     outside: list[ModuleRow] = []
     for path, (inputs, outputs) in linear_modules(model).items():
         module, dtype = model.get_submodule(path), storage.dtype_of(f"{path}.weight")
         assert isinstance(module.weight, nn.Parameter)
-        owner = next((prefix for prefix in layers if path.startswith(prefix)), "")
+        place = place_in(family.stacks, path)
         size = parameter_count(module)
         rank = trained.ranks.get(path, 0) if trained else 0
         updates = rank * (inputs + outputs) + (outputs if rank and trained and trained.magnitudes else 0)
-        name, shape, counted = path.removeprefix(owner), tuple(module.weight.shape), updates if trained else None
+        name, shape, counted = place.inside or path, tuple(module.weight.shape), updates if trained else None
         row = ModuleRow(name, path, shape, size, dtype, int(size * bytes_of(dtype)), rank > 0, counted)
-        inside.get(owner, outside).append(row)
-    rows = [
-        LayerRow(stack, index, parameter_count(layer), tuple(inside[prefix]))
-        for prefix, (stack, index, layer) in layers.items()
-    ]
+        inside.get(place[:2], outside).append(row)
+    layers = placed_layers(model, family.stacks)
+    rows = (LayerRow(*place, parameter_count(layer), tuple(inside[place])) for place, layer in layers)
     return tuple(rows), tuple(outside)

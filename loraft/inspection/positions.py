@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.inspection.norms import miniature
+from loraft.models.model_structure import depths, placed_layers
 
 LENGTHS = (11, 13)
 """Tokens that each stack reads: primes, which are no size of a copy. Different ones keep a decoder's attention to
@@ -129,12 +130,10 @@ class _Experiment(TorchFunctionMode):
         super().__init__()
         self.model, self.copy = model, miniature(model.config)
         self.lengths = dict(zip(stacks, LENGTHS, strict=False))
-        self.depths = {stack: len(list(model.get_submodule(path).children())) for stack, path in stacks.items()}
-        self.copied = {stack: len(list(self.copy.get_submodule(path).children())) for stack, path in stacks.items()}
-        for stack, path in stacks.items():
-            for index, layer in enumerate(self.copy.get_submodule(path).children()):
-                layer.register_forward_pre_hook(partial(self._enter, (stack, index)), with_kwargs=True)
-                layer.register_forward_hook(self._leave)
+        self.depths, self.copied = depths(model, stacks), depths(self.copy, stacks)
+        for place, layer in placed_layers(self.copy, stacks):
+            layer.register_forward_pre_hook(partial(self._enter, place), with_kwargs=True)
+            layer.register_forward_hook(self._leave)
 
     def read(self, dtype: torch.dtype) -> None:
         """Run the copy once, and forget what was seen before."""

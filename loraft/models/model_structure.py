@@ -11,7 +11,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tokenizers import AddedToken
@@ -21,7 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loraft.errors import ModelError, Problem
 from loraft.models.hf_config import is_used_otherwise, quietly
-from loraft.models.modules import is_within, linear_modules, matches, output_head
+from loraft.models.modules import embedding_weight, is_within, linear_modules, matches, output_head
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
 
@@ -46,14 +45,21 @@ def family_in(model: PreTrainedModel) -> ModelSpec:
     return replace(row, layers_path=paths[row.layers_path], encoder_path=encoder)
 
 
-def depths(model: nn.Module, family: ModelSpec) -> Mapping[str, int]:
-    """How many layers each stack of the model has."""
-    return {stack: len(list(model.get_submodule(path).children())) for stack, path in family.stacks.items()}
+def depths(model: nn.Module, stacks: Mapping[str, str]) -> Mapping[str, int]:
+    """How many layers each stack of the model has, by the paths of these."""
+    return {stack: len(list(model.get_submodule(path).children())) for stack, path in stacks.items()}
+
+
+def placed_layers(model: nn.Module, stacks: Mapping[str, str]) -> Iterator[tuple[tuple[str, int], nn.Module]]:
+    """The layers of all stacks of the model, an encoder's before a decoder's; each with its stack and number there."""
+    for stack, path in stacks.items():
+        for number, layer in enumerate(model.get_submodule(path).children()):
+            yield (stack, number), layer
 
 
 def layers_of(model: nn.Module, family: ModelSpec) -> list[nn.Module]:
-    """The layers of all stacks of the model, an encoder's before a decoder's."""
-    return [layer for path in family.stacks.values() for layer in model.get_submodule(path).children()]
+    """The layers of all stacks of the model, likewise."""
+    return [layer for _, layer in placed_layers(model, family.stacks)]
 
 
 def ends_of(model: PreTrainedModel) -> tuple[nn.Module, nn.Module, nn.Module] | None:
@@ -127,24 +133,22 @@ ROUTERS = re.compile(r"(^|\.)(gate|router|shared_expert_gate|router\.\w+|gate\.\
 
 
 def _parts_of_layers(
-    model: nn.Module, paths: Sequence[str]
+    model: PreTrainedModel, paths: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The linear modules inside the layers by what they belong to: attention, feed-forward part, routers of experts."""
     inside: dict[str, tuple[int, int]] = {}
     for path in paths:
         for layer in model.get_submodule(path).children():
             inside |= linear_modules(layer)
-    count = experts_in(getattr(model, "config", None))
+    count = experts_in(model.config)
     routers = tuple(name for name, (_, out) in inside.items() if ROUTERS.search(name) and out in (1, count))
     rest = [name for name in inside if name not in routers and not OF_MIXERS.search(name)]
     attention = tuple(name for name in rest if OF_ATTENTION.search(name))
     return attention, tuple(name for name in rest if name not in attention), routers
 
 
-def experts_in(config: PreTrainedConfig | None) -> int | None:
+def experts_in(config: PreTrainedConfig) -> int | None:
     """How many experts a mixture has; None where a config names none."""
-    if config is None:
-        return None
     text = config.get_text_config()
     counts = (getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
     return next((count for count in counts if isinstance(count, int) and count > 1), None)
@@ -279,13 +283,6 @@ def grow(model: PreTrainedModel, tokens: Sequence[int]) -> int:
 def _does_not_grow(model: PreTrainedModel, why: str) -> ModelError:
     message = f"the embeddings of a {type(model).__name__} do not grow: {why}"
     return ModelError(message, key=TOKENS_KEY, remedy="Add as many tokens as there are spare rows, or none.")
-
-
-def embedding_weight(model: PreTrainedModel) -> Tensor:
-    """The table of embeddings, `[rows, width]`; of a Perceiver the array that its layers read beside a text."""
-    embedding: Any = model.get_input_embeddings()
-    weight: Tensor = getattr(embedding, "weight", embedding)
-    return weight
 
 
 def tables_of(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -64,9 +64,14 @@ def computes_linear(kind: type[nn.Linear]) -> bool:
 def hidden_in(model: PreTrainedModel) -> int:
     """The width of the hidden states: as the config says, or of the embedding where it does not."""
     size = getattr(model.config.get_text_config(), "hidden_size", None)
+    return size if isinstance(size, int) else int(embedding_weight(model).shape[-1])
+
+
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """The table of embeddings, `[rows, width]`; of a Perceiver the array that its layers read beside a text."""
     embedding: Any = model.get_input_embeddings()
-    table: Tensor = getattr(embedding, "weight", embedding)  # a Perceiver's array
-    return size if isinstance(size, int) else int(table.shape[-1])
+    weight: Tensor = getattr(embedding, "weight", embedding)
+    return weight
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -175,7 +175,7 @@ def summarize_model(
         few_bits=few_bits,
         quantization=quantization,
         stored=stored,
-        depths=depths(skeleton, family),
+        depths=depths(skeleton, family.stacks),
         experts=experts_of_a_layer(skeleton, family, few_bits.experts, targets),
         ends=frozen_ends(skeleton, targets),
         matrices=matrices_of_layers(run, skeleton, family, few_bits, targets, stored),

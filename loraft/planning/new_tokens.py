@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from loraft.adapters.targets import TargetModules
 from loraft.dataset.build import PreparedData
 from loraft.figures import counted, listed
-from loraft.models.model_structure import embedding_weight
-from loraft.models.modules import output_head
+from loraft.models.modules import embedding_weight, output_head
 
 
 def about_new_tokens(
