@@ -250,13 +250,12 @@ def _require_known(written: Mapping[str, Any], file: Path) -> None:
     if model_type in CONFIG_MAPPING or (brings and is_trusted()):
         return
     if brings:
-        remedy = (
-            "It brings code of its own: `trust_remote_code=True` runs it, with all that you may do on this machine."
-        )
-        message = f"model type {model_type!r} is not one that transformers knows"
-        raise ModelError(message, where=str(file), remedy=remedy)
-    near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=1, cutoff=0.75)
-    remedy = f"The nearest that it knows is {near[0]}." if near else "A newer version of transformers may know it."
+        what_it_may = "with all that you may do on this machine"
+        remedy = f"It brings code of its own: `trust_remote_code=True` runs it, {what_it_may}."
+    elif near := difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=1, cutoff=0.75):
+        remedy = f"The nearest that it knows is {near[0]}."
+    else:
+        remedy = "A newer version of transformers may know it."
     raise ModelError(f"model type {model_type!r} is not one that transformers knows", where=str(file), remedy=remedy)
 
 

@@ -65,11 +65,12 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
     usual = WORDS.get(str(named), "BF16")
     transposed = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Conv1D)}
     if stored.method == COMPRESSED:
-        packed = dict(_compressed(headers, usual, model, config[KEY]))
+        found = _compressed(headers, usual, model, config[KEY])
     elif stored.method in IN_INT32:
-        packed = dict(_in_int32(headers, stored.method, config[KEY]))
+        found = _in_int32(headers, stored.method, config[KEY])
     else:
-        packed = dict(_packed(headers, usual))
+        found = _packed(headers, usual)
+    packed = {header.name: header for header in found}
     for name, header in packed.items():
         if any(header_of(own, {name: header}) for own in transposed):
             packed[name] = replace(header, shape=header.shape[::-1], transposed=True)
@@ -94,32 +95,36 @@ def _is_format(name: str, packed: Collection[str]) -> bool:
     return name.endswith(".weight_format") and name.removesuffix("_format") in packed
 
 
-def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[tuple[str, PackedHeader]]:
-    """The weights that bitsandbytes, FP8 or MXFP4 stored, by name; `usual` is the dtype of those that do not say."""
+def _stored_in(
+    parts: Mapping[str, TensorHeader], name: str, dtype: str, shape: tuple[int, ...], kind: str, unpack: Unpack | None
+) -> PackedHeader:
+    """The weight that some tensors stand for, of which the first has its numbers."""
+    first = next(iter(parts.values()))
+    return PackedHeader(name, dtype, shape, first.file, first.start, first.stop, kind, parts, unpack)
+
+
+def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedHeader]:
+    """The weights that bitsandbytes, FP8 or MXFP4 stored; `usual` is the dtype of those that do not say."""
     for name, header in headers.items():
-        place = (name, usual, header.shape, header.file, header.start, header.stop)
         if header.dtype == "I8" and (scales := headers.get(f"{name.removesuffix('weight')}SCB")):
-            yield name, PackedHeader(*place, "int8", {"weight": header, "scales": scales}, _of_int8)
+            yield _stored_in({"weight": header, "scales": scales}, name, usual, header.shape, "int8", _of_int8)
         elif header.dtype.startswith("F8_") and (scales := headers.get(f"{name}_scale_inv")):
-            yield name, PackedHeader(*place, "float8_e4m3fn", {"weight": header, "scales": scales}, _of_fp8)
+            yield _stored_in({"weight": header, "scales": scales}, name, usual, header.shape, "float8_e4m3fn", _of_fp8)
         elif name.endswith("_blocks") and (scales := headers.get(f"{(stem := name.removesuffix('_blocks'))}_scales")):
             experts, outputs, blocks, half = header.shape
-            place = (stem, usual, (experts, 2 * half * blocks, outputs), header.file, header.start, header.stop)
-            yield stem, PackedHeader(*place, "mxfp4", {"blocks": header, "scales": scales}, _of_mxfp4)
+            shape = (experts, 2 * half * blocks, outputs)
+            yield _stored_in({"blocks": header, "scales": scales}, stem, usual, shape, "mxfp4", _of_mxfp4)
     for name, state in headers.items():
         weight, mark, kind = name.rpartition(".quant_state.bitsandbytes__")
         if mark and weight in headers:
             under = f"{weight}."
             parts = {each.removeprefix(under): headers[each] for each in headers if each.startswith(under)}
             told = json.loads(bytes(mapped_tensor(state).tolist()))
-            dtype, header = WORDS.get(told["dtype"], usual), headers[weight]
-            place = (weight, dtype, tuple(told["shape"]), header.file, header.start, header.stop)
-            yield weight, PackedHeader(*place, kind, {"weight": header, **parts}, _of_4_bits)
+            dtype, parts = WORDS.get(told["dtype"], usual), {"weight": headers[weight], **parts}
+            yield _stored_in(parts, weight, dtype, tuple(told["shape"]), kind, _of_4_bits)
 
 
-def _in_int32(
-    headers: Mapping[str, TensorHeader], method: str, settings: Mapping[str, Any]
-) -> Iterator[tuple[str, PackedHeader]]:
+def _in_int32(headers: Mapping[str, TensorHeader], method: str, settings: Mapping[str, Any]) -> Iterator[PackedHeader]:
     """The weights that GPTQ or AWQ stored: four tensors a module, or three."""
     less_one = settings.get("checkpoint_format", "gptq") == "gptq"
     unpack: Unpack = partial(of_gptq, zeros_less_one=less_one) if method == "gptq" else of_awq
@@ -131,8 +136,7 @@ def _in_int32(
             inputs = parts["g_idx"].shape[0] if method == "gptq" else first.shape[0]
             bits = 32 * first.shape[0] // inputs if method == "gptq" else 4
             shape, scales = (parts["scales"].shape[1], inputs), parts["scales"].dtype
-            place = (f"{module}.weight", scales, shape, first.file, first.start, first.stop)
-            yield f"{module}.weight", PackedHeader(*place, f"int{bits}", parts, unpack)
+            yield _stored_in(parts, f"{module}.weight", scales, shape, f"int{bits}", unpack)
 
 
 def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -155,7 +159,7 @@ def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -
 
 def _compressed(
     headers: Mapping[str, TensorHeader], usual: str, model: PreTrainedModel, settings: Mapping[str, Any]
-) -> Iterator[tuple[str, PackedHeader]]:
+) -> Iterator[PackedHeader]:
     """The weights that compressed-tensors stored, in one of its many formats: each module's tensors but its bias."""
     groups = settings.get("config_groups") or {}
     kinds = [group.get("weights") or {} for group in groups.values()] or [{}]
@@ -167,9 +171,7 @@ def _compressed(
         parts = {each.removeprefix(under): headers[each] for each in headers if each.startswith(under)}
         parts.pop("bias", None)
         if leaf == "weight" and "weight_scale" in parts:
-            first = next(iter(parts.values()))
-            place = (name, usual, tuple(tensor.shape), first.file, first.start, first.stop)
-            yield name, PackedHeader(*place, kind, parts, unpack)
+            yield _stored_in(parts, name, usual, tuple(tensor.shape), kind, unpack)
 
 
 def _of_int8(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

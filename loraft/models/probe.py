@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loraft.config.choices import ModelGroup
@@ -149,16 +149,15 @@ def _ignores_right_padding(spec: ModelSpec, model: PreTrainedModel) -> bool:
         one, other = (model(input_ids=ids, use_cache=False).logits for ids in (row, longer))
         return agree(one, other[:, : row.shape[1]])
     read = decoder_inputs(model, target)
+    mask = torch.ones_like(row)
     one, other = (
-        model(input_ids=ids, attention_mask=_ones(row, ids), decoder_input_ids=said, use_cache=False).logits
-        for ids, said in ((row, read), (longer, nn.functional.pad(read, (0, 3))))
+        model(input_ids=ids, attention_mask=seen, decoder_input_ids=said, use_cache=False).logits
+        for ids, seen, said in (
+            (row, mask, read),
+            (longer, nn.functional.pad(mask, (0, 4)), nn.functional.pad(read, (0, 3))),
+        )
     )
     return agree(one, other[:, : read.shape[1]])
-
-
-def _ones(row: Tensor, padded: Tensor) -> Tensor:
-    """The mask of a row that was padded on the right."""
-    return nn.functional.pad(torch.ones_like(row), (0, padded.shape[1] - row.shape[1]))
 
 
 def _with_head(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:

@@ -167,19 +167,18 @@ class PackExperts(Bnb4bitQuantize):
         config, model, result = self.hf_quantizer.quantization_config, others["model"], dict[str, Any]()
         for name, read in input_dict.items():
             weight = read[0] if isinstance(read, list) else read
-            if name not in config.experts and config.through is None:
+            if name in config.experts:
+                module, _, leaf = name.rpartition(".")
+                owner = model.get_submodule(module)
+                dtype: torch.dtype = owner.get_parameter(leaf).dtype
+                kind, double = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
+                hold(owner, leaf, pack(weight.to(dtype), kind, double_quant=double))
+                result[name] = owner.get_parameter(leaf)
+            elif config.through is None:
                 result |= super().convert({name: weight}, **others)
-                continue
-            if name not in config.experts:
+            else:
                 made = super().convert({name: weight.to(config.through)}, **others)
                 result |= {each: parameter.to("cpu") for each, parameter in made.items()}
-                continue
-            module, _, leaf = name.rpartition(".")
-            owner = model.get_submodule(module)
-            dtype: torch.dtype = owner.get_parameter(leaf).dtype
-            kind, double = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
-            hold(owner, leaf, pack(weight.to(dtype), kind, double_quant=double))
-            result[name] = owner.get_parameter(leaf)
         return result
 
 
