@@ -259,7 +259,7 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype, torch.dtyp
     That is the merge's, where training leaves it open.
     """
     stored = merge.trained_storage
-    held_in = (merge.trained_dtype or merge.dtype) if stored or merge.is_packed else merge.dtype
+    held_in = merge.loaded_in if stored or merge.is_packed else merge.dtype
     placement, labels = _placement(held_in), merge.labels
     loaded = load_model(merge.target.model, placement, quantization=stored, group=None, labels=labels)
     if stored is None and not merge.is_packed:

@@ -66,7 +66,7 @@ class MergedTensors:
         """
         again = self._remade.take(slot.name)
         if again is not None:
-            return cast_pieces(again, again.dtype)
+            return [again]
         return _merged(self._merge, self.called(slot), TORCH_DTYPES.get(slot.dtype), run)
 
     def numbers(self, slot: Slot, run: Run = map) -> Iterator[Tensor]:
@@ -123,7 +123,7 @@ class RemadeTensors:
         merge = self._merge
         parts = {header.name: header for name in group for header in merge.converted[name]}
         stored = TORCH_DTYPES[next(iter(parts.values())).dtype]
-        loaded_in = (merge.trained_dtype or merge.dtype) if merge.is_packed else stored
+        loaded_in = merge.loaded_in if merge.is_packed else stored
         loaded = self._conversion.load({name: _read(header, loaded_in) for name, header in parts.items()})
         dtype, merged = merge.dtype if merge.casts else stored, dict[str, Tensor]()
         for name in group:
@@ -196,18 +196,11 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
     if replacement is not None:
         return cast_pieces(replacement, dtype or replacement.dtype, run=_checked(run, name))
     header = _source(merge, name)
-    changes = (
-        name in merge.plan.changed
-        or name in merge.grown
-        or merge.storage is not None
-        or isinstance(header, PackedHeader)
-    )
+    is_packed = isinstance(header, PackedHeader)
+    changes = name in merge.plan.changed or name in merge.grown or merge.storage is not None or is_packed
     if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
         return _bytes(header)
-    if isinstance(header, PackedHeader):
-        weight = header.unpacked(merge.trained_dtype or merge.dtype)
-    else:
-        weight = mapped_tensor(header)
+    weight = _read(header, merge.loaded_in) if is_packed else mapped_tensor(header)
     return _merged_pieces(merge, name, weight, dtype, run)
 
 
@@ -235,7 +228,7 @@ def _merged_pieces(merge: Merge, name: str, weight: Tensor, dtype: torch.dtype, 
 
 def _as_trained(merge: Merge, storage: QuantizationSection, name: str, weight: Tensor, run: Run) -> Tensor:
     """A tensor of the base as a model that stores it quantized computes with it."""
-    dtype = merge.trained_dtype or merge.dtype
+    dtype = merge.loaded_in
     if name not in merge.quantized:
         return weight.to(dtype)
     if weight.dim() == 3:

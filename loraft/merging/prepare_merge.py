@@ -53,7 +53,7 @@ class Merge:
         trained_storage: How the base was stored while the adapters were trained, as recorded or else assumed; None is
             unquantized.
         storage: How it is quantized for the merge; None merges into the `original` base.
-        trained_dtype: The dtype that it was loaded in for training; None where nothing was recorded.
+        loaded_in: The dtype that it was loaded in for training; where nothing was recorded that of the result.
         dtype: Of the result: of most of its bytes, where its tensors differ.
         casts: Whether all tensors get that dtype; if not, each stays in its own.
         headers: The base's tensors, by their names in its files.
@@ -71,7 +71,7 @@ class Merge:
     plan: MergePlan
     trained_storage: QuantizationSection | None
     storage: QuantizationSection | None
-    trained_dtype: torch.dtype | None
+    loaded_in: torch.dtype
     dtype: torch.dtype
     casts: bool
     headers: Mapping[str, TensorHeader]
@@ -165,6 +165,7 @@ def prepare_merge(
     trained_storage, storage, about_storage = _as_filed(target, base) if is_packed else _storages(target, base)
     plan = _with_tied_rows(plan_merge(model, adapters, held), sources, model.all_tied_weights_keys)
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
+    of_result = _widespread_dtype(headers) if dtype == "auto" else DTYPES[dtype]
     about_base = [note for each in adapters for note in each.files.check_base(own)]
     return Merge(
         target=target,
@@ -174,8 +175,8 @@ def prepare_merge(
         plan=plan,
         trained_storage=trained_storage,
         storage=storage,
-        trained_dtype=next((DTYPES[each.dtype] for each in target.adapters if each.dtype in DTYPES), None),
-        dtype=_widespread_dtype(headers) if dtype == "auto" else DTYPES[dtype],
+        loaded_in=next((DTYPES[each.dtype] for each in target.adapters if each.dtype in DTYPES), of_result),
+        dtype=of_result,
         casts=dtype != "auto",
         headers=headers,
         sources=sources,
