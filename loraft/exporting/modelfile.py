@@ -45,18 +45,14 @@ class TurnTexts:
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text of a conversation up to the next answer, as Ollama makes it by the Go template."""
         given = {message.role: message.content for message in messages}.get("system", self.default)
-        system = given if self.system is not None else None
+        system = "" if given is None or self.system is None else self.system[0] + given + self.system[1]
         text = self.start
-        if system is not None and self.system is not None and not self.in_user_turn:
-            text += self.system[0] + system + self.system[1]
+        if not self.in_user_turn:
+            text, system = text + system, ""
         for message in messages:
-            if message.role == "system":
-                continue
-            before, after = self.user if message.role == "user" else self.assistant
-            text += before
-            if self.in_user_turn and system is not None and self.system is not None:
-                text, system = text + self.system[0] + system + self.system[1], None
-            text += message.content + after
+            if message.role != "system":
+                before, after = self.user if message.role == "user" else self.assistant
+                text, system = text + before + system + message.content + after, ""
         return text + self.answer
 
     def in_go(self, *, adds_start: bool) -> str:

@@ -20,9 +20,7 @@ from loraft.models.safetensors_index import Slot
 WHOLE = "Leave `adapter_only` out: the whole model has it folded in."
 
 
-def prepare_adapter(
-    target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType = "f16"
-) -> tuple[GgufFile, Merge]:
+def prepare_adapter(target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType) -> tuple[GgufFile, Merge]:
     """Find out what a GGUF file of a target's one adapter holds, and what it adapts.
 
     Args:
@@ -46,11 +44,12 @@ def prepare_adapter(
     names = TensorNames(family, config.num_hidden_layers)
     contents: dict[str, Tensor] = {}
     tensors: list[GgufTensor] = []
+    alpha = float(merge.adapters[0].files.config.lora_alpha) or 1.0  # which llama.cpp takes a zero for
     for weight, (update,) in merge.plan.updates.items():
         name = names.of(weight)
         if name is None:
             raise no_place(weight, family, where)
-        for part, numbers in _parts(update, _alpha(merge)):
+        for part, numbers in _parts(update, alpha):
             slot = Slot(weight if part == "b" else "", "F32", tuple(numbers.shape))
             tensor = planned(slot, f"{name}.lora_{part}", outtype, family, config)
             tensors.append(tensor)
@@ -61,19 +60,14 @@ def prepare_adapter(
         "general.name": name_of(target),
         "general.quantization_version": 2,
         "adapter.type": "lora",
-        "adapter.lora.alpha": _alpha(merge),
+        "adapter.lora.alpha": alpha,
     }
     notes = (*merge.notes, *_about_base(merge), *about_types(tensors, outtype))
     return GgufFile(values, tensors, lambda tensor, _: [contents[tensor.name]], notes), merge
 
 
-def _alpha(merge: Merge) -> float:
-    """What llama.cpp multiplies an update by, beside 1 / r; it takes a zero for no alpha at all."""
-    return float(merge.adapters[0].files.config.lora_alpha) or 1.0
-
-
 def _parts(update: LoraFactors, alpha: float) -> Iterator[tuple[str, Tensor]]:
-    """A and B: what scales the update otherwise than alpha / r is in B."""
+    """A and B: llama.cpp multiplies their product by alpha / r, and what scales it otherwise is in B."""
     yield "a", update.a.float()
     yield "b", update.b.float() * (update.scale * update.rank / alpha)
 

@@ -56,7 +56,7 @@ class PreparedExport:
 
 
 def prepare_export(
-    target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType = "f16", base: BaseChoice | None = None
+    target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType, base: BaseChoice | None
 ) -> PreparedExport:
     """Find out what a GGUF file of a base, with its adapters folded in, holds.
 
@@ -82,6 +82,7 @@ def prepare_export(
     factors = [GgufTensor(name, tuple(each.shape), "f32") for name, each in settings.factors.items()]
     rules = SamplingParams.of(speaker.defaults, GenerationRequest())
     stops, about_stops = _stops(speaker)
+    template = speaker.renderer.prompt_template
     values = {
         "general.architecture": family.architecture,
         "general.type": "model",
@@ -93,7 +94,7 @@ def prepare_export(
         f"{family.architecture}.vocab_size": slots[EMBEDDINGS].shape[0],
         **vocabulary,
         **stops,
-        **_printing(speaker),
+        **({} if template is None else {"tokenizer.chat_template": template.text}),
     }
     notes = [*merge.notes, *settings.notes, *about_tokenizer, *about_tokens, *about_stops]
     notes += [*about_types(tensors, outtype), *_about_asking(speaker, rules)]
@@ -205,12 +206,6 @@ def _drawing(rules: SamplingParams) -> dict[str, Value]:
         "general.sampling.min_p": float(rules.min_p or 0.0),
         "general.sampling.penalty_repeat": float(rules.repetition_penalty),
     }
-
-
-def _printing(speaker: Speaker) -> dict[str, Value]:
-    """The chat template, where conversations are asked."""
-    template = speaker.renderer.prompt_template
-    return {} if template is None else {"tokenizer.chat_template": template.text}
 
 
 def about_types(tensors: Sequence[GgufTensor], outtype: OutType) -> Iterator[str]:
