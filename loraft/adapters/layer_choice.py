@@ -42,12 +42,10 @@ def parse_layers(spec: str | Sequence[int], num_layers: int, owner: str = "the m
 
 
 def layers_by_stack(
-    spec: str | Sequence[int] | StackLayers, family: ModelSpec, num_layers: int | Mapping[str, int]
+    spec: str | Sequence[int] | StackLayers, family: ModelSpec, num_layers: Mapping[str, int]
 ) -> Mapping[str, tuple[int, ...]]:
     """The layers that `lora.layers` means in each stack: `last:2` is the last two of each."""
     specs = _spec_by_stack(spec, family)
-    if isinstance(num_layers, int):
-        num_layers = dict.fromkeys(family.stacks, num_layers)
     owners = {stack: f"the {stack}" if len(family.stacks) > 1 else "the model" for stack in family.stacks}
     return {
         stack: () if specs[stack] is None else parse_layers(specs[stack] or (), num_layers[stack], owner)

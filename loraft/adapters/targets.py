@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TypeVar
 
 from transformers import PreTrainedModel
 
@@ -35,7 +34,6 @@ NOTHING: Mapping[str, int] = MappingProxyType({})
 KEY = "lora.target_modules"
 NAMED = 3
 """The most modules that a note names."""
-Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,10 @@ class TargetModules:
 
     Attributes:
         modules: The adapted linear modules, in the model's order.
-        layers: The transformer layers that they lie in, counted within each stack.
-        layers_by_stack: Those of each stack, `encoder` and `decoder`, that has any.
+        layers_by_stack: The transformer layers that they and `weights` lie in, of each stack that has any.
         ranks: The rank of each module, patterns applied; so are the alphas.
-        parameters: Parameters of the low-rank updates: r · (in + out) a module, and `out` more with DoRA.
         by_name: Counts by the module's place in its layer, such as `self_attn.q_proj`.
-        by_layer: Counts by layer; of a model with two stacks both count.
-        by_rank_pattern: How many modules each pattern of `rank_pattern` decides.
-        by_alpha_pattern: The same of `alpha_pattern`.
+        by_pattern: How many modules each pattern of `rank_pattern` and `alpha_pattern` decides.
         saved: The modules that are trained whole (`modules_to_save`).
         weights: The parameters that are adapted by themselves (`target_parameters`).
         biases: The biases of the base that are trained, and their sizes.
@@ -67,21 +61,27 @@ class TargetModules:
     """
 
     modules: tuple[str, ...]
-    layers: tuple[int, ...]
     layers_by_stack: Mapping[str, tuple[int, ...]]
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
-    parameters: int
     by_name: Mapping[str, ModuleCount]
-    by_layer: Mapping[int, ModuleCount]
-    by_rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    by_alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+    by_pattern: Mapping[str, int] = field(default_factory=dict)
     saved: tuple[str, ...] = ()
     saved_parameters: int = 0
     weights: tuple[AdaptedWeight, ...] = ()
     biases: Mapping[str, int] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
     row_parameters: int = 0
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that anything is adapted in, counted within each stack."""
+        return tuple(sorted({layer for layers in self.layers_by_stack.values() for layer in layers}))
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the modules' low-rank updates: r · (in + out) a module, and `out` more with DoRA."""
+        return sum(count.parameters for count in self.by_name.values())
 
     @property
     def trainable_parameters(self) -> int:
@@ -110,7 +110,7 @@ def select(
     linear: Mapping[str, tuple[int, int]],
     family: ModelSpec,
     lora: LoraSection,
-    num_layers: int | Mapping[str, int],
+    num_layers: Mapping[str, int],
     *,
     modules: Mapping[str, int] = NOTHING,
     tied: Collection[str] = (),
@@ -119,15 +119,9 @@ def select(
 ) -> TargetModules:
     """Resolve the `lora` section against the modules of one model.
 
-    Args:
-        linear: Full name of each linear module: its (in, out) features.
-        family: Where this architecture keeps its layers, and the names inside them.
-        lora: The config's section.
-        num_layers: How many transformer layers each stack has, or the only one.
-        modules: Full name of each module that has parameters: how many.
-        tied: The modules that share one weight, such as the embedding and the head.
-        quantized: The modules whose weights are quantized, which cannot be trained whole.
-        shapes: Full name of each parameter: its sizes.
+    By full names, `linear` has the (in, out) features of each linear module, `modules` how many parameters each module
+    has that has any, and `shapes` the sizes of each parameter. `num_layers` says how many layers each stack has, `tied`
+    which modules share one weight, such as embedding and head, and `quantized` which cannot be trained whole.
 
     Raises:
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
@@ -146,11 +140,15 @@ def select(
     too_large = beyond_the_weights(lora, linear, shapes, ranks)
     if problems := [*problems, *not_adapted, *no_biases, *rank_problems, *alpha_problems, *too_large]:
         raise AdapterError.several(problems)
-    targets = _counts(chosen, ranks, alphas, family, lora, weights)
-    return replace(
-        targets,
-        by_rank_pattern=rank_counts,
-        by_alpha_pattern=alpha_counts,
+    found = {place_in(family.stacks, name)[:2] for name in updated}
+    by_stack = {stack: tuple(sorted(layer for owner, layer in found if owner == stack)) for stack in family.stacks}
+    return TargetModules(
+        modules=adapted,
+        layers_by_stack={stack: inside for stack, inside in by_stack.items() if inside},
+        ranks={name: ranks[name] for name in adapted},
+        alphas={name: alphas[name] for name in adapted},
+        by_name=_counts(chosen, ranks, use_dora=lora.use_dora),
+        by_pattern={**rank_counts, **alpha_counts},
         saved=saved,
         saved_parameters=sum(modules[name] for name in saved),
         weights=tuple(AdaptedWeight(name, shapes[name], ranks[name], alphas[name]) for name in weights),
@@ -181,36 +179,12 @@ def family_notes(
         yield f"the {numbers:,} weights of the experts are not quantized: in 16 bits they take {2 * numbers:,} bytes"
 
 
-def _counts(
-    chosen: Sequence[_Place],
-    ranks: Mapping[str, int],
-    alphas: Mapping[str, float],
-    family: ModelSpec,
-    lora: LoraSection,
-    weights: Sequence[str],
-) -> TargetModules:
-    """What is adapted of linear modules, counted; the layers are those of parameters too."""
-    sizes = {place: place.parameters(ranks[place.name], use_dora=lora.use_dora) for place in chosen}
-    found = {(each.stack, each.layer) for each in chosen} | {place_in(family.stacks, name)[:2] for name in weights}
-    by_stack = {stack: tuple(sorted(layer for owner, layer in found if owner == stack)) for stack in family.stacks}
-    adapted = tuple(place.name for place in chosen)
-    return TargetModules(
-        modules=adapted,
-        layers=tuple(sorted({layer for _, layer in found})),
-        layers_by_stack={stack: layers for stack, layers in by_stack.items() if layers},
-        ranks={name: ranks[name] for name in adapted},
-        alphas={name: alphas[name] for name in adapted},
-        parameters=sum(sizes.values()),
-        by_name=_counted((place.inside, size) for place, size in sizes.items()),
-        by_layer=_counted((place.layer, size) for place, size in sizes.items()),
-    )
-
-
-def _counted(sizes: Iterable[tuple[Key, int]]) -> dict[Key, ModuleCount]:
-    counts: dict[Key, ModuleCount] = {}
-    for key, size in sizes:
-        before = counts.get(key, ModuleCount(0, 0))
-        counts[key] = ModuleCount(before.modules + 1, before.parameters + size)
+def _counts(chosen: Iterable[_Place], ranks: Mapping[str, int], *, use_dora: bool) -> dict[str, ModuleCount]:
+    counts: dict[str, ModuleCount] = {}
+    for place in chosen:
+        before = counts.get(place.inside, ModuleCount(0, 0))
+        size = place.parameters(ranks[place.name], use_dora=use_dora)
+        counts[place.inside] = ModuleCount(before.modules + 1, before.parameters + size)
     return counts
 
 

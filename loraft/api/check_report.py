@@ -123,8 +123,8 @@ def _adapter(plan: RunPlan) -> dict[str, Any]:
     by_stack = {stack: list(layers) for stack, layers in targets.layers_by_stack.items()}
     facts["layers"] = by_stack if len(plan.shape.depths) > 1 else list(targets.layers)
     facts["modules"] = len(targets.modules)
-    if patterns := {**targets.by_rank_pattern, **targets.by_alpha_pattern}:
-        facts["modules_by_pattern"] = patterns
+    if targets.by_pattern:
+        facts["modules_by_pattern"] = targets.by_pattern
     if targets.saved:
         facts["trained_whole"] = list(targets.saved)
     if targets.weights:

@@ -170,8 +170,7 @@ def _of_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection | N
     targets = targets_in(model, family, section)
     source = "what is asked for" if lora is not None else "the defaults of a config"
     experts = sum(weight.parameters for weight in targets.weights)
-    ranks = {name: rank for name, rank in targets.ranks.items() if name in targets.modules}
-    return _Trained(source, ranks, section.use_dora, targets.saved, targets.saved_parameters, experts)
+    return _Trained(source, targets.ranks, section.use_dora, targets.saved, targets.saved_parameters, experts)
 
 
 def _of_adapter(name: str, opened: AdapterReader) -> _Trained:

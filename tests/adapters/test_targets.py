@@ -34,7 +34,7 @@ MODULES = {
 
 def chosen(**lora: object) -> TargetModules:
     section = LoraSection.model_validate({"r": 4, "alpha": 8, **lora})
-    return select(LINEAR, FAMILIES["llama"], section, LAYERS, modules=MODULES)
+    return select(LINEAR, FAMILIES["llama"], section, {"decoder": LAYERS}, modules=MODULES)
 
 
 def refused(**lora: object) -> str:
@@ -121,12 +121,11 @@ def test_parameters_are_r_times_in_plus_out() -> None:
     targets = chosen(target_modules=["q_proj", "k_proj"], layers=[3, 5])
     assert targets.parameters == 2 * (4 * (8 + 8) + 4 * (8 + 4))
     assert targets.by_name == {"self_attn.q_proj": ModuleCount(2, 128), "self_attn.k_proj": ModuleCount(2, 96)}
-    assert targets.by_layer == {3: ModuleCount(2, 112), 5: ModuleCount(2, 112)}
 
 
 def test_one_matrix_of_llama_2_at_rank_8() -> None:
     section = LoraSection.model_validate({"r": 8, "target_modules": ["q_proj"]})
-    targets = select({"model.layers.0.self_attn.q_proj": (4096, 4096)}, FAMILIES["llama"], section, 1)
+    targets = select({"model.layers.0.self_attn.q_proj": (4096, 4096)}, FAMILIES["llama"], section, {"decoder": 1})
     assert targets.parameters == 65_536
 
 
@@ -152,8 +151,7 @@ def test_patterns_decide_ranks_and_alphas_and_the_first_wins() -> None:
     assert targets.alphas["model.layers.0.self_attn.v_proj"] == 1.5
     assert targets.alphas["model.layers.0.self_attn.q_proj"] == 8
     assert targets.parameters == (2 + 16) * 16 + 2 * 4 * 12
-    assert targets.by_rank_pattern == {r"layers\.1\.self_attn\.q_proj": 1, "q_proj": 1}
-    assert targets.by_alpha_pattern == {"v_proj": 2}
+    assert targets.by_pattern == {r"layers\.1\.self_attn\.q_proj": 1, "q_proj": 1, "v_proj": 2}
 
 
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
@@ -184,14 +182,21 @@ def test_a_module_is_not_adapted_and_trained_whole_at_once() -> None:
 def test_c22_one_side_of_a_tie_is_not_trained() -> None:
     section = LoraSection(modules_to_save=("lm_head",))
     with pytest.raises(AdapterError, match=r"lm_head shares its weight with model\.embed_tokens"):
-        select(LINEAR, FAMILIES["llama"], section, LAYERS, modules=MODULES, tied=("model.embed_tokens", "lm_head"))
+        select(
+            LINEAR,
+            FAMILIES["llama"],
+            section,
+            {"decoder": LAYERS},
+            modules=MODULES,
+            tied=("model.embed_tokens", "lm_head"),
+        )
 
 
 def test_a_weight_in_4_bits_is_not_trained_whole() -> None:
     section = LoraSection(target_modules=("q_proj",), modules_to_save=("mlp",))
     packed = LINEAR.keys() - {"lm_head"}
     with pytest.raises(AdapterError, match="stored quantized"):
-        select(LINEAR, FAMILIES["llama"], section, LAYERS, modules=MODULES, quantized=packed)
+        select(LINEAR, FAMILIES["llama"], section, {"decoder": LAYERS}, modules=MODULES, quantized=packed)
 
 
 # Models with two stacks, or with experts
@@ -286,18 +291,18 @@ def test_what_is_the_attentions_is_not_the_feed_forward_parts() -> None:
 def test_lora_on_a_mixtures_experts_alone_is_refused_with_the_reason() -> None:
     linear = {"model.layers.0.self_attn.q_proj": (8, 8)}
     with pytest.raises(AdapterError, match=r"holds the weights of all experts in one tensor(.|\n)*Write attention"):
-        select(linear, FAMILIES["mixtral"], LoraSection.model_validate({"target_modules": "mlp"}), 1)
+        select(linear, FAMILIES["mixtral"], LoraSection.model_validate({"target_modules": "mlp"}), {"decoder": 1})
     for group in ("attention", "all-linear"):
         chosen = LoraSection.model_validate({"r": 2, "target_modules": group})
-        assert select(linear, FAMILIES["mixtral"], chosen, 1).parameters == 32
+        assert select(linear, FAMILIES["mixtral"], chosen, {"decoder": 1}).parameters == 32
 
 
 def test_a_group_of_a_family_that_is_not_known_is_refused_with_its_modules() -> None:
     strange = ModelSpec("strange", "layers", (), ())
     linear = {"layers.0.mix.in_map": (8, 8)}
     with pytest.raises(AdapterError, match=r"its attention is not known(.|\n)*mix\.in_map"):
-        select(linear, strange, LoraSection.model_validate({"target_modules": "attention"}), 1)
-    assert select(linear, strange, LoraSection(), 1).modules == ("layers.0.mix.in_map",)
+        select(linear, strange, LoraSection.model_validate({"target_modules": "attention"}), {"decoder": 1})
+    assert select(linear, strange, LoraSection(), {"decoder": 1}).modules == ("layers.0.mix.in_map",)
 
 
 def test_a_rank_beyond_what_a_module_has_is_said() -> None:
