@@ -99,13 +99,14 @@ class AdapterFiles:
 
     @cached_property
     def alphas(self) -> dict[str, float]:
-        """The alpha of each adapted module.
+        """The alpha of each adapted module, and of each parameter that factors may be of.
 
         Raises:
             AdapterError: A pattern cannot be used.
         """
+        names = {*self.ranks, *(name for several in self.parameters.values() for name in several)}
         patterns, where = self.config.alpha_pattern or {}, str(self.folder / ADAPTER_CONFIG)
-        return values_for(self.ranks, patterns, self.config.lora_alpha, where=where, key="alpha_pattern")
+        return values_for(names, patterns, self.config.lora_alpha, where=where, key="alpha_pattern")
 
     def check_base(self, fingerprint: str) -> tuple[str, ...]:
         """Compare the base that the adapter was trained on with the one that is loaded.

@@ -41,7 +41,7 @@ from loraft.tasks.task import Before
 
 PIECE = 1 << 18
 """The numbers of a piece: in float32 a MiB, which stays in the cache from reading to writing."""
-Run = Callable[[Callable[[slice], Tensor], Iterable[slice]], Iterable[Tensor]]
+Run = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 """Makes a piece of each span, in their order: `map`, or something like it that works ahead."""
 _own = local()
 """The buffer of each thread."""
@@ -89,7 +89,7 @@ def updated_pieces(
             summed.mul_((magnitude[rows] / torch.linalg.vector_norm(summed, dim=1))[:, None])
         return summed.clone() if dtype == torch.float32 else summed.to(dtype)
 
-    yield from run(piece, _row_spans(weight))
+    yield from run(piece, row_spans(weight))
 
 
 def cast_pieces(weight: Tensor, dtype: torch.dtype, *, run: Run = map) -> Iterator[Tensor]:
@@ -121,10 +121,11 @@ def pieces_with_rows(
                 result[row - span.start] = values[places[row]].to(dtype)
         return result
 
-    yield from run(piece, _row_spans(weight, count))
+    yield from run(piece, row_spans(weight, count))
 
 
-def _row_spans(weight: Tensor, count: int | None = None) -> Iterator[slice]:
+def row_spans(weight: Tensor, count: int | None = None) -> Iterator[slice]:
+    """Spans of the rows of a weight `[rows, width]`, or of so many, that make a piece each."""
     rows, count = max(1, PIECE // max(1, weight.shape[1])), len(weight) if count is None else count
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
@@ -148,7 +149,7 @@ def _sum(weight: Tensor, updates: Sequence[LoraFactors], rows: slice, *, transpo
 
 def _column_norms(weight: Tensor, updates: Sequence[LoraFactors]) -> Tensor:
     squares = torch.zeros(weight.shape[1], dtype=torch.float64)
-    for rows in _row_spans(weight):
+    for rows in row_spans(weight):
         squares += _sum(weight, updates, rows, transposed=True).double().square().sum(dim=0)
     return squares.sqrt().float()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 
-from loraft.adapters.adapter_config import ADAPTER_CONFIG, values_for
 from loraft.adapters.adapter_files import AdapterFiles, read_adapter
 from loraft.adapters.resolve_target import adapter_named
 from loraft.adapters.targets import TargetModules
@@ -73,11 +72,7 @@ def _extras(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem]:
     there = {name for names in start.parameters.values() for name in names}
     here = {weight.name for weight in targets.weights}
     yield from _other_names("lora.target_parameters", here - there, there - here)
-    where = str(start.folder / ADAPTER_CONFIG)
-    alphas = values_for(
-        there, start.config.alpha_pattern or {}, start.config.lora_alpha, where=where, key="alpha_pattern"
-    )
-    yield from _other_numbers("lora.alpha", alphas, {weight.name: weight.alpha for weight in targets.weights})
+    yield from _other_numbers("lora.alpha", start.alphas, {weight.name: weight.alpha for weight in targets.weights})
 
 
 def _other_rows(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem]:

@@ -51,7 +51,7 @@ def vocabulary_of(
     notes = [said] if strips else []
     if described["model"]["type"] != "BPE":
         raise _refused(f"it is of the kind {described['model']['type']}, and llama.cpp's decoders have BPE", where)
-    if any(part["type"] == "ByteLevel" for part in _parts(described, "pre_tokenizer")):
+    if any(part["type"] == "ByteLevel" for part in _parts(described["pre_tokenizer"])):
         values, more = _byte_level(described, where)
     else:
         values, more = _of_sentencepiece(described, where)
@@ -68,24 +68,22 @@ def _refused(what: str, where: str) -> ModelError:
     return ModelError(message, where=where, remedy=remedy)
 
 
-def _parts(described: Json, what: str) -> list[Json]:
-    """The normalizers or pre-tokenizers of a tokenizer, in their order."""
-    given = described.get(what)
+def _parts(given: Json | None) -> list[Json]:
+    """The normalizers or pre-tokenizers that one is made of, in their order; a tokenizer may have none."""
     if given is None:
         return []
-    listed: list[Json] = given.get("normalizers") or given.get("pretokenizers") or []
-    return listed if given["type"] == "Sequence" else [given]
+    return [*given.get("normalizers", ()), *given.get("pretokenizers", ())] if given["type"] == "Sequence" else [given]
 
 
 def _byte_level(described: Json, where: str) -> tuple[dict[str, Value], list[str]]:
     """The keys of byte-level BPE."""
     notes, model = [], described["model"]
-    for part in _parts(described, "normalizer"):
+    for part in _parts(described["normalizer"]):
         if part["type"] != "NFC":
             raise _refused(f"it normalizes text by {part['type']}", where)
         notes.append("the tokenizer composes letters with their accents first (NFC), and llama.cpp does not")
-    own = _splits(_parts(described, "pre_tokenizer"))
-    named = [name for name, rule in RULES.items() if _splits(_listed(json.loads(rule.__getstate__()))) == own]
+    own = _splits(_parts(described["pre_tokenizer"]))
+    named = [name for name, rule in RULES.items() if _splits(_parts(json.loads(rule.__getstate__()))) == own]
     words_first = bool(model.get("ignore_merges"))
     rule = next((name for name in named if (name in WHOLE_WORDS_FIRST) == words_first), None)
     if rule is None:
@@ -94,10 +92,6 @@ def _byte_level(described: Json, where: str) -> tuple[dict[str, Value], list[str
         notes.append("llama.cpp parts words at combining marks, as Hindi has them, and the tokenizer does not")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return {"model": "gpt2", "pre": rule, "merges": merges}, notes
-
-
-def _listed(part: Json) -> list[Json]:
-    return [*part["pretokenizers"]] if part["type"] == "Sequence" else [part]
 
 
 def _splits(parts: Sequence[Json]) -> list[object]:
@@ -120,7 +114,7 @@ def _of_sentencepiece(described: Json, where: str) -> tuple[dict[str, Value], li
     if not described["model"].get("byte_fallback"):
         raise _refused("it is a BPE neither of bytes nor with bytes to fall back on", where)
     in_front, notes = False, []
-    for part in (*_parts(described, "normalizer"), *_parts(described, "pre_tokenizer")):
+    for part in (*_parts(described["normalizer"]), *_parts(described["pre_tokenizer"])):
         kind = part["type"]
         if kind == "Prepend" and part["prepend"] == SPACE:
             in_front = True
