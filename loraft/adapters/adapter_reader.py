@@ -1,4 +1,4 @@
-"""An adapter's file opened to be looked at: A, B, magnitude and scale of each module, read and not judged.
+"""An adapter's file looked at: A, B, magnitude and scale of each module, read when asked for and not judged.
 
 Unlike `adapter_files`, it takes adapters of any task, of other tools, and damaged ones: values that are not finite are
 handed on, for whoever looks at an adapter wants to see them.
@@ -7,8 +7,7 @@ handed on, for whoever looks at an adapter wants to see them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,39 +31,34 @@ from loraft.io.atomic import read_json
 
 @dataclass(frozen=True, eq=False)
 class AdapterReader:
-    """An adapter whose file is open.
+    """An adapter of whose file the header is known.
 
     Attributes:
         folder: Where it lies.
         declared: adapter_config.json.
+        shapes: The sizes of every tensor, by its key in the file.
         keys: The tensors of each adapted module: what they are, and their keys in the file.
         saved: The keys of tensors that are trained whole (`modules_to_save`, biases), by what the base calls them.
         tokens: The keys of rows that are trained by themselves (`trainable_token_indices`), by the weight that has
             them.
         unread: Tensors that are neither.
         dtypes: How many numbers the file holds in each dtype.
-        file: The open file.
     """
 
     folder: Path
     declared: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
     keys: Mapping[str, Mapping[str, str]]
     saved: Mapping[str, str]
     tokens: Mapping[str, str]
     unread: tuple[str, ...]
     dtypes: Mapping[str, int]
-    file: Any
 
     @cached_property
     def ranks(self) -> dict[str, int]:
         """The rank of each adapted module, from the sizes of its tensors."""
-        sizes = {name: self.file.get_slice(parts["A"]).get_shape()[0] for name, parts in self.keys.items()}
+        sizes = {name: self.shapes[parts["A"]][0] for name, parts in self.keys.items()}
         return {name: rows // self._experts(name, rows) for name, rows in sizes.items()}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The sizes of the tensors that are trained whole."""
-        return {name: tuple(self.file.get_slice(key).get_shape()) for name, key in self.saved.items()}
 
     @cached_property
     def _alphas(self) -> Mapping[str, float]:
@@ -93,26 +87,25 @@ class AdapterReader:
     def factors(self, module: str) -> LoraFactors:
         """The factors of a module or a parameter as stored, read now."""
         parts = self.keys[module]
-        tensors = {part: self.file.get_tensor(key) for part, key in parts.items()}
+        tensors = {part: self.tensor(key) for part, key in parts.items()}
         experts = self._experts(module, tensors["A"].shape[0])
         alpha = self._alphas[next(iter(self.parameters(module)), module)]
         scale = scale_of(alpha, tensors["A"].shape[0] // experts, use_rslora=bool(self.declared.get("use_rslora")))
         of_embedding = parse_key(parts["A"]).of_embedding
         return LoraFactors(tensors["A"], tensors["B"], scale, tensors.get("magnitude"), of_embedding, experts)
 
-    def saved_tensor(self, name: str) -> Tensor:
-        """A tensor that was trained whole, read now."""
-        read: Tensor = self.file.get_tensor(self.saved[name])
+    def tensor(self, key: str) -> Tensor:
+        """A tensor by its key in the file, read now."""
+        with safe_open(weights_file(self.folder), framework="pt") as file:
+            read: Tensor = file.get_tensor(key)
         return read
 
-    def token_tensor(self, name: str) -> tuple[list[int], Tensor]:
-        """Which rows of a weight were trained by themselves, and the rows, read now."""
-        rows: Tensor = self.file.get_tensor(self.tokens[name])
-        return token_rows(self.declared.get("trainable_token_indices"), name), rows
+    def rows_of(self, name: str) -> list[int]:
+        """Which rows of a weight were trained by themselves."""
+        return token_rows(self.declared.get("trainable_token_indices"), name)
 
 
-@contextmanager
-def open_adapter(folder: Path) -> Iterator[AdapterReader]:
+def open_adapter(folder: Path) -> AdapterReader:
     """Open an adapter to look at it.
 
     Raises:
@@ -121,12 +114,32 @@ def open_adapter(folder: Path) -> Iterator[AdapterReader]:
     declared = read_json(folder / ADAPTER_CONFIG)
     _refuse_other_kinds(declared, str(folder / ADAPTER_CONFIG))
     path = weights_file(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, int] = {}
     try:
-        file = safe_open(path, framework="pt")
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (a file is no mapping)
+                part = file.get_slice(key)
+                shapes[key] = tuple(part.get_shape())
+                dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + math.prod(shapes[key])
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
-    with file as opened:
-        yield _listed(folder, declared, opened, str(path))
+    keys: dict[str, dict[str, str]] = {}
+    saved: dict[str, str] = {}
+    tokens: dict[str, str] = {}
+    unread: list[str] = []
+    for key, shape in shapes.items():
+        tensor = parse_key(key, declared.get("bias"))
+        if tensor.part == "whole":
+            saved[tensor.name] = key
+        elif tensor.part == "tokens":
+            tokens[tensor.name] = key
+        elif tensor.part in ("magnitude", "bias") or (tensor.part in ("A", "B") and len(shape) == 2):
+            keys.setdefault(tensor.module, {})[tensor.part] = key
+        elif tensor.part != "copy":
+            unread.append(key)
+    _refuse_broken(keys, shapes, str(path))
+    return AdapterReader(folder, declared, shapes, keys, saved, tokens, tuple(unread), dtypes)
 
 
 def _refuse_other_kinds(declared: Mapping[str, object], where: str) -> None:
@@ -148,32 +161,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _listed(folder: Path, declared: Mapping[str, Any], file: Any, where: str) -> AdapterReader:
-    keys: dict[str, dict[str, str]] = {}
-    saved: dict[str, str] = {}
-    tokens: dict[str, str] = {}
-    unread: list[str] = []
-    dtypes: dict[str, int] = {}
-    for key in file.keys():  # noqa: SIM118 (a file is no mapping)
-        part = file.get_slice(key)
-        shape = tuple(part.get_shape())
-        dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + math.prod(shape)
-        tensor = parse_key(key, declared.get("bias"))
-        if tensor.part == "whole":
-            saved[tensor.name] = key
-        elif tensor.part == "tokens":
-            tokens[tensor.name] = key
-        elif tensor.part in ("magnitude", "bias") or (tensor.part in ("A", "B") and len(shape) == 2):
-            keys.setdefault(tensor.module, {})[tensor.part] = key
-        elif tensor.part != "copy":
-            unread.append(key)
+def _refuse_broken(keys: Mapping[str, Mapping[str, str]], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuse an update of which a factor is absent, or whose factors make no product."""
     if halves := sorted(name for name, parts in keys.items() if not {"A", "B"} <= parts.keys()):
         missing = "A" if "A" not in keys[halves[0]] else "B"
         raise AdapterError(f"{halves[0]} and {len(halves) - 1} more have no {missing}", where=where)
     for name, parts in keys.items():
-        a, b = (file.get_slice(parts[part]).get_shape() for part in ("A", "B"))
+        a, b = (list(shapes[parts[part]]) for part in ("A", "B"))
         if a[0] != b[1] or not a[0]:
             raise AdapterError(f"the A of {name} is {a} and its B {b}: they make no product", where=where)
-        if "magnitude" in parts and math.prod(m := file.get_slice(parts["magnitude"]).get_shape()) != b[0]:
+        if "magnitude" in parts and math.prod(m := list(shapes[parts["magnitude"]])) != b[0]:
             raise AdapterError(f"the magnitude of {name} is {m} and its B {b}", where=where)
-    return AdapterReader(folder, declared, keys, saved, tokens, tuple(unread), dtypes, file)

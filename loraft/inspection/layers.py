@@ -174,10 +174,10 @@ def _of_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection | N
 
 
 def _of_adapter(name: str, opened: AdapterReader) -> _Trained:
-    saved = sum(math.prod(shape) for shape in opened.shapes.values())
+    saved = sum(math.prod(opened.shapes[key]) for key in opened.saved.values())
     magnitudes = bool(opened.declared.get("use_dora"))
     keys = [key for place, parts in opened.keys.items() if opened.parameters(place) for key in parts.values()]
-    of_parameters = sum(math.prod(opened.file.get_slice(key).get_shape()) for key in keys)
+    of_parameters = sum(math.prod(opened.shapes[key]) for key in keys)
     return _Trained(f"the adapter {name}", opened.ranks, magnitudes, tuple(opened.saved), saved, of_parameters)
 
 

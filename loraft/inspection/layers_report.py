@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -70,13 +69,10 @@ def inspect_layers(
         InvalidInputError: Something cannot be found or looked into.
     """
     found = resolve_to_look(target, adapters, base_model=base_model)
-    with ExitStack() as files:
-        opened = [(each.name, files.enter_context(open_adapter(each.folder))) for each in found.adapters]
-        table, notes = _table(found, opened, lora, insists=base_model is not None)
-        updates = tuple(
-            adapter_updates(each, file, table) for each, (_, file) in zip(found.adapters, opened, strict=True)
-        )
-        pairs = [(one[0], other[0], likeness(one, other, table)) for one, other in combinations(opened, 2)]
+    opened = [(each.name, open_adapter(each.folder)) for each in found.adapters]
+    table, notes = _table(found, opened, lora, insists=base_model is not None)
+    updates = tuple(adapter_updates(each, file, table) for each, (_, file) in zip(found.adapters, opened, strict=True))
+    pairs = [(one[0], other[0], likeness(one, other, table)) for one, other in combinations(opened, 2)]
     apart = (f"{one} and {other} adapt no module in common" for one, other, alike in pairs if alike is None)
     alike = tuple(each for *_, each in pairs if each is not None)
     return LayersReport(found.base, table, updates, alike, (*found.notes, *notes, *apart))

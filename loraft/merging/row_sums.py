@@ -49,7 +49,7 @@ class RowSums:
             return False
         expected = torch.split(sums.to(tensor.device), ROWS_AT_ONCE)
         for part, wanted in zip(_parts(tensor, self.dtype), expected, strict=True):
-            found = row_sums(part)
+            found = part.sum(-1, dtype=torch.float64)
             same = (found == wanted) | ((found - wanted).abs() <= self._allowed(part))  # infinities of a mask are equal
             if not same.all():
                 return False
@@ -79,12 +79,7 @@ def sums_of_merged(adapted: AdaptedModel, dtype: torch.dtype, before: Collection
 
 
 def _sums(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.cat([row_sums(part) for part in _parts(tensor, dtype)]).cpu()
-
-
-def row_sums(rows: Tensor) -> Tensor:
-    """`[rows, width]` to `[rows]`, in float64."""
-    return rows.sum(-1, dtype=torch.float64)
+    return torch.cat([part.sum(-1, dtype=torch.float64) for part in _parts(tensor, dtype)]).cpu()
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
