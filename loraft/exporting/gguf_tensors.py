@@ -107,18 +107,29 @@ def in_pairs(rows: Tensor, heads: int) -> Tensor:
 class TensorNames:
     """What the tensors of a model are called in the files of a family, by the package gguf."""
 
-    def __init__(self, family: GgufFamily, layers: int) -> None:
-        """Read the package's map for a model of so many layers."""
+    def __init__(self, family: GgufFamily, layers: int, where: str) -> None:
+        """Read the package's map for a model of so many layers, which errors call `where`."""
         from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
         architecture: Any = next(each for each in MODEL_ARCH if MODEL_ARCH_NAMES.get(each) == family.architecture)
-        self._map, self._biases = get_tensor_name_map(architecture, layers), family.biases
+        self._map, self._family, self._where = get_tensor_name_map(architecture, layers), family, where
 
-    def of(self, name: str) -> str | None:
-        """The name of a tensor in the file; None where the family has no place for it."""
+    def of(self, name: str) -> str:
+        """The name of a tensor in the file.
+
+        Raises:
+            ModelError: The family has no place for it.
+        """
         found: str | None = self._map.get_name(name, try_suffixes=(".weight", ".bias"))
-        is_read = found is None or not found.endswith(".bias") or found.split(".")[-2] in self._biases
-        return found if is_read else None
+        if found is None or (found.endswith(".bias") and found.split(".")[-2] not in self._family.biases):
+            raise self.no_place(name)
+        return found
+
+    def no_place(self, name: str) -> ModelError:
+        """A tensor that the file would have to leave out."""
+        message = f"the tensor {name} has no place in a GGUF file of llama.cpp's {self._family.architecture}"
+        remedy = "Use the model with `loraft.generate`, or with a server that runs folders of transformers."
+        return ModelError(message, where=self._where, remedy=remedy)
 
 
 def planned(slot: Slot, name: str, outtype: OutType, family: GgufFamily, config: Any) -> GgufTensor:
@@ -141,10 +152,3 @@ def _kind(slot: Slot, name: str, outtype: OutType) -> OutType:
         return "f32"
     kind = IN_8_BITS if name in ENDS and outtype.startswith(("q4", "q5")) else outtype
     return "f16" if slot.shape[-1] % GGML_QUANT_SIZES[ggml_type(kind)][0] else kind
-
-
-def no_place(name: str, family: GgufFamily, where: str) -> ModelError:
-    """A tensor that the file would have to leave out."""
-    message = f"the tensor {name} has no place in a GGUF file of llama.cpp's {family.architecture}"
-    remedy = "Use the model with `loraft.generate`, or with a server that runs folders of transformers."
-    return ModelError(message, where=where, remedy=remedy)

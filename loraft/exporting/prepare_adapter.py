@@ -10,8 +10,8 @@ from loraft.adapters.lora_factors import LoraFactors
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.errors import AdapterError
 from loraft.exporting.gguf_settings import Value, settings_of
-from loraft.exporting.gguf_tensors import GgufTensor, OutType, TensorNames, no_place, planned
-from loraft.exporting.prepare_export import about_types, base_of, merge_of, name_of, require_gguf
+from loraft.exporting.gguf_tensors import GgufTensor, OutType, TensorNames, planned
+from loraft.exporting.prepare_export import about_types, base_of, merge_of, name_of
 from loraft.exporting.write_gguf import GgufFile
 from loraft.merging.merge_plan import MergePlan
 from loraft.merging.prepare_merge import Merge
@@ -31,7 +31,6 @@ def prepare_adapter(target: ResolvedTarget, weights: Sequence[float], *, outtype
     Raises:
         InvalidInputError: There is not one adapter, it does not fit its base, or it does more than llama.cpp's LoRA.
     """
-    require_gguf()
     if len(target.adapters) != 1:
         message = f"a GGUF file of adapters alone holds one, and there are {len(target.adapters)}"
         raise AdapterError(message, parameter="adapter_only", remedy=WHOLE)
@@ -41,14 +40,12 @@ def prepare_adapter(target: ResolvedTarget, weights: Sequence[float], *, outtype
     folder = str(target.adapters[0].folder)
     for what in _beyond(merge.plan):
         raise AdapterError(f"llama.cpp's adapters are low-rank updates alone: it {what}", where=folder, remedy=WHOLE)
-    names = TensorNames(family, config.num_hidden_layers)
+    names = TensorNames(family, config.num_hidden_layers, where)
     contents: dict[str, Tensor] = {}
     tensors: list[GgufTensor] = []
     alpha = float(merge.adapters[0].files.config.lora_alpha) or 1.0  # which llama.cpp takes a zero for
     for weight, (update,) in merge.plan.updates.items():
         name = names.of(weight)
-        if name is None:
-            raise no_place(weight, family, where)
         for part, numbers in _parts(update, alpha):
             slot = Slot(weight if part == "b" else "", "F32", tuple(numbers.shape))
             tensor = planned(slot, f"{name}.lora_{part}", outtype, family, config)

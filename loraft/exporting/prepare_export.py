@@ -16,7 +16,7 @@ from loraft.config.choices import TASK_OF_GROUP
 from loraft.errors import AdapterError, ConfigError, ModelError, lacking
 from loraft.exporting.gguf_families import GgufFamily, family_of
 from loraft.exporting.gguf_settings import Value, settings_of
-from loraft.exporting.gguf_tensors import GgufTensor, OutType, TensorNames, no_place, planned
+from loraft.exporting.gguf_tensors import GgufTensor, OutType, TensorNames, planned
 from loraft.exporting.gguf_vocabulary import adds_beginning, vocabulary_of
 from loraft.exporting.write_gguf import GgufFile
 from loraft.inference.requests import GenerationRequest
@@ -70,7 +70,6 @@ def prepare_export(
         InvalidInputError: llama.cpp would compute another model, or split text otherwise; the base or an adapter cannot
             be read, or they do not go together.
     """
-    require_gguf()
     config, family, where = base_of(target)
     settings = settings_of(config, family, where)
     merge = merge_of(target, weights, base)
@@ -107,22 +106,14 @@ def prepare_export(
     return PreparedExport(file, merge, speaker, rules)
 
 
-def require_gguf() -> None:
-    """See that the package is there which knows the format.
-
-    Raises:
-        ModelError: It is not.
-    """
-    if problem := lacking("gguf", "a .gguf file", parameter="out"):
-        raise ModelError.several([problem])
-
-
 def base_of(target: ResolvedTarget) -> tuple[PreTrainedConfig, GgufFamily, str]:
     """The config of a target's base, its row of the table, and what errors call it.
 
     Raises:
-        ModelError: It is none that llama.cpp computes as transformers does.
+        ModelError: It is none that llama.cpp computes as transformers does, or no package is there for the format.
     """
+    if problem := lacking("gguf", "a .gguf file", parameter="out"):
+        raise ModelError.several([problem])
     config, where = load_config(target.model, None), shown(target.base)
     return config, family_of(config.model_type, where), where
 
@@ -172,18 +163,11 @@ def _slots(
     model = meta_model(config)
     tied = model.all_tied_weights_keys.keys() - merge.plan.untied.keys()
     own = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and name not in tied}
-    names, found = TensorNames(family, config.num_hidden_layers), dict[str, Slot]()
+    names = TensorNames(family, config.num_hidden_layers, where)
     if merge.converted:
-        raise no_place(min(merge.converted), family, where)
-    for slot in made.slots.values():
-        called = made.called(slot)
-        if called not in own:
-            continue
-        name = names.of(called)
-        if name is None:
-            raise no_place(called, family, where)
-        found[name] = slot
-    return found
+        raise names.no_place(min(merge.converted))
+    slots = {made.called(slot): slot for slot in made.slots.values()}
+    return {names.of(called): slot for called, slot in slots.items() if called in own}
 
 
 def _stops(speaker: Speaker) -> tuple[dict[str, Value], list[str]]:
