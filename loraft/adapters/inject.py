@@ -159,7 +159,7 @@ def add_lora_layers(
     if config.bias != "none":
         keep_biases(model, name)
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
     for module in model.modules():
         if isinstance(module, LoraLayer):

@@ -46,7 +46,7 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
 
 def tasks_of_model(model: str | None) -> tuple[TaskName, ...]:
     """What a model that is at hand is trained for, the usual task first; nothing where its kind is not known."""
-    family = _family(model)
+    family = None if model is None else _family(model)
     return () if family is None else TASKS_OF_GROUP[family.group]
 
 
@@ -160,14 +160,12 @@ def _check_model(model: str, task: TaskName) -> None:
         raise ConfigError(message, where=model, parameter="model", remedy=remedy)
 
 
-def _family(model: str | None) -> ModelSpec | None:
+def _family(model: str) -> ModelSpec | None:
     return FAMILIES.get(str(_architecture(model).get("model_type")))
 
 
-def _architecture(model: str | None) -> Mapping[str, object]:
+def _architecture(model: str) -> Mapping[str, object]:
     """The config.json of a folder; of a builtin that is not here yet what is known, and nothing of others."""
-    if model is None:
-        return {}
     folder = at_hand(model)
     if folder is None:
         builtin = BUILTINS.get(model.removeprefix("builtin:")) if model.startswith("builtin:") else None

@@ -32,7 +32,7 @@ from loraft.errors import ModelError, OutOfMemoryError
 from loraft.figures import counted
 from loraft.models.hf_config import is_classifier, is_used_otherwise, own_code, quietly_reading
 from loraft.models.modules import is_within
-from loraft.models.registry import FAMILIES, Kind, refuse_kind, taken_by
+from loraft.models.registry import FAMILIES, Kind, refuse_kind
 
 ENCODER_HEADS = {
     "SequenceClassification": AutoModelForSequenceClassification,
@@ -147,19 +147,16 @@ def require_class(config: PreTrainedConfig, group: ModelGroup) -> None:
     Raises:
         ModelError: With the task that takes it, where there is one.
     """
-    if _auto_class(config, group) is not None:
-        return
-    others = [each for each in CLASSES if _auto_class(config, each) is not None]
-    if config.is_encoder_decoder:
-        others = [each for each in others if each == "encoder_decoder"]
-    kind: Kind = "encoder_decoder" if config.is_encoder_decoder else "decoder" if "decoder" in others else "encoder"
-    refuse_kind(config.model_type, kind, group, others[0] if others else None)
+    if _auto_class(config, group) is None:
+        other = other_use(config, group)
+        kind: Kind = "encoder_decoder" if config.is_encoder_decoder else "decoder" if other == "decoder" else "encoder"
+        refuse_kind(config.model_type, kind, group, other)
 
 
-def other_task(config: PreTrainedConfig, group: ModelGroup) -> str:
-    """The remedy where an architecture cannot be used as `group`."""
-    others = [each for each in CLASSES if each != group and _auto_class(config, each) is not None]
-    return taken_by(others[0] if others else None)
+def other_use(config: PreTrainedConfig, group: ModelGroup) -> ModelGroup | None:
+    """What a model can be used as where it cannot be used as `group`; an encoder-decoder is not offered to classify."""
+    uses = (each for each in CLASSES if each != group and _auto_class(config, each) is not None)
+    return next((each for each in uses if each != "classifier" or not config.is_encoder_decoder), None)
 
 
 def read_gguf(file: Path) -> PreTrainedModel:

@@ -17,12 +17,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
 from loraft.kernels.packed_experts import hold, pack
-from loraft.models.auto_model import other_task
+from loraft.models.auto_model import other_use
 from loraft.models.hf_config import reason
 from loraft.models.model_structure import stacks_experts
 from loraft.models.modules import TextMark, linear_modules, mark_text
 from loraft.models.quantize import experts_in_4_bits
-from loraft.models.registry import ModelSpec, place_in
+from loraft.models.registry import ModelSpec, place_in, taken_by
 from loraft.models.tiny_copy import ROW_LENGTHS, agree, not_on_text, random_row, tried
 
 PASSES = 2
@@ -139,7 +139,7 @@ def marked(config: PreTrainedConfig, spec: ModelSpec, model: PreTrainedModel) ->
     """
     if not tried(is_causal, model):
         message = f"model type {config.model_type!r} reads what comes after a token too: it writes no text"
-        raise ModelError(message, key="model.name_or_path", remedy=other_task(config, "decoder"))
+        raise ModelError(message, key="model.name_or_path", remedy=taken_by(other_use(config, "decoder")))
     for mark in (None, *possible_marks(model)):
         unmark = mark_text(model, mark)
         if tried(_is_causal_as_trained, model):

@@ -103,6 +103,11 @@ def _stored_in(
     return PackedHeader(name, dtype, shape, first.file, first.start, first.stop, kind, parts, unpack)
 
 
+def _below(name: str, headers: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
+    """The tensors whose names go on behind a name, by what follows."""
+    return {each.removeprefix(f"{name}."): header for each, header in headers.items() if each.startswith(f"{name}.")}
+
+
 def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedHeader]:
     """The weights that bitsandbytes, FP8 or MXFP4 stored; `usual` is the dtype of those that do not say."""
     for name, header in headers.items():
@@ -117,10 +122,8 @@ def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedH
     for name, state in headers.items():
         weight, mark, kind = name.rpartition(".quant_state.bitsandbytes__")
         if mark and weight in headers:
-            under = f"{weight}."
-            parts = {each.removeprefix(under): headers[each] for each in headers if each.startswith(under)}
             told = json.loads(bytes(mapped_tensor(state).tolist()))
-            dtype, parts = WORDS.get(told["dtype"], usual), {"weight": headers[weight], **parts}
+            dtype, parts = WORDS.get(told["dtype"], usual), {"weight": headers[weight], **_below(weight, headers)}
             yield _stored_in(parts, weight, dtype, tuple(told["shape"]), kind, _of_4_bits)
 
 
@@ -167,8 +170,7 @@ def _compressed(
     unpack = partial(_of_compressed, settings) if is_compressed_tensors_available() else None
     for name, tensor in model.state_dict().items():
         module, _, leaf = name.rpartition(".")
-        under = f"{module}."
-        parts = {each.removeprefix(under): headers[each] for each in headers if each.startswith(under)}
+        parts = _below(module, headers)
         parts.pop("bias", None)
         if leaf == "weight" and "weight_scale" in parts:
             yield _stored_in(parts, name, usual, tuple(tensor.shape), kind, unpack)
