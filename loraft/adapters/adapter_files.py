@@ -146,7 +146,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     config = parse_adapter_config(declared, where)
     refuse_changes(declared, record, where)
     tensors = _sound_tensors(weights_file(folder))
-    copies = {key: tensors.pop(key) for key in [*tensors] if _is_copy(key, config)}
+    copies = {key: tensors.pop(key) for key in [*tensors] if parse_key(key, config.bias).part == "copy"}
     files = AdapterFiles(folder, config, tensors, record, copies)
     for name, (rows, tensor) in files.tokens.items():
         if len(rows) != len(tensor):
@@ -158,11 +158,6 @@ def read_adapter(folder: Path) -> AdapterFiles:
             message = f"it says rank {said[name]} for {name}, and the tensors have rank {rank}"
             raise AdapterError(message, where=where, key="r")
     return files
-
-
-def _is_copy(key: str, config: LoraConfig) -> bool:
-    """Whether a tensor is the base's own, which lies beside what was trained."""
-    return parse_key(key, config.bias).part == "copy"
 
 
 def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
@@ -188,7 +183,8 @@ def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
         AdapterError: If a key is missing or left over, a shape differs, or a file is not what was written.
     """
     refuse_other_base(files, lambda key: model.get_parameter(key).to("meta"))
-    expected = {key: tensor for key, tensor in adapter_tensors(model, name).items() if not _is_copy(key, files.config)}
+    every, bias = adapter_tensors(model, name), files.config.bias
+    expected = {key: tensor for key, tensor in every.items() if parse_key(key, bias).part != "copy"}
     problems = [
         *(f"the tensor {key} is missing" for key in sorted(expected.keys() - files.tensors.keys())),
         *(f"the base has no place for the tensor {key}" for key in sorted(files.tensors.keys() - expected.keys())),
