@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
 from torch import nn
 
-from loraft.adapters.lora_factors import INNER, LoraFactors
+from loraft.adapters.lora_factors import ADAPTER_NAME, INNER, LoraFactors
 from loraft.kernels.packed_experts import PackedExperts
 
 
@@ -32,11 +32,11 @@ class AdaptedParameter:
     transposed: bool
 
 
-def adapted_parameters(model: PeftModel, adapter: str) -> dict[str, AdaptedParameter]:
-    """The parameters that an adapter of a model adapts, by the place that the factors of each have in a file."""
+def adapted_parameters(model: PeftModel) -> dict[str, AdaptedParameter]:
+    """The parameters that the one adapter of a model adapts, by the place that the factors of each have in a file."""
     modules = model.get_base_model().named_modules()
     wrappers = ((place, module) for place, module in modules if isinstance(module, ParamWrapper))
-    return {place: adapted_parameter(module, place, adapter) for place, module in wrappers if adapter in module.lora_A}
+    return {place: adapted_parameter(module, place, ADAPTER_NAME) for place, module in wrappers}
 
 
 def adapted_parameter(wrapper: ParamWrapper, place: str, adapter: str) -> AdaptedParameter:

@@ -227,7 +227,7 @@ def _initialise(model: PeftModel, targets: TargetModules, config: RunConfig) -> 
     """
     generator = torch.Generator().manual_seed(config.seed)
     base: Any = model.get_base_model()
-    places = {of.name: place for place, of in adapted_parameters(model, ADAPTER_NAME).items()}
+    places = {of.name: place for place, of in adapted_parameters(model).items()}
     for name in (*targets.modules, *(places[weight.name] for weight in targets.weights)):
         layer = base.get_submodule(name)
         weight = layer.lora_A[ADAPTER_NAME].weight
@@ -334,13 +334,13 @@ def _unmistakable(saved: Sequence[str], everything: Sequence[str]) -> list[str]:
 def _refuse_other_modules(model: PeftModel, targets: TargetModules) -> None:
     """Compare what peft adapted with what was chosen: it ignores names that match nothing when others match."""
     base = model.get_base_model()
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    adapted = {name for name, module in layers.items() if not isinstance(module, ParamWrapper)}
-    parameters = {of.name for of in adapted_parameters(model, ADAPTER_NAME).values()}
+    layers = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    wrappers = {name for name, module in base.named_modules() if isinstance(module, ParamWrapper)}
     whole = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    parameters = {of.name for of in adapted_parameters(model).values()}
     weights = [weight.name for weight in targets.weights]
-    kinds = ((adapted, targets.modules), (whole, targets.saved), (parameters, weights))
-    for found, chosen in (*kinds, (wrapped_rows(model), tuple(targets.rows))):
+    kinds = ((layers - wrappers, targets.modules), (whole, targets.saved), (parameters, weights))
+    for found, chosen in (*kinds, (wrapped_rows(model), targets.rows)):
         if found != set(chosen):
             differing = ", ".join(sorted(found.symmetric_difference(chosen))[:5])
             raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")

@@ -132,7 +132,7 @@ def _parameters_that_fit(model: PreTrainedModel, files: AdapterFiles) -> Mapping
     with torch.device("meta"):
         wrapped = with_layers(copy.deepcopy(model), replace(files, config=config), ADAPTER_NAME)
     refuse_misfit(wrapped, files, ADAPTER_NAME)
-    return adapted_parameters(wrapped, ADAPTER_NAME)
+    return adapted_parameters(wrapped)
 
 
 def _added(place: str, bias: Tensor, module: nn.Module, scale: float, adapter: WeightedAdapter) -> Tensor:
