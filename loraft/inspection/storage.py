@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraft.models.packed_weights import PackedHeader, weight_headers
-from loraft.models.safetensors_index import DTYPES, TensorHeader, header_of, mapped_tensor
+from loraft.models.safetensors_index import DTYPES, TensorHeader, header_of
 
 NAMES = {word: str(dtype).removeprefix("torch.") for word, dtype in DTYPES.items()}
 """torch's names of dtypes by the words that safetensors has for them."""
@@ -52,13 +52,11 @@ class Storage:
         return _word_for(header) if header is not None else self.usual
 
     def tensor(self, name: str) -> Tensor | None:
-        """The tensor that the model calls `name`, read on its own; None where it is not there."""
+        """The tensor that the model calls `name`, read on its own; None where it cannot be read here."""
         header = header_of(name, self.headers)
-        if header is None:
+        if header is None or (isinstance(header, PackedHeader) and header.unpack is None):
             return None
-        if isinstance(header, PackedHeader):
-            return header.unpacked(torch.float32) if header.unpack is not None else None
-        return mapped_tensor(header)
+        return header.tensor(torch.float32)
 
 
 def read_storage(folder: Path, model: PreTrainedModel) -> Storage:

@@ -26,7 +26,7 @@ from loraft.merging.quantize_roundtrip import quantize_roundtrip
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import load_config
 from loraft.models.packed_weights import PackedHeader
-from loraft.models.safetensors_index import TORCH_DTYPES, WORDS, Slot, TensorHeader, in_order, mapped_tensor
+from loraft.models.safetensors_index import TORCH_DTYPES, WORDS, Slot, TensorHeader, in_order
 from loraft.models.weight_names import Conversion
 
 BYTES_AT_ONCE = 4 << 20
@@ -124,7 +124,7 @@ class RemadeTensors:
         parts = {header.name: header for name in group for header in merge.converted[name]}
         stored = TORCH_DTYPES[next(iter(parts.values())).dtype]
         loaded_in = merge.loaded_in if merge.is_packed else stored
-        loaded = self._conversion.load({name: _read(header, loaded_in) for name, header in parts.items()})
+        loaded = self._conversion.load({name: each.tensor(loaded_in).to(loaded_in) for name, each in parts.items()})
         dtype, merged = merge.dtype if merge.casts else stored, dict[str, Tensor]()
         for name in group:
             shape, whole = loaded[name].shape, loaded.pop(name)
@@ -143,11 +143,6 @@ def _groups(merge: Merge, changed: Iterable[str]) -> dict[str, tuple[str, ...]]:
         if not any(name in group for group in found.values()):
             found[name] = tuple(dict.fromkeys(each for part in merge.converted[name] for each in of_part[part.name]))
     return found
-
-
-def _read(header: TensorHeader, dtype: torch.dtype) -> Tensor:
-    """A tensor of the base as training computed with it."""
-    return header.unpacked(dtype) if isinstance(header, PackedHeader) else mapped_tensor(header).to(dtype)
 
 
 def _stuck(merge: Merge, name: str) -> AdapterError:
@@ -196,12 +191,11 @@ def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Ite
     if replacement is not None:
         return cast_pieces(replacement, dtype or replacement.dtype, run=_checked(run, name))
     header = _source(merge, name)
-    is_packed = isinstance(header, PackedHeader)
-    changes = name in merge.plan.changed or name in merge.grown or merge.storage is not None or is_packed
+    changes = name in merge.plan.changed or name in merge.grown or merge.storage is not None
+    changes = changes or isinstance(header, PackedHeader)
     if dtype is None or (not changes and TORCH_DTYPES[header.dtype] == dtype):
         return _bytes(header)
-    weight = _read(header, merge.loaded_in) if is_packed else mapped_tensor(header)
-    return _merged_pieces(merge, name, weight, dtype, run)
+    return _merged_pieces(merge, name, header.tensor(merge.loaded_in), dtype, run)
 
 
 def _merged_pieces(merge: Merge, name: str, weight: Tensor, dtype: torch.dtype, run: Run = map) -> Iterable[Tensor]:

@@ -42,7 +42,7 @@ class PackedHeader(TensorHeader):
     unpack: Unpack | None = field(repr=False)
     transposed: bool = False
 
-    def unpacked(self, dtype: torch.dtype) -> Tensor:
+    def tensor(self, dtype: torch.dtype) -> Tensor:
         """The weight, as the model has it: dequantized and rounded to `dtype`."""
         assert self.unpack is not None, "a model whose package is missing is refused"
         weight = self.unpack({name: mapped_tensor(part) for name, part in self.parts.items()}, dtype)
@@ -150,7 +150,7 @@ def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -
     """
     known, tensors = model.state_dict().keys(), {}
     for name, header in weight_headers(folder, model).items():
-        tensor = header.unpacked(dtype) if isinstance(header, PackedHeader) else mapped_tensor(header)
+        tensor = header.tensor(dtype)
         useless = name not in known and name.endswith((".bias", ".scales"))
         if useless and bool(tensor.any()):
             message = f"tensor {name} has no place in the model, and is not zero"

@@ -71,6 +71,10 @@ class TensorHeader(Slot):
     start: int
     stop: int
 
+    def tensor(self, dtype: torch.dtype) -> Tensor:
+        """The tensor, in its own dtype; what lies quantized in the file is dequantized, and rounded to `dtype`."""
+        return mapped_tensor(self)
+
 
 @dataclass(frozen=True)
 class Origin:
