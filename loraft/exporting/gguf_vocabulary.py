@@ -34,12 +34,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 def vocabulary_of(
     tokenizer: PreTrainedTokenizerBase, rows: int, where: str
 ) -> tuple[dict[str, Value], tuple[str, ...]]:
-    """The keys of a tokenizer, and what a person should know, a sentence each.
+    """The keys of a fast tokenizer, and what a person should know, a sentence each; errors call it `where`.
 
-    Args:
-        tokenizer: A fast one.
-        rows: How many embeddings the model has: as many tokens are in the file.
-        where: What errors call it.
+    There are as many tokens in the file as the model has `rows` of embeddings.
 
     Raises:
         ModelError: llama.cpp would make other tokens of a text.

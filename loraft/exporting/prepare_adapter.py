@@ -21,12 +21,7 @@ WHOLE = "Leave `adapter_only` out: the whole model has it folded in."
 
 
 def prepare_adapter(target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType) -> tuple[GgufFile, Merge]:
-    """Find out what a GGUF file of a target's one adapter holds, and what it adapts.
-
-    Args:
-        target: A base with one adapter.
-        weights: What it is multiplied by.
-        outtype: What its matrices are written in.
+    """Find out what a GGUF file of a target's one adapter, multiplied by its weight, holds, and what it adapts.
 
     Raises:
         InvalidInputError: There is not one adapter, it does not fit its base, or it does more than llama.cpp's LoRA.

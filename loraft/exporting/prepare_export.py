@@ -60,11 +60,7 @@ def prepare_export(
 ) -> PreparedExport:
     """Find out what a GGUF file of a base, with its adapters folded in, holds.
 
-    Args:
-        target: The base and its adapters.
-        weights: What each adapter is multiplied by.
-        outtype: What matrices are written in.
-        base: The base that adapters are folded into, as `loraft.merge` has it.
+    Each adapter is multiplied by its weight, matrices are written in `outtype`, and `base` is as `loraft.merge` has it.
 
     Raises:
         InvalidInputError: llama.cpp would compute another model, or split text otherwise; the base or an adapter cannot

@@ -35,12 +35,8 @@ def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tenso
     Cross attention of a decoder alone, indexers that choose which tokens are attended to, parts that read layouts or
     entities, experts for images, weights that are read past their module: what an adapter adds there changes nothing
     that is learned. Nor does it where a module reads nothing but zeros.
-    Experts side by side count as one: not each of them sees a token.
-
-    Args:
-        model: A tiny copy of the architecture.
-        spec: Where it keeps its layers.
-        given: What it reads, `[1, time]` each.
+    Experts side by side count as one: not each of them sees a token. `model` is a tiny copy of the architecture, and
+    `given` what it reads, `[1, time]` each.
     """
     stacked = (name for name, weight in model.named_parameters() if stacks_experts(name, weight.shape))
     inside, experts = _in_layers(linear_modules(model), spec), _in_layers(stacked, spec)
@@ -75,9 +71,7 @@ def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tenso
 def packs_experts(model: PreTrainedModel, spec: ModelSpec) -> bool:
     """Whether experts can be dequantized while their module computes: nothing else reads them.
 
-    Args:
-        model: A tiny copy of the architecture, which is left as it is.
-        spec: Where it keeps its experts.
+    It is tried on a copy of `model`, which is tiny itself.
     """
     return spec.experts is None or tried(_computes_with_packed, copy.deepcopy(model), spec)
 
