@@ -41,13 +41,14 @@ def _differences(
     yield from _other_names("lora.target_modules", here - there, there - here)
     yield from _other_numbers("lora.r", start.ranks, targets.ranks)
     yield from _other_numbers("lora.alpha", start.alphas, targets.alphas)
-    for key in ("use_rslora", "use_dora"):
+    for key in ("use_rslora", "use_dora", "bias"):
         said, asked = getattr(start.config, key), getattr(lora, key)
         if said != asked:
             yield Problem(f"{str(said).lower()} in the adapter, {str(asked).lower()} here", key=f"lora.{key}")
-    if start.config.bias != lora.bias:
-        yield Problem(f"{start.config.bias} in the adapter, {lora.bias} here", key="lora.bias")
-    yield from _extras(start, targets)
+    parameters = {name for names in start.parameters.values() for name in names}
+    weights = {weight.name: weight.alpha for weight in targets.weights}
+    yield from _other_names("lora.target_parameters", weights.keys() - parameters, parameters - weights.keys())
+    yield from _other_numbers("lora.alpha", start.alphas, weights)
     yield from _other_rows(start, targets)
     # Weights are saved by the leaf; a module that is trained whole may hold several.
     absent = {outer for outer in targets.saved if not any(is_within(leaf, outer) for leaf in start.saved)}
@@ -65,14 +66,6 @@ def biases_of_b(start: AdapterFiles | None) -> dict[str, int]:
     """The biases of B that training goes on with, where the adapter of `lora.start_from` has any, and their sizes."""
     factors = start.factors if start is not None else {}
     return {f"{name}.lora_B.bias": len(parts["bias"]) for name, parts in factors.items() if "bias" in parts}
-
-
-def _extras(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem]:
-    """What an adapter has that is no linear module, against what the config adapts besides these."""
-    there = {name for names in start.parameters.values() for name in names}
-    here = {weight.name for weight in targets.weights}
-    yield from _other_names("lora.target_parameters", here - there, there - here)
-    yield from _other_numbers("lora.alpha", start.alphas, {weight.name: weight.alpha for weight in targets.weights})
 
 
 def _other_rows(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem]:

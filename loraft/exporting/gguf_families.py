@@ -72,12 +72,8 @@ GRANITE = {
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
 }
-GEMMA2 = {
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    **WINDOW,
-}
 GEMMA3 = {"final_logit_softcapping": "final_logit_softcapping", **WINDOW}
+GEMMA2 = {"attn_logit_softcapping": "attn_logit_softcapping", **GEMMA3}
 
 QKV = ("attn_q", "attn_k", "attn_v")
 ALL_LINEAR = (*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +42,13 @@ def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tenso
     inside, experts = _in_layers(linear_modules(model), spec), _in_layers(stacked, spec)
     changes: dict[str, list[Tensor]] = {}
 
-    def changed(name: str) -> Any:
-        def hook(_: nn.Module, read: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if read and not read[0].any():
-                return output
-            changes.setdefault(name, []).append(torch.zeros_like(output, requires_grad=True))
-            return output + changes[name][-1]
+    def changed(name: str, _: nn.Module, read: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if read and not read[0].any():
+            return output
+        changes.setdefault(name, []).append(torch.zeros_like(output, requires_grad=True))
+        return output + changes[name][-1]
 
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_hook(changed(name)) for name in inside]
+    hooks = [model.get_submodule(name).register_forward_hook(partial(changed, name)) for name in inside]
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             for seed in range(PASSES):
