@@ -57,15 +57,13 @@ class TurnTexts:
 
     def in_go(self, *, adds_start: bool) -> str:
         """The Go template. `adds_start`: llama.cpp puts the begin-of-text token in front by itself."""
-        turn = '{{ else if eq .Role "user" }}' + self.user[0]
+        system, turn = '{{ if eq .Role "system" }}', '{{ else if eq .Role "user" }}' + self.user[0]
         before, after = self.system or ("", "")
         if self.in_user_turn:
-            said = "{{ if $system }}" + before + "{{ $system }}" + after + '{{ $system = "" }}{{ end }}'
-            system, turn = '{{ if eq .Role "system" }}{{ $system = .Content }}', turn + said
-        else:
-            system = '{{ if eq .Role "system" }}' + before + "{{ .Content }}" + after
-        if self.system is None:
-            system = '{{ if eq .Role "system" }}'
+            system += "{{ $system = .Content }}"
+            turn += "{{ if $system }}" + before + "{{ $system }}" + after + '{{ $system = "" }}{{ end }}'
+        elif self.system is not None:
+            system += before + "{{ .Content }}" + after
         answered = '{{ else if eq .Role "assistant" }}' + self.assistant[0] + "{{ .Content }}" + self.assistant[1]
         turns = f"{system}{turn}{{{{ .Content }}}}{self.user[1]}{answered}{{{{ end }}}}"
         first = '{{ $system := "" }}' if self.in_user_turn else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from loraft.io.atomic import write_whole
 from loraft.io.paths import check_config_place
 from loraft.io.row_types import ROW_TYPES
 from loraft.models.builtin import BUILTINS
+from loraft.models.hf_config import written_config
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import at_hand
@@ -173,10 +173,9 @@ def _architecture(model: str) -> Mapping[str, object]:
             return {}
         return {"model_type": builtin.model_type, "max_position_embeddings": builtin.positions}
     try:
-        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return written_config(folder / "config.json")
+    except (OSError, ModelError):
         return {}
-    return read if isinstance(read, dict) else {}
 
 
 def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:

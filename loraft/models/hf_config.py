@@ -184,8 +184,8 @@ def context_of(config: PreTrainedConfig, family: ModelSpec) -> int | None:
 def heads_in(config: PreTrainedConfig) -> int:
     """The attention's heads; the most of any layer where they differ, and 1 where there are none."""
     text = config.get_text_config()
-    layers = text.per_layer_config if text.is_heterogeneous else ()
-    counts = [getattr(layer, "num_attention_heads", None) for layer in (*layers, *([] if layers else [text]))]
+    layers = (text.is_heterogeneous and text.per_layer_config) or [text]
+    counts = [getattr(layer, "num_attention_heads", None) for layer in layers]
     return max((count for count in counts if isinstance(count, int)), default=1)
 
 
