@@ -25,6 +25,7 @@ Value = TypeVar("Value")
 
 ADAPTER_CONFIG = "adapter_config.json"
 RECORDED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+"""What `loraft.json` keeps of an adapter's config, so that a later change is found."""
 WITHOUT_EFFECT = {
     "auto_mapping",
     "corda_config",
@@ -71,11 +72,6 @@ class _Declared(BaseModel):
     target_parameters: list[str] | None = None
     trainable_token_indices: list[NonNegativeInt] | dict[str, list[NonNegativeInt]] | None = None
     ensure_weight_tying: bool = False
-
-
-def recorded_lora(config: LoraConfig) -> dict[str, object]:
-    """What `loraft.json` keeps of an adapter's config, so that a later change is found."""
-    return {key: getattr(config, key) for key in RECORDED}
 
 
 def parse_adapter_config(declared: Json, where: str) -> LoraConfig:

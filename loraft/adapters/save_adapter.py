@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from loraft.adapters.adapter_config import ADAPTER_CONFIG, recorded_lora
+from loraft.adapters.adapter_config import ADAPTER_CONFIG, RECORDED
 from loraft.adapters.adapter_files import (
     OF_ANOTHER_BASE,
     AdapterFiles,
@@ -250,6 +250,7 @@ def _write_company(
 
 def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> dict[str, object]:
     loaded, model = adapted.loaded, adapted.model
+    lora = lora_config_of(model) if isinstance(model, PeftModel) else None
     quantizes = adapted.method == "qlora" and loaded.stored is None  # else the base's own files say how it is stored
     return {
         "base": {
@@ -260,7 +261,7 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
             # What is trained whole is stored in float32, whatever is computed in.
             "dtype": loaded.placement.dtype_name if config.model.dtype == "auto" else config.model.dtype,
         },
-        "lora": recorded_lora(lora_config_of(model)) if isinstance(model, PeftModel) else None,
+        "lora": {key: getattr(lora, key) for key in RECORDED} if lora is not None else None,
         "method": adapted.method,
         "quantization": config.quantization.model_dump() if quantizes else None,
         "task": config.task,

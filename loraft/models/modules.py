@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -90,12 +90,6 @@ def wrapped_model(model: nn.Module) -> PreTrainedModel:
         return model
     # peft puts its layers into the model that it wraps, so the inner model alone is the adapted one.
     return cast("PreTrainedModel", cast("Any", model).get_base_model())
-
-
-def _alone(model: PreTrainedModel, read: Mapping[str, Tensor], row: int, length: int) -> Tensor:
-    """The scores of one row, read without padding: `[1, classes]`."""
-    logits: Tensor = model(**{name: tensor[row : row + 1, :length] for name, tensor in read.items()}).logits
-    return logits
 
 
 def output_head(model: PreTrainedModel) -> nn.Module | None:
@@ -269,7 +263,9 @@ def class_logits(
     if token_type_ids is not None:
         read["token_type_ids"] = token_type_ids
     if family.alone:
-        return torch.cat([_alone(model, read, row, int(mask.sum())) for row, mask in enumerate(attention_mask)])
+        lengths = enumerate(attention_mask.sum(1).tolist())
+        rows_alone = ({name: each[row : row + 1, :length] for name, each in read.items()} for row, length in lengths)
+        return torch.cat([model(**alone).logits for alone in rows_alone])
     if not family.generates or family.plain:
         whole: Tensor = model(**read).logits
         return whole

@@ -46,18 +46,20 @@ class Conversion:
     """
 
     def __init__(self, model: PreTrainedModel, names: Iterable[str]) -> None:
-        self._model, self._rules = model, _Renaming(model)
+        self._model, self._renaming = model, _Renaming(model)
         for name in names:
-            self._rules.first(name)
-        model._weight_conversions = self._rules.used  # type: ignore[assignment]  # where transformers keeps them
+            self._renaming.first(name)
+        used: list[WeightTransform] = [each for each in self._renaming.rules if each.was_used()]
+        model._weight_conversions = used  # type: ignore[assignment]  # where transformers keeps them
 
     def load(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the model, by their names there, that are made of these of the files."""
         made: dict[str, WeightConverter] = {}
         for name in sorted(tensors, key=dot_natural_key):
-            first, pattern = self._rules.first(name)
+            first, pattern = self._renaming.first(name)
             assert pattern is not None, "it is one that loading computes with"
-            converter = made.setdefault(first, copy.deepcopy(self._rules.converter(pattern)))
+            rule = next(each for each in self._renaming.converters if pattern in each.source_patterns)
+            converter = made.setdefault(first, copy.deepcopy(rule))
             converter.add_tensor(first, name, pattern, tensors[name])  # type: ignore[arg-type]  # a tensor will do
         model, config = self._model, self._model.config
         found = (each.convert(first, model=model, config=config).items() for first, each in made.items())
@@ -73,16 +75,16 @@ class _Renaming:
     """What loading makes of the tensors of files."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._rules = get_model_conversion_mapping(model)
-        self._renamings = [each for each in self._rules if isinstance(each, WeightRenaming)]
-        self._converters = [each for each in self._rules if isinstance(each, WeightConverter)]
+        self.rules = get_model_conversion_mapping(model)
+        self._renamings = [each for each in self.rules if isinstance(each, WeightRenaming)]
+        self.converters = [each for each in self.rules if isinstance(each, WeightConverter)]
         self._prefix, self._state = model.base_model_prefix, model.state_dict()
 
     def of(self, name: str) -> Iterator[tuple[str, bool]]:
         """What one of the files becomes, or a part of: one tensor of the model or several; and whether it changes."""
         first, pattern = self.first(name)
         yield first, pattern is not None
-        for converter in self._converters:
+        for converter in self.converters:
             begin, *others = converter.target_patterns
             if pattern in converter.source_patterns and begin in first:
                 yield from ((first.replace(begin, other), True) for other in others)
@@ -90,15 +92,6 @@ class _Renaming:
     def first(self, name: str) -> tuple[str, str | None]:
         """The first tensor of the model that one of the files goes into, and the pattern by which it is computed."""
         found: tuple[str, str | None] = rename_source_key(
-            name, self._renamings, self._converters, self._prefix, self._state
+            name, self._renamings, self.converters, self._prefix, self._state
         )
         return found
-
-    def converter(self, pattern: str) -> WeightConverter:
-        """What computes with the tensors of a pattern."""
-        return next(each for each in self._converters if pattern in each.source_patterns)
-
-    @property
-    def used(self) -> list[WeightTransform]:
-        """The rules that applied to a name so far."""
-        return [each for each in self._rules if each.was_used()]
