@@ -278,7 +278,7 @@ def _fold(path: str, module: Any, names: Sequence[str], dtype: torch.dtype | Non
                 _fold_bias(path, inner, module.lora_B[name].bias, module.scaling[name])
     if isinstance(inner, Conv1D):
         weight = weight.T.contiguous()
-    if isinstance(inner, nn.Linear) and is_quantized(inner):
+    if is_quantized(inner):
         inner = module.base_layer = ordinary(inner, weight)
     inner.weight = nn.Parameter(weight, requires_grad=False)
     return f"{path}.weight", inner, "weight"

@@ -62,5 +62,4 @@ def let_biases_act(model: nn.Module, adapters: Collection[str]) -> None:
 
 def biases_of(model: nn.Module) -> TrainedBiases | None:
     """The biases that an adapter of a model trains; None where none does."""
-    found: TrainedBiases | None = getattr(model, KEPT_AS, None)
-    return found
+    return getattr(model, KEPT_AS, None)

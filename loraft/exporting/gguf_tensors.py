@@ -80,8 +80,7 @@ class GgufTensor:
         if dtype is None:
             from gguf.quants import quantize
 
-            quantized: bytes = quantize(part.numpy().reshape(1, -1), ggml_type(self.kind)).tobytes()
-            return quantized
+            return quantize(part.numpy().reshape(1, -1), ggml_type(self.kind)).tobytes()
         return part.to(dtype).contiguous().view(torch.uint8).numpy().data
 
 

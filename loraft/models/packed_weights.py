@@ -203,8 +203,7 @@ def _of_fp8(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
 def _of_mxfp4(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    made: Tensor = convert_moe_packed_tensors(parts["blocks"], parts["scales"], dtype=dtype)
-    return made
+    return convert_moe_packed_tensors(parts["blocks"], parts["scales"], dtype=dtype)
 
 
 def _of_compressed(settings: Mapping[str, Any], parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:

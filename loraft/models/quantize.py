@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -227,7 +227,7 @@ def cast_others(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def is_quantized(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a linear module of a loaded model holds its weight in 4 or 8 bits."""
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
@@ -264,7 +264,7 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     rounding to the dtype that they were quantized from, which those of training have.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and is_quantized(module):
+        if is_quantized(module):
             model.set_submodule(name, ordinary(module, unpacked(module)))
     for experts in packed_experts(model).values():
         let_go(experts, dtype)
