@@ -162,8 +162,7 @@ def _slots(
     names = TensorNames(family, config.num_hidden_layers, where)
     if merge.converted:
         raise names.no_place(min(merge.converted))
-    slots = {made.called(slot): slot for slot in made.slots.values()}
-    return {names.of(called): slot for called, slot in slots.items() if called in own}
+    return {names.of(called): slot for called, slot in made.slots.items() if called in own}
 
 
 def _stops(speaker: Speaker) -> tuple[dict[str, Value], list[str]]:

@@ -51,12 +51,8 @@ class MergedTensors:
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """Every tensor of the result, by its name in the files."""
-        return {slot.name: slot for slots in self.files.values() for slot in slots}
-
-    def called(self, slot: Slot) -> str:
-        """What the model calls a tensor of the files."""
-        return self._names.get(slot.name, slot.name)
+        """Every tensor of the result, by what the model calls it."""
+        return {self._names.get(slot.name, slot.name): slot for slots in self.files.values() for slot in slots}
 
     def pieces(self, slot: Slot, run: Run = map) -> Iterable[Tensor]:
         """A tensor, in its order, as `run` makes it: numbers of its dtype, or the bytes of the base's file.
@@ -67,7 +63,7 @@ class MergedTensors:
         again = self._remade.take(slot.name)
         if again is not None:
             return [again]
-        return _merged(self._merge, self.called(slot), TORCH_DTYPES.get(slot.dtype), run)
+        return _merged(self._merge, self._names.get(slot.name, slot.name), TORCH_DTYPES.get(slot.dtype), run)
 
     def numbers(self, slot: Slot, run: Run = map) -> Iterator[Tensor]:
         """The numbers of a tensor of floating ones, in their order and in its dtype, as `run` makes them.
@@ -103,7 +99,9 @@ class RemadeTensors:
         for name, group in _groups(merge, changed).items():
             parts = {header.name for each in group for header in merge.converted[each]}
             if self._conversion.back({each: state[each] for each in group}).keys() != parts:
-                raise _stuck(merge, name)
+                message = f"it changes {name}, which the base's files hold in another form, with no known way back"
+                remedy = "Use it unmerged: `loraft.generate` with `adapters`."
+                raise AdapterError(message, where=str(merge.adapters[0].files.folder), remedy=remedy)
             self._groups |= dict.fromkeys(parts, group)
 
     def take(self, name: str) -> Tensor | None:
@@ -143,12 +141,6 @@ def _groups(merge: Merge, changed: Iterable[str]) -> dict[str, tuple[str, ...]]:
         if not any(name in group for group in found.values()):
             found[name] = tuple(dict.fromkeys(each for part in merge.converted[name] for each in of_part[part.name]))
     return found
-
-
-def _stuck(merge: Merge, name: str) -> AdapterError:
-    message = f"it changes {name}, which the base's files hold in another form, with no known way back"
-    remedy = "Use it unmerged: `loraft.generate` with `adapters`."
-    return AdapterError(message, where=str(merge.adapters[0].files.folder), remedy=remedy)
 
 
 def plan_files(merge: Merge) -> dict[str, list[Slot]]:
