@@ -147,6 +147,7 @@ def test_a_base_that_is_named_is_called_one(place: Path) -> None:
     assert found["networks"][0]["trained_parameters"] == 0
 
 
+@pytest.mark.slow
 def test_a_classifier_without_a_head_leaves_the_network_alone(place: Path) -> None:
     done = loraft("baseline", "topics.yaml", "training.output_dir=none", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -185,7 +186,7 @@ def test_a_run_on_other_rows_is_told_of(place: Path) -> None:
     assert "perhaps what is held out here" in " ".join(done.stderr.split())
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["80", "200"])
 def test_tables_are_read_in_few_columns_and_many(place: Path, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from loraft.cli import console

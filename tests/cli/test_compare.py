@@ -56,7 +56,7 @@ def test_json_has_every_figure_of_every_method(place: Path, here: pytest.MonkeyP
     assert not (place / "run").exists()
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 200])
 def test_methods_are_columns_and_no_cell_is_folded(place: Path, here: pytest.MonkeyPatch, columns: int) -> None:
     from loraft.cli import console
@@ -116,7 +116,7 @@ def test_what_is_not_measured_says_why(place: Path, monkeypatch: pytest.MonkeyPa
     assert "(does not fit)" in (place / "a.svg").read_text()
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_a_picture_is_written_and_the_same_each_time(place: Path, here: pytest.MonkeyPatch, kind: str) -> None:
     name = f"cost.{kind}"

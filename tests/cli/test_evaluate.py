@@ -64,7 +64,7 @@ def test_a_run_is_measured_on_its_own_held_out_rows(place: Path, target: str) ->
     assert told["metrics"].keys() == {"exact_match"}
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", ["1", "3", "8"])
 def test_c38_the_batch_size_changes_no_figure(place: Path, batch_size: str) -> None:
     """C38, from the command line: 1e-6 is float32's order of sums."""

@@ -56,6 +56,7 @@ def test_several_adapters_without_comparing_the_first_answers_and_that_is_said(p
     assert "note: one answers; two would with --compare" in two.stderr
 
 
+@pytest.mark.slow
 def test_comparing_shows_what_each_says_alone(place: Path) -> None:
     words = ("--adapter", "one=a", "--adapter", "two=b", *SETTINGS)
     done = loraft("generate", *words, "--compare", "-p", "the order", "-p", "so", "--json", cwd=place)

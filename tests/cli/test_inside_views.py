@@ -168,7 +168,8 @@ def test_gradients_of_a_changed_config() -> None:
     assert changed["layers"][0]["parameters"] < plain["layers"][0]["parameters"]
 
 
-@pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "lora"))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_gradients_of_a_run_are_those_of_what_it_trained(method: str) -> None:
     written = config(method)
     steps = ("training.max_steps=3", "training.save_steps=1", "training.logging_steps=1", "training.learning_rate=0.01")
@@ -277,7 +278,7 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("ending", mostly_slow(["png", "svg"], "svg"))
-@pytest.mark.parametrize("what", mostly_slow(DRAWN, "moves", "gradients"))
+@pytest.mark.parametrize("what", mostly_slow(DRAWN, "moves"))
 def test_pictures_of_each_kind(here: Path, what: str, ending: str) -> None:
     config()
     adapter(here / "one")

@@ -89,6 +89,7 @@ def test_what_stops_a_run_saves_it(place: Path, number: int, code: int) -> None:
     assert more.returncode == 0, more.stderr
 
 
+@pytest.mark.slow
 def test_sigusr1_saves_and_the_run_goes_on(place: Path) -> None:
     with running(place, *ENDLESS) as run:
         metrics = run.folder / "metrics.jsonl"
@@ -118,7 +119,7 @@ def test_sigusr1_before_the_first_step_is_granted_after_it(place: Path, monkeypa
         assert run.checkpoints() == ["step-000001"]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_ends_a_run_at_once(place: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(*_: object) -> NoReturn:

@@ -8,7 +8,6 @@ import pytest
 
 from loraft.cli.views.plots import dress, picture
 from loraft.errors import RunError
-from tests.tiny import mostly_slow
 
 
 def drawn(path: Path) -> bytes:
@@ -27,7 +26,8 @@ def test_names_title_and_axes_are_text_of_the_picture(tmp_path: Path) -> None:
         assert f">{words}</text>" in text
 
 
-@pytest.mark.parametrize("name", mostly_slow(["p.svg", "p.png"], "p.svg"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["p.svg", "p.png"])
 def test_the_same_lines_are_the_same_bytes(tmp_path: Path, name: str) -> None:
     assert drawn(tmp_path / name) == drawn(tmp_path / name)
 

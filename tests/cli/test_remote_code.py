@@ -110,7 +110,7 @@ def test_c42_no_config_switches_it_on(place: Path) -> None:
         assert "never switched on by a file" in refused(loraft("check", "c.yaml", f"{key}=true", cwd=place))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_trusted_code_is_trained_on_and_not_saved(place: Path, model_type: str, wording: Wording) -> None:
     assert "it runs, as" in " ".join(done(place, "check", "c.yaml")["notes"])
     assert (place / "ran").exists()
@@ -125,7 +125,7 @@ def test_trusted_code_is_trained_on_and_not_saved(place: Path, model_type: str, 
     wording(refused(loraft("check", "c.yaml", "method=full", "training.output_dir=other", TRUST, cwd=place)))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_a_resumed_run_needs_it_again(place: Path, model_type: str, wording: Wording) -> None:
     done(place, "train", "c.yaml")
     goes_on = ("train", "c.yaml", "--resume", "training.max_steps=3")

@@ -26,7 +26,7 @@ def train(loraft: Loraft, config: Path, *overrides: str, run: str = "runs/made")
     return metrics(Path(run))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", ["muon", "ademamix_8bit", "lion_8bit", "adafactor"])
 def test_a_run_with_each_optimizer_resumes_to_the_same_bytes(loraft: Loraft, config: WriteConfig, optim: str) -> None:
     """From the checkpoint of step 2, as after a kill; with noise, whose generator goes on too, and LoRA+."""

@@ -31,6 +31,7 @@ def test_check_tells_whether_it_is_computed_once(
     assert json.loads(result.stdout)["training"]["shared_prefix"] is told
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_same_with_and_without(loraft: Loraft, config: WriteConfig) -> None:
     losses = {}
     for choice in ("auto", "off"):

@@ -85,7 +85,7 @@ def test_limit_and_order_are_what_the_config_says(loraft: Loraft, place: Path, w
         wording(refused.stderr)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_run_in_the_order_of_its_files_goes_on_where_it_was(loraft: Loraft, place: Path, streaming: bool) -> None:
     kept = ("data.shuffle=false", f"data.streaming={str(streaming).lower()}", *TO_ITS_END)

@@ -67,10 +67,10 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes]:
 @pytest.mark.parametrize(
     ("task", "method"),
     [
-        ("causal_lm", "qlora"),
         ("seq_cls", "lora"),
         *(pytest.param("seq2seq_lm", method, marks=pytest.mark.slow) for method in ("lora", "qlora")),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("causal_lm", "lora"), ("seq_cls", "qlora"))),
+        *(pytest.param("causal_lm", method, marks=pytest.mark.slow) for method in ("lora", "qlora")),
+        pytest.param("seq_cls", "qlora", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_is_the_same_to_the_byte(
@@ -156,6 +156,7 @@ REFUSED = (
 )
 
 
+@pytest.mark.slow
 def test_embeddings_and_head_are_fed_unless_they_are_trained(tmp_path: Path, memory_of_its_own: None) -> None:
     run, _ = tiny_fit(config_in(tmp_path))
     model = run.adapted.loaded.model

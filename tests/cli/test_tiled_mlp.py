@@ -46,6 +46,7 @@ def config_in(folder: Path, name: str, tiled: object = True, **options: Any) -> 
     return tiny_config(folder, training__tiled_mlp=tiled, **options)
 
 
+@pytest.mark.slow
 def test_a_run_in_tiles_is_that_of_whole_parts_up_to_the_rounding_of_sums(
     loraft: Loraft, config: WriteConfig, tiles: list[int]
 ) -> None:
@@ -76,7 +77,7 @@ def test_a_resumed_run_has_the_same_bytes_and_auto_goes_on_with_what_it_was(tmp_
     assert outcome(resumed.run_folder) == outcome(whole.run_folder)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.usefixtures("memory_of_its_own")
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize("checkpointing", [False, "offload"])

@@ -87,6 +87,7 @@ def test_c36_both_ways_are_compared(tmp_path: Path) -> None:
     assert "the same tokens both ways" in told
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("model_type", ["t5", "bart", "marian"])
 def test_an_encoder_decoder_is_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str) -> None:

@@ -129,7 +129,7 @@ def one_step(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"training": training, "data": data})
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS if path not in BUILTIN])
 def test_it_trains_a_step_on_a_tiny_model_of_its_family(name: str, tmp_path: Path, cache: Path) -> None:
     run = api.train(one_step(tiny_stand_in(LOADED[name], tmp_path), tmp_path))

@@ -53,6 +53,7 @@ def test_the_end_comes_after_the_last_step() -> None:
     assert list(steps) == []
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_are_made_ready_ahead_learns_the_same(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a GPU has it: two micro-batches a step, two epochs and a bit."""
     options = {"training__max_steps": 5, "training__gradient_accumulation_steps": 2, "lora__dropout": 0.1}

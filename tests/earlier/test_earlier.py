@@ -79,7 +79,7 @@ def assert_alike(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["causal_lm.yaml", "run/config.yaml"])
 def test_a_stopped_run_goes_on_to_the_weights_of_a_run_that_was_not_stopped(place: Path, config: str) -> None:
     """The weights are those that the earlier version saved after the same 60 steps without a stop.

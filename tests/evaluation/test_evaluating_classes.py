@@ -39,7 +39,7 @@ def evaluated(place: Path, target: str = "run", **arguments: Any) -> Evaluation:
     return api.evaluate(choice, **{"data": place / "rows.jsonl"} | arguments)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_c38_the_loss_is_of_all_rows_whatever_the_batch(place: Path, batch_size: int) -> None:
     """C38, against transformers' own forward of the merged model, row by row. 1e-5: merging rounds in float32."""

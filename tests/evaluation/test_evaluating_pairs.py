@@ -60,7 +60,7 @@ def reference_loss(place: Path) -> tuple[float, int]:
     return total / tokens, tokens
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_c38_the_loss_is_that_of_transformers_for_every_batch_size(place: Path, batch_size: int) -> None:
     """C38: total negative log-likelihood / tokens of the targets. 1e-6: float32 sums in another order."""

@@ -300,7 +300,7 @@ def test_the_training_rows_of_a_stream_are_not_read_to_evaluate(tmp_path: Path) 
     assert api.evaluate(str(tmp_path / "run"), metrics=["loss"]).rows == 5
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_answers_that_are_drawn_do_not_depend_on_how_many_are_read_at_a_time(
     place: Path, tmp_path: Path, batch_size: int

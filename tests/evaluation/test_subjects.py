@@ -54,6 +54,7 @@ def likely(model: Any, ids: list[int], labels: list[int]) -> torch.Tensor:
     return sum((shares[at, each] for at, each in enumerate(labels[1:]) if each != -100), torch.zeros(()))
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_on_the_pairs_that_it_held_out_as_it_measured_them(place: Path) -> None:
     """And its base, which is the reference: a loss of ln 2, no margin, and no order that it could tell."""
     found, own = evaluated(place / "run", baseline=True), logged(place / "run")

@@ -82,7 +82,7 @@ def multilingual_base(folder: Path, kind: str) -> tuple[Path, str, str]:
     return folder, source, target
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own use of it
 @pytest.mark.parametrize("kind", ["nllb", "mbart25", "m2m"])
 def test_answers_begin_in_the_language_of_the_target(tmp_path: Path, kind: str) -> None:

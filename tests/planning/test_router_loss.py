@@ -88,7 +88,7 @@ def gradient(folder: Path, **overrides: object) -> tuple[dict[str, Tensor], floa
     return recorder.steps[0], clock.router_aux_loss, clock.loss
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_batches_of_a_step_count_by_their_tokens(tmp_path: Path, checkpointing: bool) -> None:
     """The gradient is that of Σ nll / trained tokens + coefficient · Σ tokens · loss of routers / Σ tokens."""

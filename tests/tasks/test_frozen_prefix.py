@@ -39,7 +39,7 @@ def trained(folder: Path, name: str, **overrides: Any) -> tuple[list[dict[str, A
     ], kept
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("packing", ["auto", "off"])
 def test_the_losses_are_those_of_a_run_that_computes_all(tmp_path: Path, dtype: str, packing: str) -> None:

@@ -225,7 +225,7 @@ def test_a_run_goes_on_with_the_optimizer_that_auto_was_when_it_began(tmp_path: 
     assert load_config(tmp_path / "run" / "config.yaml").training.optim == "adafactor"
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["gpt_neox", "mixtral"])
 def test_a_model_whose_files_have_other_names_goes_on_from_its_own_checkpoint(tmp_path: Path, model_type: str) -> None:
     """The head of one is called otherwise in files, and the experts of the other lie there one by one."""

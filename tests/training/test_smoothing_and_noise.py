@@ -144,6 +144,7 @@ def test_a_step_is_noisy_and_an_evaluation_is_not(tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_what_a_preference_is_compared_with_is_read_without_noise(tmp_path: Path) -> None:
     """Computed anew or once before the first step: the reference, and so the loss, is the same."""
     seen: list[float] = []

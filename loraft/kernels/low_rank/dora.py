@@ -60,13 +60,13 @@ class FactoredDora(DoraLinearLayer):
                 self.base_squared = squared_rows(weight)
             norms = row_norms(weight, self.base_squared, factor_of(lora_A), factor_of(lora_B), scaling)
         self.kept_norms, self.made_of = (None, None) if self.training else (norms, made_of)
-        by_output = (self.weight / norms).view(1, -1)
+        by_output = self.weight / norms
         if base_result is None:
             base_result = linear(x, weight)
         elif isinstance(base_layer.bias, Tensor):
             base_result = base_result - base_layer.bias
-        added: Tensor = (by_output - 1) * base_result + by_output * lora_B(lora_A(x)) * scaling
-        return added
+        of_base, of_update = (by_output - 1).to(base_result.dtype), (by_output * scaling).to(base_result.dtype)
+        return torch.addcmul(of_base * base_result, of_update, lora_B(lora_A(x)))
 
 
 @torch.no_grad()

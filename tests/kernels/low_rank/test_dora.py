@@ -66,7 +66,7 @@ def layers(dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
 
 def test_in_bfloat16_it_is_closer_to_what_is_meant_than_rounded_norms() -> None:
     made, given = layers(torch.bfloat16)
-    x = torch.randn(50, INPUTS).bfloat16()
+    x = torch.randn(400, INPUTS).bfloat16()
     base, a, b = (given[name].weight.detach().double() for name in ("base_layer", "lora_A", "lora_B"))
     moved = base + 0.5 * b @ a
     wanted = x.double() @ (made.weight.detach().double() / moved.norm(dim=1))[:, None].mul(moved).T
@@ -76,9 +76,10 @@ def test_in_bfloat16_it_is_closer_to_what_is_meant_than_rounded_norms() -> None:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             plain = given["base_layer"](x)
             given_bias = given["base_layer"].bias.double()
-            errors.append(float((plain + made(x, **given, base_result=plain) - wanted - given_bias).norm()))
-    # 0.08 and 0.10: what is left is the rounding of the products.
-    assert errors[1] < 0.9 * errors[0]
+            gave = (plain + made(x, **given, base_result=plain)).bfloat16()  # as peft's layer gives it
+            errors.append(float((gave - wanted - given_bias).norm() / wanted.norm()))
+    # 0.0031 and 0.0027, of which the rounding of the products and of the sum is most.
+    assert errors[1] < 0.93 * errors[0], errors
 
 
 class Largest(TorchDispatchMode):
