@@ -87,7 +87,7 @@ def _refuse_single_answers(source: EvalSource, asked: PreferenceSection) -> None
         message = "the rows are single answers with a label, of which training alone tells the loss"
         if not alone:
             message = "the rows are pairs, and the model was trained by kto, which has no loss of pairs"
-        remedy = "Name rows of prompt and completion alone. A run has measured its own rows: see its metrics.jsonl."
+        remedy = "Name rows of prompt and completion alone; what the run measured: `loraft.report(RUN, quick=True)`."
         raise DataError(message, where=source.called, remedy=remedy)
 
 

@@ -146,8 +146,10 @@ class Fields:
         return self.clean(name, value)
 
     def sequence(self, name: str) -> Sequence[object]:
-        """The items of a field that must have some."""
+        """The items of a field that must have some; or JSON text of them, which is how CSV files keep them."""
         value = self.value(name)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = self.json(name, value)
         if not isinstance(value, list | tuple):
             raise self.wrong(name, f"must be a list of turns; found {kind(value)}")
         if not value:

@@ -69,9 +69,8 @@ ALL_TYPES = f"{', '.join(ROW_TYPES)}, or one of these with {', '.join(COMPRESSIO
 def _nearest(path: Path) -> str:
     beside = {entry.name.lower(): entry.name for entry in path.parent.iterdir()} if path.parent.is_dir() else {}
     close = difflib.get_close_matches(path.name.lower(), beside, n=1)
-    if close:
-        return f"Did you mean {path.parent / beside[close[0]]}?"
-    return "Paths are relative to the current folder; a Hub dataset has no file ending."
+    near = f"Did you mean {path.parent / beside[close[0]]}? " if close else ""
+    return f"{near}Paths are relative to the current folder; a Hub dataset has no file ending."
 
 
 def count_in(file: RowFile) -> int:

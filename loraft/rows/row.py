@@ -54,6 +54,7 @@ def reason(error: ValueError | RecursionError) -> str:
 REMEDIES: Mapping[str, str] = {
     "is not UTF-8": "Save the file as UTF-8.",
     "holds a NUL byte": "Save the file as UTF-8: what has such bytes is UTF-16, compressed, or no text.",
+    "is not JSON: Extra data": "Write one object a line, and nothing behind it.",
     "is not JSON:": 'Write objects such as {"prompt": "…", "completion": "…"}, with double quotes.',
     "has the key": "Keep one of them: which is meant, nobody can tell.",
     "has more cells": "Put texts with separators or line ends in double quotes.",

@@ -69,12 +69,13 @@ def refuse_answers_to_compare(columns: Collection[str], task: Task, renamed: Map
 
 
 def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:
-    """What to say where the columns of a format are there, in other letters than ours."""
-    by_small = {column.lower(): column for column in columns}
+    """What to say where the columns of a format are there, in other letters than ours, or with blanks."""
+    by_small = {column.strip().lower(): column for column in columns}
     for name in formats:
         found = {ours: by_small[ours] for ours in columns_of(name) if ours not in columns and ours in by_small}
         if found and has_columns(columns, name, {**theirs, **found}):
-            return f" They differ in case alone: {', '.join(f'{ours} is {there}' for ours, there in found.items())}."
+            called = ", ".join(f"{ours} is {there!r}" for ours, there in found.items())
+            return f" They differ in case or blanks alone: {called}."
     return ""
 
 

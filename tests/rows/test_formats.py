@@ -414,6 +414,13 @@ def test_images_are_told_to_be_none_that_are_trained(values: dict[str, Any], fie
     assert caught.value.problems[0].key == field
 
 
+def test_turns_may_be_json_text_as_csv_files_keep_them() -> None:
+    turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes."}]
+    assert record({"messages": json.dumps(turns)}, "messages") == record({"messages": turns}, "messages")
+    with pytest.raises(DataError, match="must be a list of turns; found text"):
+        record({"messages": "[Rain?"}, "messages")
+
+
 def test_parts_that_are_all_text_are_one_text() -> None:
     parts = [{"type": "text", "text": "Ra"}, {"type": "text", "text": "in?"}]
     turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Yes."}]
@@ -425,14 +432,15 @@ def test_parts_that_are_all_text_are_one_text() -> None:
 @pytest.mark.parametrize(
     ("columns", "task", "said"),
     [
-        (["Text", "LABEL"], "seq_cls", "text is Text, label is LABEL"),
-        (["Prompt", "completion"], "causal_lm", "prompt is Prompt"),
+        (["Text", "LABEL"], "seq_cls", "text is 'Text', label is 'LABEL'"),
+        (["Prompt", "completion"], "causal_lm", "prompt is 'Prompt'"),
+        (["prompt ", " completion"], "causal_lm", "prompt is 'prompt ', completion is ' completion'"),
         (["Frage", "Antwort"], "causal_lm", None),
     ],
 )
-def test_columns_that_differ_in_case_alone_are_suggested(columns: list[str], task: TaskName, said: str | None) -> None:
+def test_columns_that_differ_in_case_or_blanks_alone_are_suggested(columns: list[str], task: TaskName, said: str | None) -> None:
     with pytest.raises(DataError) as refused:
         detect_format(columns, TASKS[task])
     remedy = refused.value.problems[0].remedy or ""
-    assert ("differ in case alone" in remedy) == (said is not None)
+    assert ("differ in case or blanks alone" in remedy) == (said is not None)
     assert (said or "") in remedy

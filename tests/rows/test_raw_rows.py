@@ -209,6 +209,7 @@ def test_rows_of_jsonl_survive_the_round_trip(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"prompt": "\xff"}', "Save the file as UTF-8."),
         ("a.csv", b"prompt\n\xff\n", "Save the file as UTF-8."),
+        ("a.jsonl", b'{"prompt": 1} {"prompt": 2}', "Write one object a line, and nothing behind it."),
         ("a.jsonl", b"{'prompt': 1}", 'Write objects such as {"prompt": "…", "completion": "…"}, with double quotes.'),
         ("a.csv", b"prompt\na,b\n", "Put texts with separators or line ends in double quotes."),
     ],
