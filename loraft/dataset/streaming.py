@@ -108,7 +108,7 @@ class RowStream:
     def notes(self) -> tuple[str, ...]:
         """A sentence, where a row was left out or cut, and one for each finding."""
         found = [f"{self.counts[what]:,} {what}" for what in (BAD, TOO_LONG, UNTRAINED) if self.counts[what]]
-        drawn = f"of {self.counts[DRAWN]:,} rows drawn since the start"
+        drawn = f"of {self.counts[DRAWN]:,} rows drawn since this start"
         left_out = [f"{drawn}, {' and '.join(found)}"] if found else []
         return (*left_out, *(f"{drawn}, in {rows:,}: {what}" for what, rows in self.findings.items()))
 

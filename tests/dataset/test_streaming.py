@@ -157,7 +157,7 @@ def test_a_bad_row_stops_the_stream_with_its_line_or_is_counted(tmp_path: Path) 
     with pytest.raises(DataError, match=r"a\.jsonl:120[12]"):
         places(data)
     skipping = windows(prepared(late, on_bad_row="skip"))
-    assert skipping[-1].notes == ("of 1,202 rows drawn since the start, 2 bad",)
+    assert skipping[-1].notes == ("of 1,202 rows drawn since this start, 2 bad",)
     assert not any(window.notes for window in skipping[:-1])
 
 
@@ -165,7 +165,7 @@ def test_what_is_found_in_the_rows_of_a_stream_is_counted(tmp_path: Path) -> Non
     given = [{"prompt": f"{number}<|im_end|>", "completion": "x"} for number in range(3)]
     notes = windows(prepared(write(tmp_path / "a.jsonl", given)))[-1].notes
     assert len(notes) == 1
-    assert notes[0].startswith("of 3 rows drawn since the start, in 3: the control token <|im_end|>")
+    assert notes[0].startswith("of 3 rows drawn since this start, in 3: the control token <|im_end|>")
 
 
 def test_a_stream_with_nothing_to_train_on_ends(tmp_path: Path) -> None:
@@ -297,5 +297,5 @@ def test_a_system_prompt_that_is_not_that_of_the_first_rows_is_told(tmp_path: Pa
     assert len(places(data)) == 1003
     assert data.stream is not None
     (note,) = data.stream.notes()
-    assert note.startswith("of 1,003 rows drawn since the start, in 2: the system prompt is not that of the first rows")
+    assert note.startswith("of 1,003 rows drawn since this start, in 2: the system prompt is not that of the first rows")
     assert not prepared(path, streaming=False).report.sources[0].findings
