@@ -17,7 +17,7 @@ from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_differences
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows
 from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, losses, pair_figures
-from loraft.events import Observer, Progress
+from loraft.events import Observer, Progress, ignored
 from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.resources import memory_errors
 from loraft.tasks.task import Task
@@ -57,6 +57,25 @@ class EvalModel:
     name: str
     read: Callable[[Sequence[Example]], Sequence[RowScore]]
     answers: Callable[[Sequence[Sequence[int]], int], Sequence[Answer]] | None = None
+
+    def scores(self, examples: Sequence[Example], batch_size: int, observer: Observer = ignored) -> list[RowScore]:
+        """What it makes of each example, in their order; those of like length are read together.
+
+        Raises:
+            NonFiniteError: The loss of one is no number.
+        """
+        by_length = sorted(range(len(examples)), key=lambda place: -len(examples[place].input_ids))
+        found: dict[int, RowScore] = {}
+        for start in range(0, len(examples), batch_size):
+            places = by_length[start : start + batch_size]
+            found |= zip(places, self.read([examples[place] for place in places]), strict=True)
+            observer(Progress(f"rows read by {self.name}", len(found), len(examples)))
+        for place, score in found.items():
+            if not math.isfinite(score.loss):
+                remedy = "Compute in another `dtype`: float16 overflows in some models."
+                message = f"the loss of {self.name} is {score.loss}"
+                raise NonFiniteError(message, where=examples[place].where, remedy=remedy)
+        return [found[place] for place in range(len(examples))]
 
 
 @dataclass(frozen=True)
@@ -243,22 +262,13 @@ def _measure(
 
     `asked` is the number of those that did so before; None where no metric needs an answer.
     """
-    found: dict[int, RowScore] = {}
-    by_length = sorted(range(len(window)), key=lambda place: -len(window[place].example.input_ids))
-    for start in range(0, len(window), batch_size):
-        places = by_length[start : start + batch_size]
-        found |= zip(places, subject.read([window[place].example for place in places]), strict=True)
-    for place, reading in found.items():
-        if not math.isfinite(reading.loss):
-            remedy = "Compute in another `dtype`: float16 overflows in some models."
-            message = f"the loss of {subject.name} is {reading.loss}"
-            raise NonFiniteError(message, where=window[place].example.where, remedy=remedy)
+    found = subject.scores([item.example for item in window], batch_size)
     asking = [place for place, item in enumerate(window) if item.question is not None]
     if asking and asked is not None and subject.answers is not None:
         prompts = [rows.prompt_ids(window[place]) for place in asking]
         for place, answer in zip(asking, subject.answers(prompts, asked), strict=True):
             found[place] = replace(found[place], answer=answer)
-    return [found[place] for place in range(len(window))]
+    return found
 
 
 def _line(task: Task, item: EvalExample, reading: RowScore, of_base: RowScore | None = None) -> dict[str, object]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TypeVar
 
-from loraft.errors import NonFiniteError
 from loraft.evaluation.eval_dataset import EvalExample, EvaluatedRows
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.events import Observer, Progress
@@ -66,29 +65,15 @@ def read_rows_of(
     """
     message = f"the device ran out of memory with {batch_size} rows at a time"
     with memory_errors(message, remedy="Give a smaller `batch_size`."):
-        held_out = _scores(model, [item.example for item in read.held_out], batch_size, observer)
+        held_out = model.scores([item.example for item in read.held_out], batch_size, observer)
         examples = read.learned if learned else ()
         return ModelReadings(
             name=model.name,
             held_out=held_out,
             answers=_answers(model, read, held_out, observer),
-            learned=_scores(model, examples, batch_size, observer),
-            general=_scores(model, read.general, batch_size, observer),
+            learned=model.scores(examples, batch_size, observer),
+            general=model.scores(read.general, batch_size, observer),
         )
-
-
-def _scores(model: EvalModel, examples: Sequence[Example], batch_size: int, observer: Observer) -> Sequence[RowScore]:
-    """What it makes of each, in their order; like lengths are read together."""
-    by_length = sorted(range(len(examples)), key=lambda place: -len(examples[place].input_ids))
-    found: dict[int, RowScore] = {}
-    for start in range(0, len(examples), batch_size):
-        places = by_length[start : start + batch_size]
-        found |= zip(places, model.read([examples[place] for place in places]), strict=True)
-        observer(Progress(f"rows read by {model.name}", len(found), len(examples)))
-    for place, score in found.items():
-        if not math.isfinite(score.loss):
-            raise NonFiniteError(f"the loss of {model.name} is {score.loss}", where=examples[place].where)
-    return [found[place] for place in range(len(examples))]
 
 
 def _answers(model: EvalModel, read: ReportRows, scores: Sequence[RowScore], observer: Observer) -> Sequence[str]:

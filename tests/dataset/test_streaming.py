@@ -297,5 +297,7 @@ def test_a_system_prompt_that_is_not_that_of_the_first_rows_is_told(tmp_path: Pa
     assert len(places(data)) == 1003
     assert data.stream is not None
     (note,) = data.stream.notes()
-    assert note.startswith("of 1,003 rows drawn since this start, in 2: the system prompt is not that of the first rows")
+    assert note.startswith(
+        "of 1,003 rows drawn since this start, in 2: the system prompt is not that of the first rows"
+    )
     assert not prepared(path, streaming=False).report.sources[0].findings

@@ -438,7 +438,9 @@ def test_parts_that_are_all_text_are_one_text() -> None:
         (["Frage", "Antwort"], "causal_lm", None),
     ],
 )
-def test_columns_that_differ_in_case_or_blanks_alone_are_suggested(columns: list[str], task: TaskName, said: str | None) -> None:
+def test_columns_that_differ_in_case_or_blanks_alone_are_suggested(
+    columns: list[str], task: TaskName, said: str | None
+) -> None:
     with pytest.raises(DataError) as refused:
         detect_format(columns, TASKS[task])
     remedy = refused.value.problems[0].remedy or ""
