@@ -150,6 +150,15 @@ def model_in(folder: Path) -> ResolvedTarget:
     return ResolvedTarget(str(folder), own=_metadata({}, record), dtype=dtype, notes=notes)
 
 
+def metadata_in(folder: Path) -> TrainingMetadata:
+    """How what lies in a folder was trained, as far as loraft recorded it there.
+
+    Raises:
+        AdapterError: What is written there cannot be read.
+    """
+    return _metadata({}, _record(folder))
+
+
 def _record(folder: Path) -> dict[str, object]:
     """What loraft wrote beside the weights; nothing for a folder of another tool.
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import IO, TextIO
 
 import typer
@@ -168,9 +171,18 @@ def _draw(parts: Iterable[RenderableType], stream: TextIO) -> None:
 
 def print_json(document: object) -> None:
     """One JSON document on standard output; what JSON has no number for, such as infinity, is null."""
-    from pydantic_core import to_jsonable_python
-
     takes_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    plain = to_jsonable_python(document, inf_nan_mode="null")
-    text = json.dumps(plain, indent=2, ensure_ascii=not takes_unicode, allow_nan=False)
+    text = json.dumps(_jsonable(document), indent=2, ensure_ascii=not takes_unicode, allow_nan=False)
     print(text, flush=True)
+
+
+def _jsonable(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

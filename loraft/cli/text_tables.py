@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -119,12 +120,12 @@ class _WordsKeptWhole:
         return Measurement.get(console, options, self._table(breaks_words=True))
 
 
-def print_try_it(task: TaskName, target: str) -> None:
-    """The command that lets `target` do what it was trained for: what a person would type next."""
-    from loraft.adapters.resolve_target import resolve_target
+def print_try_it(task: TaskName, target: str, saved: Path) -> None:
+    """The command that lets `target`, whose files are `saved`, do what it was trained for: what one would type next."""
+    from loraft.adapters.metadata import metadata_in
     from loraft.tasks import TASKS
 
-    print_result("Try it:  " + in_options(f"`{TASKS[task].try_call(target, resolve_target(target).metadata)}`"))
+    print_result("Try it:  " + in_options(f"`{TASKS[task].try_call(target, metadata_in(saved))}`"))
 
 
 def print_document(sections: Document, *, rest: str) -> None:

@@ -67,7 +67,9 @@ def test_the_three_lines_of_peft_give_the_same_logits(tmp_path: Path, shape: str
     base_model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     plain = logits(base_model)
     model = PeftModel.from_pretrained(base_model, folder)
-    assert torch.equal(logits(model), logits(adapted.model))
+    # DoRA's norms are sums of other terms than peft's: float32, through three layers to logits of about 4.
+    atol = 2e-5 if lora.get("use_dora") else 0
+    torch.testing.assert_close(logits(adapted.model), logits(model), atol=atol, rtol=0)
     assert not torch.allclose(logits(model), plain, atol=1e-2), "the adapter has an effect"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -129,6 +130,15 @@ def test_what_is_computed_is_what_is_known() -> None:
 )
 def test_spans(indices: list[int], text: str) -> None:
     assert as_span(indices) == text
+
+
+def test_json_has_what_no_encoding_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's column may hold half a character, as JSON files do."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace")  # as the command line opens it
+    monkeypatch.setattr("sys.stdout", out)
+    print_json({"cut \ud83d": "by \ud83d"})
+    out.seek(0)
+    assert json.loads(out.read()) == {"cut ?": "by ?"}
 
 
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,7 +114,8 @@ def test_c42_no_config_switches_it_on(place: Path) -> None:
 def test_trusted_code_is_trained_on_and_not_saved(place: Path, model_type: str, wording: Wording) -> None:
     assert "it runs, as" in " ".join(done(place, "check", "c.yaml")["notes"])
     assert (place / "ran").exists()
-    done(place, "train", "c.yaml")
+    trained = loraft("train", "c.yaml", TRUST, cwd=place)
+    assert (trained.returncode, "Try it:  loraft generate run" in trained.stdout) == (0, True), trained.stderr
     assert json.loads((place / "run" / "manifest.json").read_text())["trust_remote_code"] is True
     assert not list((place / "run").rglob("*.py"))
     assert not [file for file in (place / "run").rglob("*.json") if '"auto_map"' in file.read_text()]

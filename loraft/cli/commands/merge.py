@@ -71,7 +71,7 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
         print_json({"out": report.out, **with_options(report.as_dict(), "warnings")})
     else:
         print_result(*merge_view({"out": report.out, **report.as_dict()}))
-        print_try_it(TASK_OF_GROUP["classifier" if report.labels else "decoder"], str(report.out))
+        print_try_it(TASK_OF_GROUP["classifier" if report.labels else "decoder"], str(report.out), report.out)
 
 
 def _places(target: str | None, out: str | None, adapters: list[str] | None) -> tuple[str | None, str | None]:

@@ -87,7 +87,7 @@ def _train(given: ConfigOptions, begin: BeginningOptions, as_json: bool) -> None
     else:
         shown = {key: value for key, value in result.as_dict().items() if key != "report" or value is not None}
         print_document(TASKS[config.task].summary_of_result(shown), rest="run")
-        print_try_it(config.task, str(result.run_folder))
+        print_try_it(config.task, str(result.run_folder), result.saved)
 
 
 @dataclass(frozen=True)

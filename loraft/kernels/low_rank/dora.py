@@ -24,7 +24,7 @@ class FactoredDora(DoraLinearLayer):
     Attributes:
         base_squared: ‖W‖² of each row of the base's weight, `[out]` in float32, which no step changes; None until it
             is needed for the first time.
-        kept_norms: In evaluation mode the norms of the last forward pass, and `made_of` what.
+        kept_norms: The norms of the last forward pass, where they are kept, and `made_of` what.
     """
 
     base_squared: Tensor | None
@@ -46,20 +46,23 @@ class FactoredDora(DoraLinearLayer):
 
         With W the base's weight and ΔW = scaling · B A, each output is that of (W + ΔW) times m / ‖W + ΔW‖ of its row.
         `base_result` is x Wᵀ and the bias; where it is None, as with dropout, x Wᵀ is computed here. In evaluation mode
-        the norms are kept until A or B are others.
+        the norms of an adapter that nothing trains are kept until A or B are others. In a run they are made anew: there
+        weights change in ways that PyTorch does not count.
 
         Source: Liu et al. 2024, DoRA, equation 5 and section 4.3, by which the norm gets no gradient
         (https://arxiv.org/abs/2402.09353).
         """
-        made_of = (scaling, *((factor.weight.data_ptr(), factor.weight._version) for factor in (lora_A, lora_B)))
-        norms = self.kept_norms if not self.training and self.made_of == made_of else None
+        made_of: tuple[object, ...] | None = None
+        if keeps := not (self.training or lora_A.weight.requires_grad):
+            made_of = (scaling, *((factor.weight.data_ptr(), factor.weight._version) for factor in (lora_A, lora_B)))
+        norms = self.kept_norms if keeps and self.made_of == made_of else None
         if norms is None or base_result is None:
             weight: Tensor = transpose(dequantize_module_weight(base_layer), self.fan_in_fan_out).to(x.dtype)
         if norms is None:
             if self.base_squared is None:
                 self.base_squared = squared_rows(weight)
             norms = row_norms(weight, self.base_squared, factor_of(lora_A), factor_of(lora_B), scaling)
-        self.kept_norms, self.made_of = (None, None) if self.training else (norms, made_of)
+        self.kept_norms, self.made_of = norms if keeps else None, made_of
         by_output = self.weight / norms
         if base_result is None:
             base_result = linear(x, weight)
@@ -81,12 +84,15 @@ def row_norms(weight: Tensor, squared: Tensor, a: Tensor, b: Tensor, scale: floa
     """`[out]`, the length of each row of W + scale · B A, in float32; W is `[out, in]`, A `[r, in]` and B `[out, r]`.
 
     With w, b as rows, ‖w‖² as `squared`: ‖w + scale · b A‖² = ‖w‖² + 2 · scale · (w Aᵀ) · b + scale² · (b A Aᵀ) · b.
+    Of a row that an update all but takes away rounding leaves anything, so that no length is below √ε ‖w‖, with the ε
+    of the weight's dtype.
     """
     with torch.autocast(weight.device.type, enabled=False):
         a, b = a.float(), b.float()
         across = (weight @ a.T.to(weight.dtype)).float()
         moved = squared + (b * (2 * scale * across + scale**2 * (b @ (a @ a.T)))).sum(1)
-        return moved.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+        least = (torch.finfo(weight.dtype).eps * squared).clamp_min(torch.finfo(torch.float32).tiny)
+        return moved.maximum(least).sqrt()
 
 
 def norms_from_factors(model: nn.Module, adapter: str) -> None:

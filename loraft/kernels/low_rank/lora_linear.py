@@ -39,7 +39,7 @@ def takes_cpu_form(device: torch.device) -> bool:
 def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
     """Let every plain LoRA layer of `model` train by the form for its device.
 
-    Variants such as DoRA, updates with a bias and those of parameters stay as they are: peft's own.
+    DoRA's are `FactoredDora`; updates with a bias and those of parameters stay as they are: peft's own.
 
     Layers over an ordinary linear module become `AdaptedLinear`; over any other module, 4-bit ones among them, the
     base computes its output and the update is added to it.

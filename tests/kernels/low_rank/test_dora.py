@@ -20,11 +20,11 @@ INPUTS, OUTPUTS = 96, 64
 
 
 def test_norms_by_hand() -> None:
-    """Rows (3, 4) and (0, 0), of which the second gets (6, 8); and one that an update takes away, where m is 0 too."""
+    """Rows (3, 4) and (0, 0), of which the second gets (6, 8); and one that an update takes away: 10 √ε."""
     weight, a = torch.tensor([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]]), torch.tensor([[3.0, 4.0]])
     norms = row_norms(weight, squared_rows(weight), a, torch.tensor([[0.0], [1.0], [-1.0]]), 2.0)
-    assert norms.tolist() == [5.0, 10.0, pytest.approx(0.0, abs=1e-6)]
-    assert (norms > 0).all(), "nothing is divided by 0"
+    assert norms.tolist() == [5.0, 10.0, pytest.approx(10 * torch.finfo(torch.float32).eps ** 0.5)]
+    assert row_norms(torch.zeros(2, 2), torch.zeros(2), a, torch.zeros(2, 1), 2.0).min() > 0, "0 divides nothing"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox"])
@@ -108,17 +108,29 @@ def test_no_tensor_as_large_as_the_weight_is_made() -> None:
     assert math.prod(given["base_layer"].weight.shape) > 4 * INPUTS
 
 
-def test_norms_are_kept_in_evaluation_mode_until_a_factor_is_another() -> None:
+def test_a_row_that_an_update_all_but_takes_away_has_no_norm_near_zero() -> None:
+    """What is left is rounding, by which magnitudes would be divided."""
+    weight = torch.randn(200, INPUTS)
+    b, a = torch.linalg.qr(weight)
+    norms = row_norms(weight, squared_rows(weight), a, -b * (1 - 1e-6), 1.0)
+    assert (norms >= 3e-4 * weight.norm(dim=1)).all()
+
+
+def test_norms_are_kept_where_nothing_is_trained_until_a_factor_is_another() -> None:
     made, given = layers(torch.float32)
     made.__class__ = FactoredDora
     x = torch.randn(3, INPUTS)
+    made.eval()(x, **given, base_result=given["base_layer"](x))
+    assert made.kept_norms is None, "in a run weights change in ways that no version counts"
+    for name in ("lora_A", "lora_B"):
+        given[name].requires_grad_(False)
 
     def output() -> Tensor:
         with torch.no_grad():
             result: Tensor = made(x, **given, base_result=given["base_layer"](x))
             return result
 
-    before, kept = output(), made.eval()
+    before, kept = output(), made
     assert torch.equal(output(), before)
     with Largest() as counted:
         output()
