@@ -32,6 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.config.sections import FROM_WEIGHTS
 from loraft.errors import AdapterError, ModelError
+from loraft.kernels.low_rank.dora import row_lengths
 from loraft.kernels.low_rank.started_factor import begin_with
 from loraft.models.load_model import LoadedModel
 from loraft.models.quantize import unpacked
@@ -67,7 +68,7 @@ def magnitudes_of(whole: Whole) -> Iterator[None]:
                 real(layer, base_layer=base_layer, **given)
                 return
             weight = transpose(dequantize_module_weight(base_layer), layer.fan_in_fan_out)
-            layer.weight = nn.Parameter(torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32))
+            layer.weight = nn.Parameter(row_lengths(weight))
 
     layers.update_layer = begin
     try:

@@ -162,11 +162,15 @@ def _typed(code: str) -> str | None:
 def _given(name: str, value: ast.expr) -> str | None:
     """A parameter and its value.
 
-    A switch has no value, and one that is switched off has another name; what is a list in Python is one at a time.
+    A switch has no value, and one that is switched off has another name; what is a list in Python is one at a time, and
+    of a pair the second has an option of its own.
     """
     if isinstance(value, ast.Constant) and isinstance(value.value, bool):
         return options().get(name if value.value else f"no_{name}")
     one = name.removesuffix("s")
+    match value:
+        case ast.List(elts=[ast.Tuple(elts=[first, second])]):
+            return f"{_given(one, first)} {_given(f'{one}_pair', second)}"
     option = options().get(one if isinstance(value, ast.List) and one in options() else name)
     return option and f"{option} {_value(value)}"
 

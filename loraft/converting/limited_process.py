@@ -27,9 +27,8 @@ def rewritten(source: Path, out: Path, ties: Mapping[str, str], progress: Callab
     """
     question = json.dumps({"source": str(source), "out": str(out), "ties": {**ties}}).encode()
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"OMP_NUM_THREADS": "1"}
-    why = "its process ended with exit code 0"
     try:
-        with closing(answers_of(SERVE, question, environment, folder=out.parent)) as told:
+        with closing(answers_of(SERVE, question, environment, folder=out.parent, until_closed=True)) as told:
             for answer in told:
                 if "done" in answer:
                     progress(int(answer["done"]))

@@ -32,11 +32,17 @@ class ProcessEndedError(Exception):
 
 
 def answers_of(
-    program: str, question: bytes, environment: Mapping[str, str], *arguments: str, folder: Path | None = None
+    program: str,
+    question: bytes,
+    environment: Mapping[str, str],
+    *arguments: str,
+    folder: Path | None = None,
+    until_closed: bool = False,
 ) -> Generator[Answer]:
     """What a process that runs `program` answers to a question, as it comes; closing this ends the process.
 
-    It finds what this process finds, and nothing in the `folder` that it runs in.
+    It finds what this process finds, and nothing in the `folder` that it runs in. Where it is heard `until_closed`, one
+    that ends by itself has not answered.
 
     Raises:
         ProcessEndedError: It ended otherwise than it should.
@@ -58,7 +64,7 @@ def answers_of(
             for line in child.stdout:
                 if line.endswith(b"\n"):  # else the process died in the middle of it
                     yield json.loads(line)
-            if code := child.wait():
+            if (code := child.wait()) or until_closed:
                 errors.seek(0)
                 raise ProcessEndedError(code, errors.read().decode("utf-8", "replace"))
         finally:

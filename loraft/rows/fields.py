@@ -147,9 +147,7 @@ class Fields:
 
     def sequence(self, name: str) -> Sequence[object]:
         """The items of a field that must have some; or JSON text of them, which is how CSV files keep them."""
-        value = self.value(name)
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            value = self.json(name, value)
+        value = self._structure(name, "[")
         if not isinstance(value, list | tuple):
             raise self.wrong(name, f"must be a list of turns; found {kind(value)}")
         if not value:
@@ -158,12 +156,16 @@ class Fields:
 
     def mapping(self, name: str) -> Mapping[str, object]:
         """The texts of a field that must be an object, or JSON text of one, which is how CSV files keep them."""
-        value = self.value(name)
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            value = self.json(name, value)
+        value = self._structure(name, "{")
         if not isinstance(value, Mapping):
             raise self.wrong(name, f"must be an object with a text for each language; found {kind(value)}")
         return {str(key): text for key, text in value.items() if text is not None}
+
+    def _structure(self, name: str, opening: str) -> object:
+        """A field that is to have parts: what it holds, or what its text says where that is JSON of them."""
+        value = self.value(name)
+        is_json = isinstance(value, str) and value.lstrip().startswith(opening)
+        return self.json(name, str(value)) if is_json else value
 
     def json(self, name: str, text: str, otherwise: str | None = None) -> Any:
         """What JSON text says; text that is none is wrong, as `otherwise` says, or stays what it is."""

@@ -158,5 +158,4 @@ class SequenceClassification(Task):
 
     def try_call(self, target: str, metadata: TrainingMetadata) -> str:
         """The call that tells the class of a text, or of a pair."""
-        pair = ", text_pair=TEXT" if metadata.pairs else ""
-        return f"loraft.predict({target!r}, text=TEXT{pair})"
+        return f"loraft.predict({target!r}, texts=[{'(TEXT, TEXT)' if metadata.pairs else 'TEXT'}])"

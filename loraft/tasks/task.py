@@ -304,7 +304,7 @@ class Task(ABC):
         return result
 
     def try_call(self, target: str, metadata: TrainingMetadata) -> str:
-        """The call, with the command's parameters, that lets `target`, trained so, do what it was trained for."""
+        """The call in Python that lets `target`, trained so, do what it was trained for."""
         return f"loraft.generate({target!r}, prompt=TEXT)"
 
 

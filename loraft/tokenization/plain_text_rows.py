@@ -25,8 +25,8 @@ TOGETHER = (
     "the tokenizer puts nothing between the two texts of a pair: where they are to be told apart, begin text_pair "
     "with a line end or a word of yours, in training and in what is predicted"
 )
-NO_PAIR = "there is no text_pair, and training rows have one: a class is told by both texts together"
-UNLEARNED_PAIR = "there is a text_pair, and training rows have none: what a second text means was not learned"
+NO_PAIR = "there is no text_pair, and training rows have one: give it, for a class is told by both texts together"
+UNLEARNED_PAIR = "there is a text_pair, and training rows have none: leave it out, for what it means was not learned"
 
 
 @dataclass(frozen=True, eq=False)

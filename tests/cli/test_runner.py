@@ -67,6 +67,7 @@ def test_a_rows_field_is_no_key_of_a_config() -> None:
         ("`adapters=['NAME=DIR']`", "--adapter NAME=DIR"),
         ("`columns={'prompt': THEIRS}`", "--columns prompt=THEIRS"),
         ("`loraft.predict('a', texts=[TEXT])`", "loraft predict a --text TEXT"),
+        ("`loraft.predict('a', texts=[(TEXT, TEXT)])`", "loraft predict a --text TEXT --text-pair TEXT"),
         ("`overwrite=True` `verified=False`", "--overwrite --no-verify"),
         ("`loraft.train(loraft.load_config('my run/c.yaml'), resume=True)`", "loraft train 'my run/c.yaml' --resume"),
         ("`loraft.inspect_layers` of `overwrite_all`", "loraft inspect-layers of `overwrite_all`"),

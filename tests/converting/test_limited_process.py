@@ -36,6 +36,7 @@ def test_no_token_of_the_environment_gets_there(tmp_path: Path, monkeypatch: pyt
         ("import os; os.abort()", "was ended by SIGABRT"),
         ("raise SystemExit('no torch')", "ended with exit code 1: no torch"),
         ("print('{\"written\"', end='')", "ended with exit code 0"),
+        ("import sys; print('all is full', file=sys.stderr)", "ended with exit code 0: all is full"),
     ],
 )
 def test_how_it_ended_is_told(program: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

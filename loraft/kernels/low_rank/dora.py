@@ -60,7 +60,7 @@ class FactoredDora(DoraLinearLayer):
             weight: Tensor = transpose(dequantize_module_weight(base_layer), self.fan_in_fan_out).to(x.dtype)
         if norms is None:
             if self.base_squared is None:
-                self.base_squared = squared_rows(weight)
+                self.base_squared = row_lengths(weight).square()
             norms = row_norms(weight, self.base_squared, factor_of(lora_A), factor_of(lora_B), scaling)
         self.kept_norms, self.made_of = norms if keeps else None, made_of
         by_output = self.weight / norms
@@ -73,10 +73,10 @@ class FactoredDora(DoraLinearLayer):
 
 
 @torch.no_grad()
-def squared_rows(weight: Tensor) -> Tensor:
-    """`[out]`, the square of the length of each row of a weight `[out, in]`, in float32."""
+def row_lengths(weight: Tensor) -> Tensor:
+    """`[out]`, the length of each row of a weight `[out, in]`, in float32."""
     lengths: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
-    return lengths.square()
+    return lengths
 
 
 @torch.no_grad()

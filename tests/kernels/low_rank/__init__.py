@@ -1,1 +1,1 @@
-"""Tests of loraft.kernels.fused."""
+"""Tests of loraft.kernels.low_rank."""
