@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from loraft.models.device import DeviceConfig
-
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 
 Facts = dict[str, str | int | bool]
@@ -54,25 +52,23 @@ def _devices() -> Iterator[tuple[str, str | Facts]]:
         yield "torch", _failure(error)
         return
     chosen = select_device(ModelSection(name_or_path="any"))
-    yield "cpu", _cpu(chosen)
+    yield "cpu", _cpu()
     for index in range(torch.cuda.device_count()):
         yield f"cuda:{index}", _gpu(index)
     yield "auto_dtype", " ".join(chosen.notes)
 
 
-def _cpu(chosen: DeviceConfig) -> Facts:
-    import psutil
+def _cpu() -> Facts:
     import torch
 
-    from loraft.models.device import NATIVE_BF16
+    from loraft.models.device import NATIVE_BF16, main_memory, processor_name
 
-    machine = psutil.virtual_memory()
-    on_cpu = chosen.device == "cpu"
+    total, available = main_memory()
     return {
-        "name": _processor_name(),
+        "name": processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "memory_bytes": chosen.total_bytes if on_cpu else machine.total,
-        "available_bytes": chosen.available_bytes if on_cpu else machine.available,
+        "memory_bytes": total,
+        "available_bytes": available,
         "native_bfloat16": any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BF16),
     }
 
@@ -89,15 +85,6 @@ def _gpu(index: int) -> Facts:
         "available_bytes": free_bytes,
         "native_bfloat16": properties.major >= 8,  # Ampere was the first with bfloat16 products
     }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _bitsandbytes() -> Iterator[tuple[str, str]]:

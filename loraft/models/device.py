@@ -125,7 +125,7 @@ def select_device(model: ModelSection, stated: StatedDevice | None = None) -> De
                 NO_FLOAT16, key="model.dtype", remedy="Use bfloat16, which takes as little memory, or auto."
             )
         capabilities = torch.cpu.get_capabilities()
-        name = str(capabilities.get("cpu_name") or platform.processor() or platform.machine())
+        name = processor_name()
         device, unit, otherwise = "cpu", "CPU", "float32"
         native = next((one for one in NATIVE_BF16 if capabilities.get(one)), None)
         instructions = f" ({native})"
@@ -141,6 +141,11 @@ def select_device(model: ModelSection, stated: StatedDevice | None = None) -> De
     note = f"device {device} ({name}), dtype {chosen}, {reason}{exact}"
     rates = gpu_called(name) if device == "cuda" else None
     return DeviceConfig(device, DTYPES[chosen], name, total, available, (note,), gpu=rates)
+
+
+def processor_name() -> str:
+    """What the processor calls itself, or its architecture where it does not."""
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
 
 
 def main_memory() -> tuple[int, int]:

@@ -37,6 +37,17 @@ def test_the_cpu_has_cores_and_memory(facts: Parts) -> None:
     assert 0 < int(cpu["available_bytes"]) <= int(cpu["memory_bytes"])
 
 
+def test_the_cpu_has_the_name_and_the_memory_that_a_run_tells_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraft.config.sections import ModelSection
+    from loraft.models import device
+
+    monkeypatch.setattr(device, "main_memory", lambda: (2_000, 1_000))
+    cpu = examine()["devices"]["cpu"]
+    assert (cpu["memory_bytes"], cpu["available_bytes"]) == (2_000, 1_000)
+    stated = device.StatedDevice(device="cpu")
+    assert cpu["name"] == device.select_device(ModelSection(name_or_path="any"), stated).device_name
+
+
 def test_bitsandbytes_is_tried_and_not_presumed(facts: Parts) -> None:
     assert facts["bitsandbytes"]["nf4_on_cpu"] == "works"
     assert facts["bitsandbytes"]["int8_on_cpu"] == "works"
