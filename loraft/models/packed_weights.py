@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -103,9 +104,10 @@ def _stored_in(
     return PackedHeader(name, dtype, shape, first.file, first.start, first.stop, kind, parts, unpack)
 
 
-def _below(name: str, headers: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
-    """The tensors whose names go on behind a name, by what follows."""
-    return {each.removeprefix(f"{name}."): header for each, header in headers.items() if each.startswith(f"{name}.")}
+def _below(name: str, headers: Mapping[str, TensorHeader], ordered: Sequence[str]) -> dict[str, TensorHeader]:
+    """The tensors whose names go on behind a name, by what follows; `ordered` are all names, sorted."""
+    first, last = (bisect_left(ordered, f"{name}{mark}") for mark in "./")  # in ASCII, / comes right behind the dot
+    return {each.removeprefix(f"{name}."): headers[each] for each in ordered[first:last]}
 
 
 def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedHeader]:
@@ -119,12 +121,13 @@ def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedH
             experts, outputs, blocks, half = header.shape
             shape = (experts, 2 * half * blocks, outputs)
             yield _stored_in({"blocks": header, "scales": scales}, stem, usual, shape, "mxfp4", _of_mxfp4)
+    ordered = sorted(headers)
     for name, state in headers.items():
         weight, mark, kind = name.rpartition(".quant_state.bitsandbytes__")
         if mark and weight in headers:
             told = json.loads(bytes(mapped_tensor(state).tolist()))
-            dtype, parts = WORDS.get(told["dtype"], usual), {"weight": headers[weight], **_below(weight, headers)}
-            yield _stored_in(parts, weight, dtype, tuple(told["shape"]), kind, _of_4_bits)
+            parts = {"weight": headers[weight], **_below(weight, headers, ordered)}
+            yield _stored_in(parts, weight, WORDS.get(told["dtype"], usual), tuple(told["shape"]), kind, _of_4_bits)
 
 
 def _in_int32(headers: Mapping[str, TensorHeader], method: str, settings: Mapping[str, Any]) -> Iterator[PackedHeader]:
@@ -168,9 +171,10 @@ def _compressed(
     kinds = [group.get("weights") or {} for group in groups.values()] or [{}]
     kind = f"{kinds[0].get('type', 'int')}{kinds[0].get('num_bits', 8)}"
     unpack = partial(_of_compressed, settings) if is_compressed_tensors_available() else None
+    ordered = sorted(headers)
     for name, tensor in model.state_dict().items():
         module, _, leaf = name.rpartition(".")
-        parts = _below(module, headers)
+        parts = _below(module, headers, ordered)
         parts.pop("bias", None)
         if leaf == "weight" and "weight_scale" in parts:
             yield _stored_in(parts, name, usual, tuple(tensor.shape), kind, unpack)
