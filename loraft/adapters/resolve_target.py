@@ -18,6 +18,7 @@ from loraft.errors import AdapterError
 from loraft.io.checksums import RECORD, is_weights, refuse_altered
 from loraft.io.hub_access import unreached
 from loraft.io.hub_files import adapter_from_hub
+from loraft.io.paths import HUB_ID
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.modules import is_within
@@ -68,7 +69,6 @@ def _unnamed(adapter: AdapterTarget, target: ResolvedTarget) -> tuple[str, ...]:
     return named if len(named) == count else tuple(f"LABEL_{number}" for number in range(count))
 
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 OF_TARGET = {"parameter": "target"}
 REMEDY = "Give a model (Hub id, folder, .gguf, builtin:NAME), the folder of an adapter, run or checkpoint, or a config."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from loraft.errors import ConfigError, DataError, InvalidInputError
 
 CONVERSION = "converted-2"
 """The folder of converted models in the cache; the number changes when what conversion writes does."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+"""What a name must look like to be looked up in the Hub; any other can only be a path."""
 
 
 def cache_folder() -> Path:

@@ -6,7 +6,6 @@ A name is a local folder, a .gguf file, `builtin:NAME` or a Hub id, looked for i
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,14 +27,13 @@ from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.checksums import build_once, known_sha256_of
 from loraft.io.hub_files import NETWORK_ERROR, whole_files
-from loraft.io.paths import CONVERSION, cache_folder, without_bars
+from loraft.io.paths import CONVERSION, HUB_ID, cache_folder, without_bars
 from loraft.io.patience import is_fetched
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted
 from loraft.models.safetensors_index import read_headers
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config and tokenizer files; indexes of shards too."""
 BELOW_THE_ROOT = "*/*"

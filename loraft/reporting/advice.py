@@ -20,7 +20,7 @@ PART = 0.2
 DIVERGED = 1.2
 """The training loss of the end, over the lowest of any part as long, from which a run has diverged."""
 OVER_FITTED = 1.02
-"""The last evaluation loss over the lowest one from which a run has over-fitted."""
+"""The last evaluation loss over the lowest one from which a run has over-fitted, where it rose by LEAST at all."""
 EARLY = 0.34
 """A run whose lowest evaluation loss comes in this share of its steps learned too fast, else too long."""
 CLIPPED = 0.9
@@ -29,7 +29,7 @@ it does no harm."""
 FALLING = 0.02
 """What the training loss still loses from the part before the last one to the last, as a share of it."""
 LEAST = 0.01
-"""What it must lose at the least: of a loss that is next to nothing no more is to be had."""
+"""What a loss must change by at the least: of one that is next to nothing no more is to be had, nor is it lost."""
 FELL = 0.05
 """What the training loss must lose from the first part to the last, as a share, for a run to have learned anything."""
 FORGOTTEN = 0.1
@@ -59,9 +59,9 @@ def advice(records: RunRecords, findings: ModelFindings | None = None) -> list[A
 
 
 def over_fitted_after(records: RunRecords) -> int | None:
-    """The step with the lowest evaluation loss, where it rose by over 2 % from there to the last one; else None."""
+    """The step with the lowest evaluation loss, where it rose by over 2 %, and by 0.01, to the last one; else None."""
     lowest = records.lowest
-    if lowest is None or records.evaluations[-1].loss <= lowest.loss * OVER_FITTED:
+    if lowest is None or records.evaluations[-1].loss <= max(lowest.loss * OVER_FITTED, lowest.loss + LEAST):
         return None
     return lowest.step
 

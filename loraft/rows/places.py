@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from loraft.config.choices import TextBy
 from loraft.errors import DataError
 from loraft.figures import counted
+from loraft.io.paths import HUB_ID
 from loraft.io.row_types import ROW_TYPES
 from loraft.rows.opening import RowFile, kind_of, told_where_unreadable
 from loraft.rows.plain_texts import parted_by
@@ -24,7 +24,6 @@ from loraft.rows.standard_input import STANDARD_INPUT, standard_input
 if TYPE_CHECKING:
     from loraft.config.sections import DataSource
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 AS_TABLE = "standard input begins like no other file that is read: it is taken for a table (CSV), not for plain text"
 WHY: dict[TextBy, str] = {
     "file": "they are those of a folder or a pattern",

@@ -77,6 +77,8 @@ def test_it_over_fitted_after_the_step_with_the_lowest_loss(tmp_path: Path) -> N
     assert over_fitted_after(records_of(tmp_path / "a", FLAT, {5: 1.2, 10: 1.0, 20: 1.03})) == 10
     assert over_fitted_after(records_of(tmp_path / "b", FLAT, {5: 1.2, 10: 1.0, 20: 1.02})) is None
     assert over_fitted_after(records_of(tmp_path / "c", FLAT)) is None
+    next_to_nothing = {5: 0.012, 10: 0.010, 20: 0.014}
+    assert over_fitted_after(records_of(tmp_path / "d", FLAT, next_to_nothing)) is None
 
 
 def test_the_learning_rate_that_is_advised_is_the_one_that_was_used(tmp_path: Path) -> None:
