@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
 
 def in_4_bits(base: nn.Module) -> bool:
@@ -42,8 +42,12 @@ def adapted_products(
     dtype: torch.dtype,
     *,
     bases_first: bool,
+    dropped: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The outputs x Wᵀ + bias + scale · x Aᵀ Bᵀ of one or more frozen bases that read the same x.
+
+    Each product is added to its update: in 16 bits they are rounded once, together. An update that is added to outputs
+    as they are rounded is lost where it is below half of their last place, and early in training most of it is.
 
     Args:
         x: `[..., in]`.
@@ -52,11 +56,12 @@ def adapted_products(
         scales: The factor on each update.
         dtype: That of the products and of what comes back.
         bases_first: The gradient of x is summed from the bases to the updates, not the other way around.
+        dropped: What the updates read in place of x, where dropout is drawn for them.
 
     Returns:
         `[..., out]` for each base.
     """
-    outputs: tuple[Tensor, ...] = _Adapted.apply(x, bases, scales, dtype, bases_first, *factors)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Adapted.apply(x, dropped, bases, scales, dtype, bases_first, *factors)  # type: ignore[no-untyped-call]
     # Here, since autograd lets no module change in place what is a view inside of the function.
     return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
@@ -73,7 +78,8 @@ class _Adapted(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        bases: Sequence[nn.Module],
+        dropped: Tensor | None,
+        bases: Sequence[Any],
         scales: Sequence[float],
         dtype: torch.dtype,
         bases_first: bool,
@@ -81,61 +87,53 @@ class _Adapted(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         all_a, all_b = factors[0::2], factors[1::2]
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        read = rows if dropped is None else dropped.reshape(rows.shape).to(dtype)
         a = (torch.cat(all_a) if len(all_a) > 1 else all_a[0]).to(dtype)
         b_cast = [b.to(dtype) for b in all_b]
-        u = rows @ a.T
-        ctx.save_for_backward(rows, u, a, *b_cast)
+        u = read @ a.T
+        ctx.save_for_backward(read, u, a, *b_cast)
         ctx.bases, ctx.scales, ctx.ranks = bases, scales, [len(one) for one in all_a]
-        ctx.bases_first, ctx.in_4_bits = bases_first, in_4_bits(bases[0])
+        ctx.bases_first, ctx.in_4_bits, ctx.drops = bases_first, in_4_bits(bases[0]), dropped is not None
         ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
-        product = _product_in_4_bits if ctx.in_4_bits else _product
+        weight_of = _dequantized if ctx.in_4_bits else _weight
         parts = zip(bases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
-        return tuple(product(base, rows).addmm_(u, b.T, alpha=scale) for base, u, b, scale in parts)
+        updates = ((base, rows.new_empty(len(u), len(b)).addmm_(u, b.T, beta=0, alpha=s)) for base, u, b, s in parts)
+        outputs = [(base, update.addmm_(rows, weight_of(base, dtype).T)) for base, update in updates]
+        return tuple(out if base.bias is None else out.add_(base.bias) for base, out in outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, all_u, a, *all_b = ctx.saved_tensors
+        read, all_u, a, *all_b = ctx.saved_tensors
         gradients = [gradient.reshape(-1, gradient.shape[-1]) for gradient in grads]
         parts = list(zip(gradients, all_b, torch.split(all_u, ctx.ranks, 1), ctx.scales, strict=True))
         each_v = [(gradient @ b).mul_(scale) for gradient, b, _, scale in parts]
         v = torch.cat(each_v, 1) if len(each_v) > 1 else each_v[0]
-        d_a = torch.split((v.T @ rows).to(ctx.trained_dtype), ctx.ranks)
+        d_a = torch.split((v.T @ read).to(ctx.trained_dtype), ctx.ranks)
         d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
-        d_x = None
+        d_x = d_dropped = None
         if ctx.needs_input_grad[0]:
             of_bases = list(zip(gradients, ctx.bases, strict=True))
             weight_of = _dequantized if ctx.in_4_bits else _weight
-            if ctx.bases_first:
+            if ctx.bases_first or ctx.drops:
                 gradient, base = of_bases.pop(0)
-                d_x = gradient @ weight_of(base, rows.dtype)
+                d_x = gradient @ weight_of(base, read.dtype)
             else:
                 d_x = v @ a
             for gradient, base in of_bases:
-                d_x.addmm_(gradient, weight_of(base, rows.dtype))
-            if ctx.bases_first:
+                d_x.addmm_(gradient, weight_of(base, read.dtype))
+            if ctx.drops:
+                d_dropped = (v @ a).view(ctx.shape).to(ctx.dtype)
+            elif ctx.bases_first:
                 d_x.addmm_(v, a)
             d_x = d_x.view(ctx.shape).to(ctx.dtype)
         of_layers = zip(d_a, d_b, strict=True)
-        return d_x, None, None, None, None, *itertools.chain.from_iterable(of_layers)
-
-
-def _product(base: Any, rows: Tensor) -> Tensor:
-    """The base's own, x Wᵀ + bias, in the dtype of `rows`: a tensor of its own."""
-    return linear(rows, base.weight.to(rows.dtype), None if base.bias is None else base.bias.to(rows.dtype))
-
-
-def _product_in_4_bits(base: Any, rows: Tensor) -> Tensor:
-    from bitsandbytes.autograd._functions import matmul_4bit
-
-    bias = None if base.bias is None else base.bias.to(rows.dtype)
-    product: Tensor = matmul_4bit(rows, base.weight.t(), bias=bias, quant_state=constants_of(base))
-    return product
+        return d_x, d_dropped, None, None, None, None, *itertools.chain.from_iterable(of_layers)
 
 
 def _weight(base: Any, dtype: torch.dtype) -> Tensor:
-    """`[out, in]`."""
+    """`[out, in]`, which GPT-2's modules have the other way around."""
     weight: Tensor = base.weight.to(dtype)
-    return weight
+    return weight.T if isinstance(base, Conv1D) else weight
 
 
 def _dequantized(base: Any, dtype: torch.dtype) -> Tensor:

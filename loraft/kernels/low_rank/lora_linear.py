@@ -2,8 +2,8 @@
 
 The plain form is peft's own, which multiplies by the scale and adds in passes of their own; in evaluation mode, merged,
 disabled or saved, an adapter is that alone. In training base and update are one function with a backward of its own,
-which adds in place (`adapted_products`); on CUDA over weights in 4 bits as well. Where a layer is not that plain, with
-dropout say, the update alone is computed by a form for the device.
+which adds in place (`adapted_products`), over weights in 4 bits as well. Where a layer is not that plain, one in 8 bits
+say, the update alone is computed by a form for the device.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from peft.tuners.lora import Linear, LoraLayer, ParamWrapper
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
 from loraft.kernels.low_rank.adapted_products import adapted_products, in_4_bits
 from loraft.kernels.low_rank.started_factor import factor_of
@@ -53,7 +54,7 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
         if isinstance(module, LoraLayer) and _is_plain(module, name):
             module.lora_variant[name] = AddedUpdate()
             layer: Any = module
-            if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
+            if type(layer) is Linear and type(layer.base_layer) in (nn.Linear, Conv1D):
                 layer.__class__ = AdaptedLinear
             elif type(layer).__name__ == "Linear4bit":
                 layer.__class__ = adapted_in_4_bits(layer.__class__)
@@ -96,21 +97,24 @@ class Together(nn.Module, LoraLayer):
         return output
 
     def has_form(self, x: Tensor) -> bool:
-        """Whether there is a form for the device of `x`: of weights in 4 bits on CUDA, in the dtype that is set."""
+        """Whether products are computed in the dtype that its weight is dequantized to, where that is in 4 bits."""
         base: Any = self.base_layer
-        if not in_4_bits(base):
-            return True
-        return not takes_cpu_form(x.device) and base.compute_dtype in (None, product_dtype(x))
+        return not in_4_bits(base) or base.compute_dtype in (None, product_dtype(x))
 
     @property
     def is_plain(self) -> bool:
-        """Whether it trains one adapter without dropout on a frozen base, as the forms compute it."""
+        """Whether it trains one adapter on a frozen base, as the forms compute it."""
         (name, *others), base = self.active_adapters or [None], self.base_layer
         if not self.training or others or self.disable_adapters or self.merged:
             return False
         if any(parameter.requires_grad for parameter in base.parameters()):
             return False
-        return name in self.lora_A and isinstance(self.lora_dropout[name], nn.Identity)
+        return name in self.lora_A
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is drawn for what its update reads: for each layer another."""
+        return not isinstance(self.lora_dropout[self.active_adapters[0]], nn.Identity)
 
 
 class AdaptedLinear(Together, Linear):
@@ -124,7 +128,8 @@ def adapted_in_4_bits(kind: Any) -> Any:
 
 
 def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
-    """The outputs of layers that read the same `x`, in one function."""
+    """The outputs of layers that read the same `x`, in one function; one that draws dropout stands alone in it."""
+    first = layers[0]
     bases: list[Any] = [layer.base_layer for layer in layers]
     factors, scales = list[Tensor](), list[float]()
     for layer in layers:
@@ -132,7 +137,9 @@ def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
         factors += factor_of(layer.lora_A[name]), factor_of(layer.lora_B[name])
         scales.append(layer.scaling[name])
     dtype = product_dtype(x if in_4_bits(bases[0]) else bases[0].weight)
-    return adapted_products(x, bases, factors, scales, dtype, bases_first=takes_cpu_form(x.device))
+    dropped = first.lora_dropout[first.active_adapters[0]](x) if first.drops else None
+    on_cpu = takes_cpu_form(x.device)
+    return adapted_products(x, bases, factors, scales, dtype, bases_first=on_cpu, dropped=dropped)
 
 
 @dataclass(eq=False)
@@ -150,7 +157,7 @@ class _Readers:
 
     def output_of(self, layer: Together, x: Tensor) -> Tensor:
         """A layer's output for `x`; what is ready is given only for the very tensor that it was computed from."""
-        if layer is self.layers[0] and all(other.is_plain for other in self.layers):
+        if layer is self.layers[0] and all(other.is_plain and not other.drops for other in self.layers):
             self.read, self.ready = x, dict(zip(self.layers, together(x, self.layers), strict=True))
         out = self.ready.pop(layer, None) if x is self.read else None
         return together(x, [layer])[0] if out is None else out
