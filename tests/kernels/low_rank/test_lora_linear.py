@@ -237,7 +237,7 @@ def test_the_forms_of_an_update_are_one_another(rows: torch.dtype) -> None:
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
 def test_an_update_far_below_the_rounding_of_bfloat16_is_in_the_outputs(size: float, biased: bool) -> None:
-    """Added to outputs that are rounded, as peft adds it, what is below half of their last place is lost each time."""
+    """C52: added to outputs that are rounded, as peft adds it, what is below half of their last place is lost."""
     generator = torch.Generator().manual_seed(0)
     base = nn.Linear(512, 1024, bias=biased).bfloat16().requires_grad_(False)
     base.weight.normal_(std=512**-0.5, generator=generator)
