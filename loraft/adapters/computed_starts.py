@@ -32,10 +32,10 @@ from transformers.pytorch_utils import Conv1D
 from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.config.sections import FROM_WEIGHTS
 from loraft.errors import AdapterError, ModelError
+from loraft.kernels.linear_weights import unpacked
 from loraft.kernels.low_rank.dora import row_lengths
 from loraft.kernels.low_rank.started_factor import begin_with
 from loraft.models.load_model import LoadedModel
-from loraft.models.quantize import unpacked
 from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
 from loraft.tasks.batches import Batch
 from loraft.tokenization.examples import IGNORED

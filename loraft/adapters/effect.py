@@ -34,9 +34,10 @@ from loraft.adapters.targets import TargetModules
 from loraft.adapters.trained_biases import biases_of, let_biases_act
 from loraft.config.sections import FROM_WEIGHTS, LoraSection
 from loraft.errors import AdapterError
+from loraft.kernels.linear_weights import is_quantized, unpacked
 from loraft.kernels.packed_experts import PackedExperts, let_go
 from loraft.models.modules import output_head
-from loraft.models.quantize import is_quantized, ordinary, unpacked
+from loraft.models.quantize import ordinary
 from loraft.tasks.task import Before
 
 PIECE = 1 << 18

@@ -38,14 +38,15 @@ from loraft.adapters.trained_biases import keep_biases
 from loraft.config.choices import Method
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
+from loraft.kernels.linear_weights import is_quantized, product_dtype
 from loraft.kernels.low_rank.dora import norms_from_factors
-from loraft.kernels.low_rank.lora_linear import patch_lora_linears, product_dtype
+from loraft.kernels.low_rank.lora_linear import patch_lora_linears
 from loraft.kernels.trained_rows import patch_trained_rows
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import begin_at_mean, tables_of
 from loraft.models.modules import matches
-from loraft.models.quantize import in_few_bits, is_quantized
+from loraft.models.quantize import in_few_bits
 from loraft.models.registry import ModelSpec, place_in
 from loraft.tasks import TASKS
 

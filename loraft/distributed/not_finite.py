@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from loraft.distributed.sharding import own_part
+from loraft.kernels.linear_weights import unpacked
 from loraft.kernels.packed_experts import PackedExperts
 from loraft.models.load_model import LoadedModel
-from loraft.models.quantize import unpacked
 from loraft.tasks.batches import Batch
 
 Weight = tuple[str, bool]

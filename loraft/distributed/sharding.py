@@ -29,7 +29,7 @@ from loraft.adapters.inject import AdaptedModel, trained_parameters
 from loraft.config.distributed_section import DistributedSection
 from loraft.distributed.part_loading import gather_in, in_place_of
 from loraft.distributed.ranks import Ranks
-from loraft.kernels.low_rank.adapted_products import keep_constants
+from loraft.kernels.linear_weights import keep_constants
 from loraft.tasks.loss import TaskLoss
 
 

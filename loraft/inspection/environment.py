@@ -134,7 +134,8 @@ def _try_int8(device: str) -> str:
     """A layer in int8, whose products loraft computes itself."""
     import torch
 
-    from loraft.kernels.int8_linear import Int8Linear, dequantized
+    from loraft.kernels.int8_linear import Int8Linear
+    from loraft.kernels.linear_weights import dequantized
 
     layer: Int8Linear = Int8Linear(128, 64, bias=False, has_fp16_weights=False).to(device)  # type: ignore[no-untyped-call]
     return _compared(layer, dequantized(layer.weight.data, layer.scales, torch.float32))

@@ -16,15 +16,7 @@ from bitsandbytes.nn.modules import Linear8bitLt
 from torch import Tensor
 from torch.nn.functional import linear
 
-from loraft.kernels.low_rank.lora_linear import product_dtype
-
-LARGEST = 127
-"""What the weight of the greatest size in a row is stored as."""
-
-
-def dequantized(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight `[out, in]` of int8 codes and the largest size of each row, `[out]`: code · scale / 127."""
-    return codes.to(dtype, copy=True).mul_(scales[:, None] * (1 / LARGEST))
+from loraft.kernels.linear_weights import dequantized, product_dtype
 
 
 class Int8Linear(Linear8bitLt):

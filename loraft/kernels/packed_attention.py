@@ -28,7 +28,7 @@ from transformers import AttentionInterface
 
 from loraft.kernels.cuda_rows import form_for_rows, row_ends_of
 from loraft.kernels.fused.capped_rows import AT_ONCE, capped_attention
-from loraft.kernels.low_rank.lora_linear import product_dtype
+from loraft.kernels.linear_weights import product_dtype
 from loraft.kernels.shared_prefix import taken_back, written_out
 
 ROWS = "loraft_rows"

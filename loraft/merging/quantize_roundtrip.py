@@ -64,7 +64,7 @@ def _int8_roundtrip(weight: torch.Tensor, section: QuantizationSection, dtype: t
     """`quantize_roundtrip` in int8: each row by itself, by way of float16, as bitsandbytes does it."""
     import bitsandbytes.functional as bnb
 
-    from loraft.kernels.int8_linear import dequantized
+    from loraft.kernels.linear_weights import dequantized
 
     result = DTYPES.get(section.compute_dtype, dtype)
 

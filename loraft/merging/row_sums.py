@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.effect import merged
 from loraft.adapters.inject import AdaptedModel
+from loraft.kernels.linear_weights import is_quantized, unpacked
 from loraft.kernels.packed_experts import PackedExperts
-from loraft.models.quantize import is_quantized, unpacked
 
 ROWS_AT_ONCE = 1024
 SUMMED = 4 * torch.finfo(torch.float32).eps

@@ -181,7 +181,7 @@ def _compressed(
 
 
 def _of_int8(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    from loraft.kernels.int8_linear import dequantized
+    from loraft.kernels.linear_weights import dequantized
 
     return dequantized(parts["weight"], parts["scales"], dtype)
 

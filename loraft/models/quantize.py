@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
-from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
-from loraft.kernels.low_rank.adapted_products import constants_of
-from loraft.kernels.low_rank.lora_linear import product_dtype
+from loraft.kernels.linear_weights import is_quantized, product_dtype, unpacked
 from loraft.kernels.packed_experts import BLOCK, CONSTANTS_BLOCK, PackedExperts, hold, is_packable, let_go, pack
 from loraft.models.device import DTYPES, NO_FLOAT16, DeviceConfig
 from loraft.models.model_structure import stacks_experts
@@ -227,34 +225,10 @@ def cast_others(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def is_quantized(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a linear module of a loaded model holds its weight in 4 or 8 bits."""
-    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
-
-    return isinstance(module, Linear4bit | Linear8bitLt)
-
-
 def in_few_bits(model: nn.Module) -> tuple[str, ...]:
     """The full names of the modules of a loaded model that are quantized."""
     linear = (name for name, module in model.named_modules() if is_quantized(module))
     return (*linear, *packed_experts(model))
-
-
-def unpacked(module: nn.Module) -> torch.Tensor:
-    """The weight `[out, in]` of a linear module as its products see it; that of a quantized one is dequantized."""
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn.modules import Linear4bit
-
-    from loraft.kernels.int8_linear import Int8Linear, dequantized
-
-    if isinstance(module, Int8Linear):
-        return dequantized(module.weight.data, module.scales, module.compute_dtype or torch.float32)
-    if not isinstance(module, Linear4bit):
-        weight = module.get_parameter("weight").detach()
-        return weight.T if isinstance(module, Conv1D) else weight
-    packed: Any = module.weight
-    whole: torch.Tensor = dequantize_4bit(packed.data, constants_of(module))
-    return whole if module.compute_dtype is None else whole.to(module.compute_dtype)
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:

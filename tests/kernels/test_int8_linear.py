@@ -8,7 +8,8 @@ from bitsandbytes.nn.modules import Linear8bitLt
 from torch import nn
 from torch.nn.functional import linear
 
-from loraft.kernels.int8_linear import Int8Linear, dequantized
+from loraft.kernels.int8_linear import Int8Linear
+from loraft.kernels.linear_weights import dequantized
 from loraft.models.quantize import make_trainable
 
 

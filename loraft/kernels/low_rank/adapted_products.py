@@ -1,7 +1,7 @@
-"""LoRA's layers as training computes them: those that read one input together, their weights in 4 bits perhaps.
+"""LoRA's layers as training computes them: those that read one input together, their weights in 4 or 8 bits perhaps.
 
 Base and update are one function with a backward of its own: a layer is some kernels fewer than by autograd, nothing is
-copied but to add to it, and of a weight in 4 bits nothing dequantized is kept. Each use of it dequantizes it once.
+copied but to add to it, and of a weight in few bits nothing dequantized is kept. Each use of it dequantizes it once.
 """
 
 from __future__ import annotations
@@ -12,26 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-
-def in_4_bits(base: nn.Module) -> bool:
-    """Whether a linear module has its weight in 4 bits."""
-    return hasattr(base.weight, "quant_state") or hasattr(base, "quant_state")
-
-
-def constants_of(base: Any) -> Any:
-    """What a weight in 4 bits is read by: the module has it too, for a weight that is gathered is plain bytes."""
-    state = getattr(base.weight, "quant_state", None)
-    return base.quant_state if state is None else state
-
-
-def keep_constants(model: nn.Module) -> None:
-    """Let modules with weights in 4 bits have the constants that their weights have."""
-    for module in model.modules():
-        state: Any = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None:
-            module.quant_state = state
+from loraft.kernels.linear_weights import unpacked
 
 
 def adapted_products(
@@ -51,7 +33,7 @@ def adapted_products(
 
     Args:
         x: `[..., in]`.
-        bases: Linear modules, all of them in 4 bits or none.
+        bases: Linear modules.
         factors: A `[r, in]` and B `[out, r]` of each base in turn.
         scales: The factor on each update.
         dtype: That of the products and of what comes back.
@@ -93,12 +75,11 @@ class _Adapted(torch.autograd.Function):
         u = read @ a.T
         ctx.save_for_backward(read, u, a, *b_cast)
         ctx.bases, ctx.scales, ctx.ranks = bases, scales, [len(one) for one in all_a]
-        ctx.bases_first, ctx.in_4_bits, ctx.drops = bases_first, in_4_bits(bases[0]), dropped is not None
+        ctx.bases_first, ctx.drops = bases_first, dropped is not None
         ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
-        weight_of = _dequantized if ctx.in_4_bits else _weight
         parts = zip(bases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
         updates = ((base, rows.new_empty(len(u), len(b)).addmm_(u, b.T, beta=0, alpha=s)) for base, u, b, s in parts)
-        outputs = [(base, update.addmm_(rows, weight_of(base, dtype).T)) for base, update in updates]
+        outputs = [(base, update.addmm_(rows, unpacked(base).to(dtype).T)) for base, update in updates]
         return tuple(out if base.bias is None else out.add_(base.bias) for base, out in outputs)
 
     @staticmethod
@@ -113,14 +94,13 @@ class _Adapted(torch.autograd.Function):
         d_x = d_dropped = None
         if ctx.needs_input_grad[0]:
             of_bases = list(zip(gradients, ctx.bases, strict=True))
-            weight_of = _dequantized if ctx.in_4_bits else _weight
             if ctx.bases_first or ctx.drops:
                 gradient, base = of_bases.pop(0)
-                d_x = gradient @ weight_of(base, read.dtype)
+                d_x = gradient @ unpacked(base).to(read.dtype)
             else:
                 d_x = v @ a
             for gradient, base in of_bases:
-                d_x.addmm_(gradient, weight_of(base, read.dtype))
+                d_x.addmm_(gradient, unpacked(base).to(read.dtype))
             if ctx.drops:
                 d_dropped = (v @ a).view(ctx.shape).to(ctx.dtype)
             elif ctx.bases_first:
@@ -128,16 +108,3 @@ class _Adapted(torch.autograd.Function):
             d_x = d_x.view(ctx.shape).to(ctx.dtype)
         of_layers = zip(d_a, d_b, strict=True)
         return d_x, d_dropped, None, None, None, None, *itertools.chain.from_iterable(of_layers)
-
-
-def _weight(base: Any, dtype: torch.dtype) -> Tensor:
-    """`[out, in]`, which GPT-2's modules have the other way around."""
-    weight: Tensor = base.weight.to(dtype)
-    return weight.T if isinstance(base, Conv1D) else weight
-
-
-def _dequantized(base: Any, dtype: torch.dtype) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    whole: Tensor = dequantize_4bit(base.weight.data, constants_of(base))
-    return whole.to(dtype)

@@ -2,8 +2,8 @@
 
 The plain form is peft's own, which multiplies by the scale and adds in passes of their own; in evaluation mode, merged,
 disabled or saved, an adapter is that alone. In training base and update are one function with a backward of its own,
-which adds in place (`adapted_products`), over weights in 4 bits as well. Where a layer is not that plain, one in 8 bits
-say, the update alone is computed by a form for the device.
+which adds in place (`adapted_products`), over weights in 4 and 8 bits as well. Where a layer is not that plain, the
+update alone is computed by a form for the device.
 """
 
 from __future__ import annotations
@@ -20,16 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from loraft.kernels.low_rank.adapted_products import adapted_products, in_4_bits
+from loraft.kernels.linear_weights import is_quantized, product_dtype
+from loraft.kernels.low_rank.adapted_products import adapted_products
 from loraft.kernels.low_rank.started_factor import factor_of
-
-
-def product_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that autocast gives to a product with `tensor`, or the tensor's own where autocast is off."""
-    device = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return tensor.dtype
-    return torch.get_autocast_dtype(device)
 
 
 def takes_cpu_form(device: torch.device) -> bool:
@@ -42,8 +35,8 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
 
     DoRA's are `FactoredDora`; updates with a bias and those of parameters stay as they are: peft's own.
 
-    Layers over an ordinary linear module become `AdaptedLinear`; over any other module, 4-bit ones among them, the
-    base computes its output and the update is added to it.
+    Layers over a linear module, quantized or not, compute `Together`; over any other module the base computes its
+    output and the update is added to it.
 
     Args:
         model: The model with adapter layers in it.
@@ -54,10 +47,10 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
         if isinstance(module, LoraLayer) and _is_plain(module, name):
             module.lora_variant[name] = AddedUpdate()
             layer: Any = module
-            if type(layer) is Linear and type(layer.base_layer) in (nn.Linear, Conv1D):
-                layer.__class__ = AdaptedLinear
-            elif type(layer).__name__ == "Linear4bit":
-                layer.__class__ = adapted_in_4_bits(layer.__class__)
+            kind: Any = type(layer)
+            is_linear = kind is Linear and type(layer.base_layer) in (nn.Linear, Conv1D)
+            if is_linear or is_quantized(layer.base_layer):
+                layer.__class__ = computed_together(kind)
     for module in model.modules():
         children = dict(module.named_children())
         for names in same_input:
@@ -97,9 +90,9 @@ class Together(nn.Module, LoraLayer):
         return output
 
     def has_form(self, x: Tensor) -> bool:
-        """Whether products are computed in the dtype that its weight is dequantized to, where that is in 4 bits."""
+        """Whether what its weight is dequantized to, if it is, is the dtype of products with `x`."""
         base: Any = self.base_layer
-        return not in_4_bits(base) or base.compute_dtype in (None, product_dtype(x))
+        return not is_quantized(base) or base.compute_dtype in (None, product_dtype(x))
 
     @property
     def is_plain(self) -> bool:
@@ -117,14 +110,10 @@ class Together(nn.Module, LoraLayer):
         return not isinstance(self.lora_dropout[self.active_adapters[0]], nn.Identity)
 
 
-class AdaptedLinear(Together, Linear):
-    """The layer of peft over an ordinary linear module."""
-
-
 @cache
-def adapted_in_4_bits(kind: Any) -> Any:
-    """The layer of peft over one in 4 bits, `kind`, which is there only where bitsandbytes is."""
-    return type("Adapted4bit", (Together, kind), {})
+def computed_together(kind: Any) -> Any:
+    """A layer of peft, of class `kind`, that computes base and update together."""
+    return type(f"Together{kind.__name__}", (Together, kind), {})
 
 
 def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
@@ -136,7 +125,7 @@ def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
         name = layer.active_adapters[0]
         factors += factor_of(layer.lora_A[name]), factor_of(layer.lora_B[name])
         scales.append(layer.scaling[name])
-    dtype = product_dtype(x if in_4_bits(bases[0]) else bases[0].weight)
+    dtype = product_dtype(x if is_quantized(bases[0]) else bases[0].weight)
     dropped = first.lora_dropout[first.active_adapters[0]](x) if first.drops else None
     on_cpu = takes_cpu_form(x.device)
     return adapted_products(x, bases, factors, scales, dtype, bases_first=on_cpu, dropped=dropped)

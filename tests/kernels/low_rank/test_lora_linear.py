@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
+from loraft.kernels.int8_linear import Int8Linear
+from loraft.kernels.linear_weights import unpacked
 from loraft.kernels.low_rank import lora_linear
 from loraft.kernels.low_rank.adapted_products import adapted_products
 from loraft.kernels.low_rank.lora_linear import Together, cpu_updated, cuda_updated, patch_lora_linears
@@ -119,12 +124,17 @@ def gradients(model: nn.Module, out: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1], ("k_proj", "q_proj", "v_proj")])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_layers_of_one_input_are_computed_together_and_others_by_themselves(order: tuple[str, ...], count: int) -> None:
-    plain, ours = adapted_projections()
+@pytest.mark.parametrize(("count", "dropout"), [(1, 0.0), (2, 0.0), (3, 0.0), (1, 0.5)])
+def test_layers_of_one_input_are_computed_together_and_others_by_themselves(
+    order: tuple[str, ...], count: int, dropout: float
+) -> None:
+    plain, ours = adapted_projections(dropout)
     inputs = [torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True) for _ in range(count)]
-    for _ in range(2):
-        expected, out = plain(*inputs, order=order), ours(*inputs, order=order)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        expected = plain(*inputs, order=order)
+        torch.manual_seed(seed)
+        out = ours(*inputs, order=order)
         torch.testing.assert_close(out, expected)
         torch.testing.assert_close(gradients(ours, out, *inputs), gradients(plain, expected, *inputs))
 
@@ -234,22 +244,47 @@ def test_the_forms_of_an_update_are_one_another(rows: torch.dtype) -> None:
     torch.testing.assert_close(mine, theirs, **tolerance)
 
 
-@pytest.mark.parametrize("biased", [False, True])
+def _in_4_bits(weight: Tensor, bias: Tensor) -> nn.Module:
+    base = Linear4bit(512, 1024, compute_dtype=torch.bfloat16, quant_type="nf4")
+    base.load_state_dict({"weight": weight, "bias": bias})
+    return base.to("cpu")
+
+
+def _in_8_bits(weight: Tensor, bias: Tensor) -> nn.Module:
+    base = Int8Linear(512, 1024, has_fp16_weights=False)
+    base.load_state_dict({"weight": weight, "bias": bias})
+    return base.to("cpu")
+
+
+def _of_gpt2(weight: Tensor, bias: Tensor) -> nn.Module:
+    base = Conv1D(1024, 512).bfloat16()
+    base.load_state_dict({"weight": weight.T, "bias": bias})
+    return base
+
+
+def _without_bias(weight: Tensor, _: Tensor) -> nn.Module:
+    base = nn.Linear(512, 1024, bias=False).bfloat16()
+    base.load_state_dict({"weight": weight})
+    return base
+
+
+@pytest.mark.parametrize("base_of", [_without_bias, _of_gpt2, _in_4_bits, _in_8_bits])
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
-def test_an_update_far_below_the_rounding_of_bfloat16_is_in_the_outputs(size: float, biased: bool) -> None:
+def test_an_update_far_below_the_rounding_of_bfloat16_is_in_the_outputs(
+    size: float, base_of: Callable[[Tensor, Tensor], nn.Module]
+) -> None:
     """C52: added to outputs that are rounded, as peft adds it, what is below half of their last place is lost."""
     generator = torch.Generator().manual_seed(0)
-    base = nn.Linear(512, 1024, bias=biased).bfloat16().requires_grad_(False)
-    base.weight.normal_(std=512**-0.5, generator=generator)
-    if base.bias is not None:
-        base.bias.normal_(generator=generator)
+    weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in ((1024, 512), (1024,)))
+    base: Any = base_of(weight / 512**0.5, bias).requires_grad_(False)
     x, a, b = (torch.randn(shape, generator=generator) for shape in ((256, 512), (8, 512), (1024, 8)))
     x, a, b = x.bfloat16(), a / 512**0.5, b * size
     (ours,) = adapted_products(x, [base], [a, b], [1.5], torch.bfloat16, bases_first=True)
     u = x @ a.bfloat16().T
     theirs = base(x) + u @ b.bfloat16().T * 1.5
     update = 1.5 * u.double() @ b.bfloat16().double().T
-    plain = nn.functional.linear(x.double(), base.weight.double(), None if base.bias is None else base.bias.double())
+    right = unpacked(base).double()
+    plain = nn.functional.linear(x.double(), right, None if base.bias is None else base.bias.double())
 
     def share_kept(outputs: Tensor) -> float:
         """1 where all of the update is in the outputs, whatever else rounding did to them."""
