@@ -184,7 +184,10 @@ def _workbook(stream: Any) -> Any:
     from openpyxl import load_workbook
 
     with warnings.catch_warnings(action="ignore"):  # it tells what of a book's looks it does not know
-        return load_workbook(stream, read_only=True, data_only=True)
+        book = load_workbook(stream, read_only=True, data_only=True)
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # how large it says that it is may be wrong, and what lies beyond was not read
+    return book
 
 
 @contextmanager

@@ -91,6 +91,14 @@ def test_of_several_sheets_one_is_named(tmp_path: Path) -> None:
     assert len(read(book(tmp_path / "one.xlsx", [], rows)).rows) == 1
 
 
+def test_a_sheet_is_read_to_its_end_whatever_size_it_says(tmp_path: Path) -> None:
+    told = book(tmp_path / "x.xlsx", [["text", "label"], *([f"text {n}", "a"] for n in range(4))])
+    with ZipFile(told) as parts, ZipFile(tmp_path / "y.xlsx", "w") as others:
+        for name in parts.namelist():
+            others.writestr(name, parts.read(name).replace(b'ref="A1:B5"', b'ref="A1:A2"'))
+    assert [row.values for row in read(tmp_path / "y.xlsx").rows] == [row.values for row in read(told).rows]
+
+
 def test_what_is_no_workbook_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = book(tmp_path / "x.xlsx", [["text"], ["a"]]).read_bytes()
     no_sheets = io.BytesIO()
