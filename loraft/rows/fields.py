@@ -241,6 +241,26 @@ def class_label(fields: Fields) -> str | int:
     return value if isinstance(value, int) else fields.text_in("label", value, "text or a whole number").strip()
 
 
+OTHERWISE = (
+    "Where rows call a language otherwise than the tokenizer, a config names the texts, "
+    "data.columns: {source: translation.en, target: translation.fr}; or call them source and target in the rows."
+)
+"""What helps where rows say `en` and a tokenizer `eng_Latn`."""
+
+
+def text_in_language(fields: Fields, key: str, code: str | None) -> str:
+    """The text of a row's `translation` in the language that `key` names; a code such as `fr_XX` finds `fr` too."""
+    texts = fields.mapping("translation")
+    found = ", ".join(sorted(texts)) or "none"
+    if code is None:
+        raise DataError(f"is not set, and the rows have the languages {found}", key=key, remedy="Name one of them.")
+    name = next((name for name in (code, code.split("_")[0]) if name in texts), None)
+    if name is None:
+        remedy = OTHERWISE if "_" in code else None
+        raise fields.wrong("translation", f"has no text in {code} ({key}); it has {found}", remedy)
+    return fields.text_in(f"translation.{name}", texts[name])
+
+
 def kind(value: object) -> str:
     """What a value is, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing (null)"}

@@ -20,7 +20,7 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import DataError
-from loraft.rows.formats import Message
+from loraft.rows.formats import Message, Tools
 from loraft.tokenization.boundaries import shared_beginning
 from loraft.tokenization.content_marks import APART, THINKS, Places, find_parts, left_out, unused_characters
 from loraft.tokenization.long_texts import Span
@@ -56,7 +56,7 @@ class ChatTemplate:
     Attributes:
         tokenizer: It brings the special tokens that the template may print.
         end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
-        tools: The tools of the conversation at hand, as JSON schemas.
+        tools: The tools of the conversation at hand.
         arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
     """
 
@@ -64,7 +64,7 @@ class ChatTemplate:
     text: str
     origin: str = "the tokenizer"
     end_of_turn: str | None = None
-    tools: tuple[Mapping[str, object], ...] = ()
+    tools: Tools = ()
     arguments_as_text: bool = False
 
     @classmethod

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.sections import DataSection
 from loraft.errors import DataError
-from loraft.rows.formats import ClassificationRecord, Message, Record, Seq2SeqRecord
+from loraft.rows.formats import ClassificationRecord, Message, Record, Seq2SeqRecord, Tools
 from loraft.rows.labels import class_number
 from loraft.tokenization.examples import Example, RowRenderer
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
@@ -137,8 +137,9 @@ class Seq2SeqRenderer(RowRenderer):
         ids = truncate_keep_eos(example.input_ids, limits.max_length, self.tokenizer)
         return [Example.of_pair(ids, example.labels[:most], example.where)]
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The tokens of a source, which is the last message's text behind the prefix."""
+        self.refuse_tools(tools)
         self.control_tokens.refuse([messages[-1].content])
         with self._reading() as texts:
             return texts.read([self.prefix + messages[-1].content])[0].ids
@@ -328,6 +329,7 @@ class ClassificationRenderer(RowRenderer):
         """The text, and its class in ⟦ ⟧."""
         return f"{self.tokenizer.decode(example.input_ids)} ⟦{self.labels[example.labels[0]]}⟧"
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The tokens of a text."""
+        self.refuse_tools(tools)
         return self.text_ids([(messages[-1].content, None)])[0][0]

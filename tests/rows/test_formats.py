@@ -301,7 +301,7 @@ def test_c46_a_bad_labelled_row_is_named_with_its_place(
 )
 def test_a_question_may_be_a_source(values: dict[str, object], asked: str) -> None:
     """Beside a prompt, `source` is a column like any other."""
-    assert to_question(Row(values, "a.jsonl:7"), LanguagePair("en_XX")) == (Message("user", asked),)
+    assert to_question(Row(values, "a.jsonl:7"), LanguagePair("en_XX")).messages == (Message("user", asked),)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
-from loraft.rows.formats import Conversation, Message, to_record
+from loraft.rows.formats import Conversation, Message, to_question, to_record
 from loraft.rows.raw_rows import read_rows
 from loraft.rows.row import Row
+from loraft.tasks import TASKS
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from tests.tokenization.chats import CHATS, IM, example_of, tokenizer_for, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts
@@ -82,6 +83,23 @@ def test_a_call_is_trained_to_its_end_and_what_the_tool_gave_is_not() -> None:
     assert "<tool_response>rain</tool_response>" in text
     last = CausalLMRenderer.for_tokenizer(renderer.tokenizer, train_on="last")
     assert trained_parts(last, example_of(last, conversation(), "here")) == ["Yes.<|im_end|>"]
+
+
+def test_what_is_asked_has_the_tools_that_the_row_was_learned_with() -> None:
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    task, said = TASKS["causal_lm"], conversation()
+    example, reference = example_of(renderer, said, "here"), task.reference(said, ())
+    assert reference is not None
+    prompt = task.prompt_ids(example, reference, renderer)
+    assert renderer.tokenizer.decode(example.input_ids[len(prompt) :]) == "Yes.<|im_end|>\n"
+    assert example.input_ids[: len(prompt)] == prompt
+    question = to_question(Row({"messages": TURNS[:3], "tools": [TOOL]}, "a.jsonl:7"))
+    assert renderer.prompt_ids(question.messages, question.tools) == prompt
+    named = {"conversations": [{"from": "human", "value": "Rain?"}], "tools": json.dumps([TOOL["function"]])}
+    assert to_question(Row(named, "a.jsonl:7")).tools == (TOOL,)
+    plain = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>"), conversations=False)
+    with pytest.raises(DataError, match="no chat template"):
+        plain.prompt_ids(question.messages, question.tools)
 
 
 def test_a_call_with_words_before_it() -> None:
