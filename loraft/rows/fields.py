@@ -138,12 +138,17 @@ class Fields:
 
     def optional_text(self, name: str) -> str:
         """The text of a field that may be absent."""
-        value = _found(self.row.values, self.columns.get(name, name))
-        if value is None or value is ABSENT:
+        value = self.optional(name)
+        if value is None:
             return ""
         if not isinstance(value, str):
             raise self.wrong(name, f"must be text or absent; found {kind(value)}")
         return self.clean(name, value)
+
+    def optional(self, name: str) -> object:
+        """The value of a field that may be absent, from an object too: None then, as where it is null."""
+        value = _found(self.row.values, self.columns.get(name, name))
+        return None if value is ABSENT else value
 
     def sequence(self, name: str) -> Sequence[object]:
         """The items of a field that must have some; or JSON text of them, which is how CSV files keep them."""

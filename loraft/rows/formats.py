@@ -259,7 +259,7 @@ def after_system(fields: Fields, messages: tuple[Message, ...]) -> tuple[Message
 
 def tools_of(fields: Fields, chat: TurnKeys = CHATS["messages"]) -> Tools:
     """The tools of a row, as a list or as JSON text, which is how files with columns of one type keep them."""
-    value = fields.row.values.get(fields.columns.get("tools", "tools"))
+    value = fields.optional("tools")
     if isinstance(value, str) and value.strip():
         value = fields.json("tools", value, "is text that is no JSON")
     if not value:

@@ -126,7 +126,7 @@ def _instruction(fields: Fields) -> Turns:
 def _refuse_beside_text(fields: Fields) -> None:
     """Refuse a system prompt or tools beside text, which no template prints."""
     for name in ("system", "tools"):
-        if fields.filled(name):
+        if fields.optional(name):
             remedy = "Name the prompt in data.columns: {instruction: prompt}, which makes turns of the text."
             raise fields.wrong(name, "is printed by a chat template, and the prompt and its answer are text", remedy)
 

@@ -56,6 +56,11 @@ def test_rows_say_what_is_called_and_what_it_gave() -> None:
     assert said.messages[2] == Message("tool", "rain", None, {"name": "weather"})
     assert conversation(tools=json.dumps([TOOL])).tools == (TOOL,)
     assert conversation(tools=None).tools == ()
+    for inside, tools in (({"tools": [TOOL]}, (TOOL,)), ({}, ())):
+        row = Row({"messages": TURNS, "about": inside}, "a.jsonl:7")
+        found = to_record(row, "messages", {"tools": "about.tools"})
+        assert isinstance(found, Conversation)
+        assert found.tools == tools
     assert conversation(messages=[TURNS[0], {**TURNS[3], "tool_calls": []}]).messages[1] == Message("assistant", "Yes.")
 
 
