@@ -217,7 +217,7 @@ def read_source(given: DataSource, config: RunConfig, read: RowsRead) -> SourceR
     task = TASKS[config.task]
     row_format = format_of(read, given, task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
-    unread = unread_columns(read.columns, row_format, given.columns)
+    unread = unread_columns(read.columns, row_format, given.columns, as_pair=task.translates)
     source = SourceRows(given, counts, problems=list(read.problems), unread=unread, notes=read.notes)
     languages = LanguagePair(config.data.source_lang, config.data.target_lang)
     for row in read.rows:

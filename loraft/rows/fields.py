@@ -67,9 +67,15 @@ def read_names(columns: Collection[str], row_format: RowFormat, renamed: Mapping
     return tuple(name for name in names if name not in ("instruction", "input"))
 
 
-def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
-    """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs."""
-    names = read_names(columns, row_format, renamed)
+def unread_columns(
+    columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str], *, as_pair: bool
+) -> tuple[str, ...]:
+    """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs.
+
+    `as_pair` says that an instruction is a source, which has no system prompt.
+    """
+    left_out = {"system"} if as_pair and row_format == "alpaca" else set[str]()
+    names = (name for name in read_names(columns, row_format, renamed) if name not in left_out)
     read = {column_of(renamed.get(name, name), columns) for name in names}
     return tuple(column for column in columns if column not in read)
 

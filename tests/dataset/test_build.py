@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.source_rows import shortened
+from loraft.dataset.source_rows import read_sources, shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.raw_rows import read_rows
 from tests.tiny import tiny_tokenizer
@@ -60,6 +60,11 @@ def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTo
     (tmp_path / "pandas.csv").write_text(",text\n0,late\n")
     of_pandas = str(tmp_path / "pandas.csv")  # its index has no name
     assert prepared(tokenizer, of_pandas).report.notes == (f"not read in {of_pandas}, as rows of text: (no name)",)
+    told = write(tmp_path / "e.jsonl", [{"instruction": "Add.", "output": "4", "system": "Be brief."}])
+    data = {"train": told, "format": "alpaca", "eval": None}
+    pairs = RunConfig.model_validate({"model": {"name_or_path": "x"}, "task": "seq2seq_lm", "data": data})
+    assert [source.unread for source in read_sources(pairs).train] == [("system",)]
+    assert not prepared(tokenizer, told).report.notes
     renamed = write(tmp_path / "d.jsonl", [{"body": "late"}])
     assert not prepared(tokenizer, renamed, columns={"text": "body"}).report.notes
 
