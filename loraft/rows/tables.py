@@ -171,7 +171,8 @@ def xlsx_rows(file: RowFile) -> Iterator[RawRow]:
                 raise grown_too_much(file)
         header: list[str] | None = None
         for number, row in enumerate(_sheet(_workbook(stream), file).iter_rows(), start=1):
-            where = f"{file.name}: row {number}"
+            # Of one workbook several sheets may be named, and a place is a row's name.
+            where = f"{' '.join(filter(None, (file.name, file.sheet)))}: row {number}"
             if all(cell.value is None for cell in row):
                 continue
             if header is None:

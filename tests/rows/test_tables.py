@@ -85,7 +85,8 @@ def test_of_several_sheets_one_is_named(tmp_path: Path) -> None:
     path = book(tmp_path / "x.xlsx", rows, [], [["text"], ["b"]])
     with pytest.raises(DataError, match="S1, S3"):
         read(path)
-    assert read(path, name="S3").rows[0].values == {"text": "b"}
+    (row,) = read(path, name="S3").rows
+    assert (row.values, row.where) == ({"text": "b"}, f"{path} S3: row 2"), "a place is a row's name, and S1 has it too"
     with pytest.raises(DataError, match="no sheet 'S9'"):
         read(path, name="S9")
     assert len(read(book(tmp_path / "one.xlsx", [], rows)).rows) == 1
