@@ -68,7 +68,7 @@ def read_names(columns: Collection[str], row_format: RowFormat, renamed: Mapping
 
 
 def unread_columns(
-    columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str], *, as_pair: bool
+    columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str], *, as_pair: bool = False
 ) -> tuple[str, ...]:
     """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs.
 
