@@ -216,6 +216,14 @@ class Fields:
             raise self.wrong(name, f"holds half a character (a lone surrogate) at character {error.start}") from None
         return text
 
+    def clean_inside(self, name: str, value: object) -> None:
+        """Refuse such text wherever it lies in a value."""
+        if isinstance(value, str):
+            self.clean(name, value)
+        elif isinstance(value, Mapping | list | tuple):
+            for each in value.items() if isinstance(value, Mapping) else value:
+                self.clean_inside(name, each)
+
     def wrong(self, field: str, message: str, remedy: str | None = None) -> DataError:
         """What is wrong with a field, as an error that names it as the file does."""
         name = re.split(r"[.\[]", field, maxsplit=1)[0]

@@ -266,6 +266,7 @@ def tools_of(fields: Fields, chat: TurnKeys = CHATS["messages"]) -> Tools:
         return ()
     if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
         raise fields.wrong("tools", f"must be a list of objects; found {kind(value)}")
+    fields.clean_inside("tools", value)
     if chat.column != "conversations":
         return tuple(value)
     # There a tool is what it is called and takes; templates take it as a function, as transformers says it.
@@ -308,6 +309,8 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
         raise fields.wrong(f"{place}.train", f"must be true or false; found {kind(train)}")
+    for key, value in more.items():
+        fields.clean_inside(f"{place}.{key}", value)
     return Message(chat.roles[role], fields.clean(said, content), train, more)
 
 

@@ -71,6 +71,9 @@ def test_rows_say_what_is_called_and_what_it_gave() -> None:
         ({"tools": {"a": 1}}, "tools"),
         ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": "weather()"}]}, "messages[1].tool_calls"),
         ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": []}]}, "messages[1].content"),
+        ({"tools": [{**TOOL, "description": "half \ud83d"}]}, "tools"),
+        ({"messages": [TURNS[0], {**TURNS[1], "tool_calls": [{"function": {"\0": "a"}}]}]}, "messages[1].tool_calls"),
+        ({"messages": [TURNS[0], {**TURNS[3], "thinking": "half \ud83d"}]}, "messages[1].thinking"),
     ],
 )
 def test_c46_bad_tools_are_named_with_their_place(changes: dict[str, Any], field: str) -> None:
