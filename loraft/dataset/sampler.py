@@ -80,10 +80,10 @@ class BatchSampler:
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of epoch `number` (from 0), each a list of examples."""
+        random = np.random.Generator(np.random.PCG64([self.seed, number]))
         if self.keeps_batches and number:
             kept = self.epoch(0)
-            return [kept[i] for i in np.random.Generator(np.random.PCG64([self.seed, number])).permutation(len(kept))]
-        random = np.random.Generator(np.random.PCG64([self.seed, number]))
+            return [kept[i] for i in random.permutation(len(kept))]
         drawn = self._drawn(random)
         order = random.permutation(drawn).tolist() if self.shuffled else sorted(drawn)
         if self.fill_to is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import takewhile
 
+from loraft.figures import shared_beginning
 from loraft.rows.fields import Fields, shown
 from loraft.rows.formats import (
     CHATS,
@@ -87,7 +87,7 @@ def _by_text(fields: Fields) -> PreferencePair:
     if fields.filled("prompt") is not None:
         prompt = fields.text("prompt")
         return PreferencePair(PromptCompletion(prompt, chosen), PromptCompletion(prompt, rejected))
-    border = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    border = shared_beginning(chosen, rejected)
     if border == min(len(chosen), len(rejected)):
         message = "has no answer of its own: without a prompt, what both begin with is taken for it"
         name = "rejected" if border == len(rejected) else "chosen"
@@ -161,7 +161,7 @@ def _whole(turns: Turns, prompt: Turns) -> Turns:
 
 def _by_turns(fields: Fields, chosen: Turns, rejected: Turns) -> PreferencePair:
     """Two conversations, of which what both begin with is no answer: none of it is compared."""
-    border = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    border = shared_beginning(chosen, rejected)
     if chosen == rejected:  # what `check` counts
         border = len(chosen) - 1
     pair = []

@@ -114,10 +114,9 @@ def count_rows(source: DataSource) -> int | None:
     if source.path.startswith("builtin:"):
         return _least(len(_builtin(source)), source.limit)
     if lies_in_files(source.path):
-        files = files_of(source).files
         if source.limit is not None:
             return sum(1 for _ in raw_rows(source))
-        return sum(map(count_in, files))
+        return sum(map(count_in, files_of(source).files))
     splits = getattr(_hub(source, streaming=True).info, "splits", None) or {}
     found = splits.get(source.split or "train")
     return _least(int(found.num_examples), source.limit) if found is not None and found.num_examples else None

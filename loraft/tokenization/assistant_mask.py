@@ -20,8 +20,8 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import DataError
+from loraft.figures import shared_beginning
 from loraft.rows.formats import Message, Tools
-from loraft.tokenization.boundaries import shared_beginning
 from loraft.tokenization.content_marks import APART, THINKS, Places, find_parts, left_out, unused_characters
 from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_budget import TemplateBoundError
