@@ -131,10 +131,10 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
     with seekable(file) as stream:
         try:
             for batch in parquet.ParquetFile(stream).iter_batches(ROWS_OF_PARQUET):
-                for values in batch.to_pylist():
+                for values in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1
                     yield partial(look, f"{file.name}: row {number}", from_arrow, values)
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        except (pyarrow.ArrowException, ValueError, KeyError) as error:  # no UTF-8, or an object with a key twice
             raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=file.name, key="data") from None
 
 

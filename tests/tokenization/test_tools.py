@@ -165,6 +165,26 @@ def test_calls_in_parquet_have_the_arguments_that_they_were_given(tmp_path: Path
     assert record.tools == (TOOL,)
 
 
+def test_arguments_that_parquet_holds_as_a_map_are_an_object(tmp_path: Path) -> None:
+    """As Spark writes them: a list of pairs would be printed as one."""
+    arguments = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    function = pyarrow.struct([("name", pyarrow.string()), ("arguments", arguments)])
+    calls = pyarrow.list_(pyarrow.struct([("type", pyarrow.string()), ("function", function)]))
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string()), ("tool_calls", calls)])
+    call = {"type": "function", "function": {"name": "weather", "arguments": [("city", "Oslo")]}}
+    rows = [{"messages": [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]}]
+    path, schema = tmp_path / "a.parquet", pyarrow.schema([("messages", pyarrow.list_(turn))])
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+    (row,) = read_rows(DataSource(path=str(path))).rows
+    record = to_record(row, "messages", {})
+    assert isinstance(record, Conversation)
+    assert record.messages[1].more["tool_calls"] == [CALL]
+    call["function"]["arguments"] *= 2  # type: ignore[index]
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+    with pytest.raises(DataError, match="duplicate"):
+        read_rows(DataSource(path=str(path)))
+
+
 AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.function.arguments")
 """As DeepSeek has it: arguments are text, and an object is a TypeError."""
 
