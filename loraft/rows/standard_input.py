@@ -97,7 +97,7 @@ def _unpacked(path: Path) -> Path:
     """The file, or one with what is inside of it."""
     with path.open("rb") as file:
         head = file.read(8)
-    compression = next((end for end, packed in COMPRESSIONS.items() if head.startswith(packed.begins)), None)
+    compression = next((end for end, begins in COMPRESSIONS.items() if head.startswith(begins)), None)
     if compression is None:
         return path
     packed, plain = path.rename(path.with_name(f"{path.name}{compression}")), path.with_name(f"{path.name}.plain")
