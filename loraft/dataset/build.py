@@ -246,8 +246,8 @@ def _report(
     )
     sources = [*train, *held_out]
     keeps = _keeping(report, train)
-    notes = *_notes(data, report, sources, keeps), *_unread(sources), *_seen_sources(train, held_out), *findings(report)
-    notes = *notes, *TASKS[config.task].notes_on(config, examples)
+    notes = *_notes(data, report, sources, keeps), *_unread(sources), *_seen_sources(train, held_out), *_undrawn(train)
+    notes = *notes, *findings(report), *TASKS[config.task].notes_on(config, examples)
     return replace(report, notes=notes)
 
 
@@ -322,6 +322,14 @@ def _seen_sources(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -
     for source in held_out:
         if (source.given.path, source.given.split or "train", source.given.name) in trained:
             yield f"{source.given.path} is trained and evaluated on: its loss says nothing about new rows"
+
+
+def _undrawn(train: Sequence[SourceRows]) -> Iterable[str]:
+    """A sentence for each source whose weight leaves none of its rows."""
+    for source in train:
+        rows, weight = len(source.examples), source.given.weight
+        if rows and not SourceSpan(0, rows, weight).drawn:
+            yield f"{source.given.path}: weight {weight:g} of {counted(rows, 'row')} draws none, in any epoch"
 
 
 def _fingerprint(parts: Iterable[Sequence[Example]], labels: Sequence[str]) -> str:

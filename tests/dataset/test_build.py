@@ -47,6 +47,12 @@ def test_every_row_is_kept(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -
     assert "⟦world<|im_end|>⟧" in data.report.samples[0]["text"]
 
 
+def test_a_source_of_which_no_row_is_drawn_is_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    many, one = write(tmp_path / "a.jsonl", [row(f"q{i}") for i in range(10)]), write(tmp_path / "b.jsonl", [row()])
+    found = prepared(tokenizer, [{"path": many, "weight": 0.4}, {"path": one, "weight": 0.4}]).report.notes
+    assert [note for note in found if "draws" in note] == [f"{one}: weight 0.4 of 1 row draws none, in any epoch"]
+
+
 def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Rows of a classifier under a config that learns text: their labels would be lost without a word."""
     labelled = write(tmp_path / "a.jsonl", [{"text": f"{n} late", "label": "fine", "id": n} for n in range(4)])
