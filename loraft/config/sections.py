@@ -332,3 +332,14 @@ class DataSection(Section):
     """What all rows of a batch begin with, a system prompt say: auto computes it once for all of them on a CPU, where
     rows of a well-known family lie end to end and nothing is drawn anew for each (no dropout, noise or routers' loss),
     with the same losses but for rounding; off computes it in each row, as auto does elsewhere."""
+
+    @property
+    def eval_sources(self) -> tuple[DataSource, ...]:
+        """The sources to evaluate on; none where a share of the rows is held out, or nothing evaluated."""
+        return self.eval if isinstance(self.eval, tuple) else ()
+
+    @property
+    def target_limit(self) -> tuple[str, int]:
+        """The key that says how many tokens a target may have, and how many."""
+        own = self.max_target_length
+        return ("data.max_length", self.max_length) if own is None else ("data.max_target_length", own)

@@ -299,8 +299,7 @@ def _too_long(data: DataSection, report: DataReport, source: SourceRows, keeps: 
     longer = f"longer than data.max_length {data.max_length}"
     if report.target_length is None:
         return f"{longer} and are {source.counts.done}; {keeps} {enough}"
-    most = data.max_target_length or data.max_length
-    key = "data.max_target_length" if data.max_target_length else "data.max_length"
+    key, most = data.target_limit
     said = f"longer than {key} {most} ({report.target_length.keeps_99_percent} {enough})"
     reasons = {
         f"their source is {longer} ({keeps} {enough})": any(length > data.max_length for length in source.lengths),

@@ -204,8 +204,8 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
 
 def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
     """The sources to train on and those to evaluate on, `with_defaults`; of a share held out there are none."""
-    held_out = data.eval if isinstance(data.eval, tuple) else ()
-    return [with_defaults(source, data) for source in data.train], [with_defaults(source, data) for source in held_out]
+    train, held_out = ([with_defaults(source, data) for source in part] for part in (data.train, data.eval_sources))
+    return train, held_out
 
 
 def read_source(given: DataSource, config: RunConfig, read: RowsRead) -> SourceRows:
