@@ -305,7 +305,7 @@ class DataSection(Section):
     train_on: Annotated[Literal["completions", "last", "all"], OF_CAUSAL_LM] = "completions"
     """Which tokens are trained: completions is every assistant turn and the completion of a prompt, last is the last
     turn alone, all is every token. Plain text is trained whole, and a turn's own `train: true` or `train: false` goes
-    before this."""
+    before this, as does OpenAI's `weight: 0`."""
     split_turns: Annotated[bool, OF_CAUSAL_LM] = False
     """Make each trained answer of a conversation a row of its own, behind the prompt that generation feeds: for chat
     templates that leave out earlier thoughts, or print a conversation otherwise once it is answered."""

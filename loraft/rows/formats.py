@@ -306,12 +306,18 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
         raise fields.wrong(said, f"must be text; found {kind(content)}")
     if not content.strip() and chat.roles[role] == "assistant" and not calls:
         raise fields.wrong(said, "is empty")
+    for key, value in more.items():
+        fields.clean_inside(f"{place}.{key}", value)
+    train = _says_trained(fields, place, turn, chat.roles[role])
+    return Message(chat.roles[role], fields.clean(said, content), train, more)
+
+
+def _says_trained(fields: Fields, place: str, turn: Mapping[str, object], role: str) -> bool | None:
+    """Whether a turn says by itself that it is trained: by `train`, or as OpenAI's files have it, by `weight: 0`."""
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
         raise fields.wrong(f"{place}.train", f"must be true or false; found {kind(train)}")
-    for key, value in more.items():
-        fields.clean_inside(f"{place}.{key}", value)
-    return Message(chat.roles[role], fields.clean(said, content), train, more)
+    return False if train is None and role == "assistant" and turn.get("weight") == 0 else train
 
 
 def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:

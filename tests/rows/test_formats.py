@@ -94,9 +94,21 @@ def test_what_each_format_says() -> None:
     assert record({"text": " x\n"}, "text") == Text(" x\n")
 
 
-def test_a_message_may_say_whether_it_is_trained() -> None:
-    said = record({"messages": [TURNS[0], TURNS[1] | {"train": False}]}, "messages")
-    assert said == Conversation((ASKED, Message("assistant", "four", train=False)))
+@pytest.mark.parametrize(
+    ("said", "train"),
+    [
+        ({"train": False}, False),
+        ({"weight": 0}, False),
+        ({"weight": 0, "train": None}, False),
+        ({"weight": 0, "train": True}, True),
+        ({"weight": 1}, None),
+        ({"weight": None}, None),
+    ],
+)
+def test_an_answer_may_say_whether_it_is_trained(said: dict[str, object], train: bool | None) -> None:
+    """By `train`, or as OpenAI's files have it; what is asked is not learned in any case."""
+    found = record({"messages": [TURNS[0] | {"weight": 0}, TURNS[1] | said]}, "messages")
+    assert found == Conversation((ASKED, Message("assistant", "four", train)))
 
 
 @pytest.mark.parametrize(
