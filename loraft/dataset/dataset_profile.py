@@ -12,7 +12,7 @@ from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.fields import Fields, column_of, columns_of, read_names, unread_columns
-from loraft.rows.formats import LanguagePair, PromptCompletion, Record
+from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
 from loraft.rows.row import Row
 from loraft.tasks import TASKS, check_format, detect_format, refuse_answers_to_compare
@@ -125,7 +125,7 @@ def profile_dataset(
         longest_tokens=max(_most_tokens(row, fit) for row in read.rows),
         languages=languages,
         labels=labels,
-        run_together=_run_together(records),
+        run_together=_run_together(read, fit),
         text_by=text_by_of(DataSource(path=path)),
         notes=tuple(read.notes),
     )
@@ -249,9 +249,13 @@ def _languages(read: RowsRead, fit: FormatMatch) -> tuple[str, ...]:
     return tuple(name for name, _ in counted.most_common())
 
 
-def _run_together(records: Sequence[Record]) -> int:
-    pairs = (record for record in records if isinstance(record, PromptCompletion))
-    return sum(not (pair.prompt[-1:].isspace() or pair.completion[:1].isspace()) for pair in pairs)
+def _run_together(read: RowsRead, fit: FormatMatch) -> int:
+    if fit.format != "prompt_completion" or not TASKS[fit.task].joins_prompts:
+        return 0
+    rows = (Fields(row, fit.columns) for row in read.rows)
+    pairs = ((fields.optional("prompt"), fields.optional("completion")) for fields in rows)
+    texts = ((one, other) for one, other in pairs if isinstance(one, str) and isinstance(other, str))
+    return sum(not (prompt[-1:].isspace() or completion[:1].isspace()) for prompt, completion in texts)
 
 
 def _records(read: RowsRead, fit: FormatMatch, languages: Sequence[str]) -> tuple[list[Record], list[Problem]]:

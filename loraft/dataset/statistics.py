@@ -194,12 +194,11 @@ def findings(report: DataReport) -> Iterator[str]:
     for alike in (names for names in spellings.values() if len(names) > 1):
         yield f"{' and '.join(alike)} are {len(alike)} classes, and differ in upper and lower case alone"
     if report.repeated:
-        many = "training rows repeat" if len(report.repeated) > 1 else "training row repeats"
-        yield f"{len(report.repeated)} {many} an earlier one, {_first(report.repeated)}"
+        many = counted(len(report.repeated), "training row repeats", "training rows repeat")
+        yield f"{many} an earlier one, {_first(report.repeated)}"
     if report.contradicting:
-        many = "rows have" if len(report.contradicting) > 1 else "row has"
-        said = "the text of an earlier one and another label"
-        yield f"{len(report.contradicting)} training {many} {said}, {_first(report.contradicting)}"
+        many = counted(len(report.contradicting), "training row has", "training rows have")
+        yield f"{many} the text of an earlier one and another label, {_first(report.contradicting)}"
     if report.seen:
         stand = "stands" if len(report.seen) == 1 else "stand"
         found = f"{len(report.seen)} of {counted(report.eval_rows, 'row')} to evaluate on {stand}"

@@ -227,10 +227,9 @@ class ChatTemplate:
         """
         (mark,) = unused_characters(text)
         says_other = [*messages[:turn], Message(messages[turn].role, mark), *messages[turn + 1 :]]
-        try:
-            other = render(says_other)
-        except DataError:
-            raise _not_found() from None
+        other = _or_nothing(render, says_other)
+        if other is None:
+            raise _not_found()
         return len(text[: shared_beginning(text, other)].rstrip(" "))
 
     def _end(self, messages: Sequence[Message], turn: int, text: str, places: Places) -> int:
@@ -263,8 +262,9 @@ class ChatTemplate:
 
     def _turn_end(self, text: str, content_end: int) -> int:
         """The end of the end-of-turn token behind `content_end`, or `content_end` where there is none."""
-        end = re.compile(rf"\s*{re.escape(self.end_of_turn)}") if self.end_of_turn is not None else None
-        found = end.match(text, content_end) if end else None
+        if self.end_of_turn is None:
+            return content_end
+        found = re.compile(rf"\s*{re.escape(self.end_of_turn)}").match(text, content_end)
         return found.end() if found else content_end
 
     def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> dict[int, Span]:
