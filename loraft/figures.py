@@ -22,6 +22,12 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
+def shared_beginning(one: Sequence[object], other: Sequence[object]) -> int:
+    """The length of the longest beginning that two sequences share."""
+    differing = (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    return next(differing, min(len(one), len(other)))
+
+
 def perplexity(negative_log_likelihood: float, tokens: int = 1) -> float:
     """exp(negative log-likelihood / tokens): infinite where that is beyond a float.
 

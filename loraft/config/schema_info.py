@@ -173,7 +173,7 @@ def unused_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield f"training.{key}", "training.optim: adafactor"
     for key in config.preference.of_other_losses:
         yield f"preference.{key}", f"preference.loss: {config.preference.loss}"
-    if isinstance(data.eval, tuple) and any(source.weight != 1 for source in data.eval):
+    if any(source.weight != 1 for source in data.eval_sources):
         yield "the weight of a source", "data.eval"
     for key in ("metric_for_best_model", "sample_prompts") if data.eval is None else ():
         if getattr(training, key) != TrainingSection.model_fields[key].default:

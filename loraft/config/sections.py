@@ -305,7 +305,7 @@ class DataSection(Section):
     train_on: Annotated[Literal["completions", "last", "all"], OF_CAUSAL_LM] = "completions"
     """Which tokens are trained: completions is every assistant turn and the completion of a prompt, last is the last
     turn alone, all is every token. Plain text is trained whole, and a turn's own `train: true` or `train: false` goes
-    before this."""
+    before this, as does OpenAI's `weight: 0`."""
     split_turns: Annotated[bool, OF_CAUSAL_LM] = False
     """Make each trained answer of a conversation a row of its own, behind the prompt that generation feeds: for chat
     templates that leave out earlier thoughts, or print a conversation otherwise once it is answered."""
@@ -332,3 +332,14 @@ class DataSection(Section):
     """What all rows of a batch begin with, a system prompt say: auto computes it once for all of them on a CPU, where
     rows of a well-known family lie end to end and nothing is drawn anew for each (no dropout, noise or routers' loss),
     with the same losses but for rounding; off computes it in each row, as auto does elsewhere."""
+
+    @property
+    def eval_sources(self) -> tuple[DataSource, ...]:
+        """The sources to evaluate on; none where a share of the rows is held out, or nothing evaluated."""
+        return self.eval if isinstance(self.eval, tuple) else ()
+
+    @property
+    def target_limit(self) -> tuple[str, int]:
+        """The key that says how many tokens a target may have, and how many."""
+        own = self.max_target_length
+        return ("data.max_length", self.max_length) if own is None else ("data.max_target_length", own)

@@ -54,10 +54,6 @@ SAMPLES = 3
 SHOWN_COLUMNS = 8
 
 
-Contents = tuple[tuple[str | None, ...], tuple[str | None, ...]]
-"""What the sources to train on are, and those to evaluate on; None where nothing tells."""
-
-
 @dataclass(frozen=True, eq=False)
 class PreparedData:
     """The rows of a run as tokens.
@@ -66,7 +62,8 @@ class PreparedData:
         train_sources: Where each source's examples are, and its weight.
         renderer: What made the tokens, and makes prompts the same way.
         fingerprint: sha256 over all tokens and labels, the names of classes too; of a stream over what they depend on.
-        contents: What the sources are, by which a later evaluation knows whether they are still the same.
+        contents: What the sources to train on are, and those to evaluate on, by which a later evaluation knows whether
+            they are still the same; None where nothing tells.
         held_out: What tells which rows were held out of those to train on; None where a source of their own is named.
         stream: The training rows as they come, where `data.streaming` asks for it; `train` and the report are then of
             the first rows of each source alone.
@@ -78,7 +75,7 @@ class PreparedData:
     report: DataReport
     renderer: RowRenderer
     fingerprint: str
-    contents: Contents
+    contents: tuple[tuple[str | None, ...], tuple[str | None, ...]]
     held_out: str | None = None
     stream: RowStream | None = None
 
@@ -246,8 +243,8 @@ def _report(
     )
     sources = [*train, *held_out]
     keeps = _keeping(report, train)
-    notes = *_notes(data, report, sources, keeps), *_unread(sources), *_seen_sources(train, held_out), *findings(report)
-    notes = *notes, *TASKS[config.task].notes_on(config, examples)
+    notes = *_notes(data, report, sources, keeps), *_unread(sources), *_seen_sources(train, held_out), *_undrawn(train)
+    notes = *notes, *findings(report), *TASKS[config.task].notes_on(config, examples)
     return replace(report, notes=notes)
 
 
@@ -259,14 +256,14 @@ def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows],
             why = _too_long(data, report, source, keeps)
             yield f"{counts.source}: {counts.overlength} of {counts.read} rows are {why}"
         if counts.in_part:
-            many = "1 row has" if counts.in_part == 1 else f"{counts.in_part} rows have"
+            many = counted(counts.in_part, "row has", "rows have")
             yield f"{counts.source}: {many} more tokens than its length says: so long a row is not counted to its end"
         if counts.untrained:
             rows = counted(counts.untrained, "row has", "rows have")
             yield f"{counts.source}: {rows} no trained token: left out"
         if counts.bad:
             first = source.problems[0]
-            rows = "1 bad row is skipped," if counts.bad == 1 else f"{counts.bad} bad rows are skipped, the first"
+            rows = counted(counts.bad, "bad row is skipped,", "bad rows are skipped, the first")
             yield f"{counts.source}: {rows} at {first.where}: {first.message}"
         for found in counts.findings:
             rows = counted(found.rows, "row")
@@ -299,8 +296,7 @@ def _too_long(data: DataSection, report: DataReport, source: SourceRows, keeps: 
     longer = f"longer than data.max_length {data.max_length}"
     if report.target_length is None:
         return f"{longer} and are {source.counts.done}; {keeps} {enough}"
-    most = data.max_target_length or data.max_length
-    key = "data.max_target_length" if data.max_target_length else "data.max_length"
+    key, most = data.target_limit
     said = f"longer than {key} {most} ({report.target_length.keeps_99_percent} {enough})"
     reasons = {
         f"their source is {longer} ({keeps} {enough})": any(length > data.max_length for length in source.lengths),
@@ -322,6 +318,14 @@ def _seen_sources(train: Sequence[SourceRows], held_out: Sequence[SourceRows]) -
     for source in held_out:
         if (source.given.path, source.given.split or "train", source.given.name) in trained:
             yield f"{source.given.path} is trained and evaluated on: its loss says nothing about new rows"
+
+
+def _undrawn(train: Sequence[SourceRows]) -> Iterable[str]:
+    """A sentence for each source whose weight leaves none of its rows."""
+    for source in train:
+        rows, weight = len(source.examples), source.given.weight
+        if rows and not SourceSpan(0, rows, weight).drawn:
+            yield f"{source.given.path}: weight {weight:g} of {counted(rows, 'row')} draws none, in any epoch"
 
 
 def _fingerprint(parts: Iterable[Sequence[Example]], labels: Sequence[str]) -> str:

@@ -11,9 +11,10 @@ from loraft.config.choices import RowFormat, TaskName, TextBy
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
-from loraft.rows.fields import column_of, columns_of, read_names, unread_columns
+from loraft.rows.fields import Fields, column_of, columns_of, read_names, unread_columns
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
+from loraft.rows.row import Row
 from loraft.tasks import TASKS, check_format, detect_format, refuse_answers_to_compare
 from loraft.tasks.task import Task
 
@@ -113,14 +114,15 @@ def profile_dataset(
         only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
         wrong = shortened([*read.problems, *problems], remedy=None)
         raise DataError.several([*wrong, Problem(only, path, parameter="data")])
+    unread = unread_columns(read.columns, fit.format, fit.columns, as_pair=TASKS[fit.task].translates)
     return DatasetProfile(
         path=path,
         rows=len(records),
         unusable=len(read.problems) + len(problems),
         columns=read.columns,
-        unread=tuple(filter(None, unread_columns(read.columns, fit.format, fit.columns))),
+        unread=tuple(filter(None, unread)),
         fit=fit,
-        longest_tokens=max(_most_tokens(row.values, fit) for row in read.rows),
+        longest_tokens=max(_most_tokens(row, fit) for row in read.rows),
         languages=languages,
         labels=labels,
         run_together=_run_together(read, fit),
@@ -224,10 +226,10 @@ OURS: Mapping[RowFormat, tuple[str, ...]] = {
 """The columns of each format that may have other names."""
 
 
-def _most_tokens(values: Mapping[str, object], fit: FormatMatch) -> int:
+def _most_tokens(row: Row, fit: FormatMatch) -> int:
     """A bound for the tokens of what is read of a row: a byte of text is one at most."""
-    names = dict.fromkeys([*OURS[fit.format], *columns_of(fit.format)])
-    return sum(_size(values.get(fit.columns.get(name, name))) for name in names) + 2 * AROUND_A_TURN
+    fields = Fields(row, fit.columns)
+    return sum(_size(fields.optional(name)) for name in {*columns_of(fit.format)}) + 2 * AROUND_A_TURN
 
 
 def _size(value: object) -> int:
@@ -239,17 +241,20 @@ def _size(value: object) -> int:
 
 
 def _languages(read: RowsRead, fit: FormatMatch) -> tuple[str, ...]:
-    texts = (row.values.get(fit.columns.get("translation", "translation")) for row in read.rows)
-    counted = Counter(str(key) for text in texts if isinstance(text, Mapping) for key in text)
-    return tuple(name for name, _ in counted.most_common()) if fit.format == "translation" else ()
+    counted = Counter[str]()
+    for fields in (Fields(row, fit.columns) for row in read.rows) if fit.format == "translation" else ():
+        if fields.has("translation"):
+            with suppress(DataError):  # what is wrong with a row is found when it is read
+                counted.update(fields.mapping("translation").keys())
+    return tuple(name for name, _ in counted.most_common())
 
 
 def _run_together(read: RowsRead, fit: FormatMatch) -> int:
     if fit.format != "prompt_completion" or not TASKS[fit.task].joins_prompts:
         return 0
-    names = [fit.columns.get(name, name) for name in OURS[fit.format]]
-    borders = [[row.values.get(name) for name in names] for row in read.rows]
-    texts = [(each[0], each[1]) for each in borders if isinstance(each[0], str) and isinstance(each[1], str)]
+    rows = (Fields(row, fit.columns) for row in read.rows)
+    pairs = ((fields.optional("prompt"), fields.optional("completion")) for fields in rows)
+    texts = ((one, other) for one, other in pairs if isinstance(one, str) and isinstance(other, str))
     return sum(not (prompt[-1:].isspace() or completion[:1].isspace()) for prompt, completion in texts)
 
 

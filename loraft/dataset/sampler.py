@@ -80,10 +80,10 @@ class BatchSampler:
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of epoch `number` (from 0), each a list of examples."""
+        random = np.random.Generator(np.random.PCG64([self.seed, number]))
         if self.keeps_batches and number:
             kept = self.epoch(0)
-            return [kept[i] for i in np.random.Generator(np.random.PCG64([self.seed, number])).permutation(len(kept))]
-        random = np.random.Generator(np.random.PCG64([self.seed, number]))
+            return [kept[i] for i in random.permutation(len(kept))]
         drawn = self._drawn(random)
         order = random.permutation(drawn).tolist() if self.shuffled else sorted(drawn)
         if self.fill_to is not None:
@@ -152,7 +152,8 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Source: best-fit decreasing; Ding et al. 2024, Fewer Truncations Improve Language Modeling (arXiv:2404.10830).
     """
     rows: list[list[int]] = []
-    by_room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    by_room: list[tuple[int, int]] = []  # (free tokens, row) of those that take another, sorted
+    shortest = min(lengths, default=0)
     for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         at = bisect.bisect_left(by_room, (lengths[place], -1))
         if at == len(by_room):
@@ -161,7 +162,8 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         else:
             room, row = by_room.pop(at)
         rows[row].append(place)
-        bisect.insort(by_room, (room - lengths[place], row))
+        if room - lengths[place] >= shortest:
+            bisect.insort(by_room, (room - lengths[place], row))
     return rows
 
 

@@ -204,8 +204,8 @@ def with_defaults(source: DataSource, data: DataSection) -> DataSource:
 
 def expand_sources(data: DataSection) -> tuple[list[DataSource], list[DataSource]]:
     """The sources to train on and those to evaluate on, `with_defaults`; of a share held out there are none."""
-    held_out = data.eval if isinstance(data.eval, tuple) else ()
-    return [with_defaults(source, data) for source in data.train], [with_defaults(source, data) for source in held_out]
+    train, held_out = ([with_defaults(source, data) for source in part] for part in (data.train, data.eval_sources))
+    return train, held_out
 
 
 def read_source(given: DataSource, config: RunConfig, read: RowsRead) -> SourceRows:
@@ -217,7 +217,7 @@ def read_source(given: DataSource, config: RunConfig, read: RowsRead) -> SourceR
     task = TASKS[config.task]
     row_format = format_of(read, given, task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
-    unread = unread_columns(read.columns, row_format, given.columns)
+    unread = unread_columns(read.columns, row_format, given.columns, as_pair=task.translates)
     source = SourceRows(given, counts, problems=list(read.problems), unread=unread, notes=read.notes)
     languages = LanguagePair(config.data.source_lang, config.data.target_lang)
     for row in read.rows:

@@ -194,12 +194,11 @@ def findings(report: DataReport) -> Iterator[str]:
     for alike in (names for names in spellings.values() if len(names) > 1):
         yield f"{' and '.join(alike)} are {len(alike)} classes, and differ in upper and lower case alone"
     if report.repeated:
-        many = "training rows repeat" if len(report.repeated) > 1 else "training row repeats"
-        yield f"{len(report.repeated)} {many} an earlier one, {_first(report.repeated)}"
+        many = counted(len(report.repeated), "training row repeats", "training rows repeat")
+        yield f"{many} an earlier one, {_first(report.repeated)}"
     if report.contradicting:
-        many = "rows have" if len(report.contradicting) > 1 else "row has"
-        said = "the text of an earlier one and another label"
-        yield f"{len(report.contradicting)} training {many} {said}, {_first(report.contradicting)}"
+        many = counted(len(report.contradicting), "training row has", "training rows have")
+        yield f"{many} the text of an earlier one and another label, {_first(report.contradicting)}"
     if report.seen:
         stand = "stands" if len(report.seen) == 1 else "stand"
         found = f"{len(report.seen)} of {counted(report.eval_rows, 'row')} to evaluate on {stand}"
@@ -217,13 +216,13 @@ def repetitions(train: Sequence[Example], evaluation: Sequence[Example]) -> tupl
     """
     first: dict[bytes, str] = {}
     repeated: dict[str, str] = {}
-    for example, digest in _digests(train):
-        known = first.setdefault(digest, example.where)
+    for example in train:
+        known = first.setdefault(_digest_of_row(example), example.where)
         if known != example.where:
             repeated.setdefault(example.where, known)
     seen: dict[str, str] = {}
-    for example, digest in _digests(evaluation):
-        if digest in first:
+    for example in evaluation:
+        if (digest := _digest_of_row(example)) in first:
             seen.setdefault(example.where, first[digest])
     return [Repetition(*pair) for pair in repeated.items()], [Repetition(*pair) for pair in seen.items()]
 
@@ -235,17 +234,15 @@ def contradictions(examples: Sequence[Example], task: Task) -> list[Repetition]:
     for example in examples:
         if task.class_number(example) is not None:
             said = [-1, *example.labels] if example.target_tokens else []  # of a text the answer is among its tokens
-            known = first.setdefault(array("q", [*example.input_ids, *said]).tobytes(), example)
+            known = first.setdefault(_digest([*example.input_ids, *said]), example)
             if task.class_number(known) != task.class_number(example):
                 found.append(Repetition(example.where, known.where))
     return found
 
 
-def _digests(examples: Sequence[Example]) -> Iterator[tuple[Example, bytes]]:
-    for example in examples:
-        yield (
-            example,
-            blake2b(
-                array("q", [*example.input_ids, -1, *example.labels, example.desirable or 0]).tobytes(), digest_size=16
-            ).digest(),
-        )
+def _digest_of_row(example: Example) -> bytes:
+    return _digest([*example.input_ids, -1, *example.labels, example.desirable or 0])
+
+
+def _digest(numbers: Sequence[int]) -> bytes:
+    return blake2b(array("q", numbers).tobytes(), digest_size=16).digest()

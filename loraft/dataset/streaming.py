@@ -90,6 +90,7 @@ class RowStream:
             are those of one.
         counts: What became of the rows so far: how many of them were drawn, and how many are what a word says.
         findings: What was found in how many of them.
+        first_bad: What is wrong with the first bad one; empty where there was none.
     """
 
     config: RunConfig
@@ -98,6 +99,7 @@ class RowStream:
     readers: Readers = OneReader()
     counts: Counter[str] = field(default_factory=Counter)
     findings: Counter[str] = field(default_factory=Counter)
+    first_bad: list[Problem] = field(default_factory=list)
 
     @property
     def rows(self) -> int | None:
@@ -109,7 +111,8 @@ class RowStream:
         """A sentence, where a row was left out or cut, and one for each finding."""
         found = [f"{self.counts[what]:,} {what}" for what in (BAD, TOO_LONG, UNTRAINED) if self.counts[what]]
         drawn = f"of {self.counts[DRAWN]:,} rows drawn since this start"
-        left_out = [f"{drawn}, {' and '.join(found)}"] if found else []
+        first = "".join(f"; the first bad one at {bad.where}: {bad.message}" for bad in self.first_bad)
+        left_out = [f"{drawn}, {' and '.join(found)}{first}"] if found else []
         return (*left_out, *(f"{drawn}, in {rows:,}: {what}" for what, rows in self.findings.items()))
 
     def examples(self, epoch: int, drawn: int = 0, pieces: int = 0) -> Iterator[tuple[Example, int, int]]:
@@ -174,6 +177,8 @@ class RowStream:
         became = {BAD: outcome.problems, TOO_LONG: outcome.too_long, UNTRAINED: outcome.untrained}
         self.counts.update([DRAWN, *(what for what, is_so in became.items() if is_so)])
         self.findings.update(outcome.findings)
+        if not self.first_bad:
+            self.first_bad.extend(outcome.problems[:1])
         return outcome
 
 
@@ -227,7 +232,7 @@ class StreamingSampler:
 
     def read_aside(self) -> StreamingSampler:
         """The same rows, whose reading is not counted as the run's."""
-        return replace(self, stream=replace(self.stream, counts=Counter(), findings=Counter()))
+        return replace(self, stream=replace(self.stream, counts=Counter(), findings=Counter(), first_bad=[]))
 
     def steps(self, number: int) -> int:
         """The optimizer steps of an epoch in which every row is trained on; very many where the rows are not known."""

@@ -20,7 +20,7 @@ from loraft.inference.session import BASE, Session, Speaker, seed_of_row
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import AskedRows, lost_fields, write_answers
 from loraft.io.resources import memory_errors
-from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, to_question
+from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, Tools, to_question
 from loraft.rows.raw_rows import RowsRead, rows_to_answer, text_by_of
 from loraft.rows.row import Row
 
@@ -31,10 +31,11 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class BatchPrompt:
-    """A row and the conversation that an answer follows; with a system prompt only where the row has one."""
+    """A row, and the conversation that an answer follows, with a system prompt only where the row has one."""
 
     row: Row
     messages: tuple[Message, ...]
+    tools: Tools = ()
 
     def to(self, voice: Speaker, system: str | None) -> list[Message]:
         """The messages as `voice` is asked them: its own system prompt, or `system`, where the row has none."""
@@ -82,7 +83,8 @@ def read_questions(
     languages = LanguagePair(source_lang()) if source_lang and translated else LanguagePair()
     for row in read.rows:
         try:
-            questions.append(BatchPrompt(row, to_question(row, languages, column)))
+            question = to_question(row, languages, column)
+            questions.append(BatchPrompt(row, question.messages, question.tools))
         except DataError as error:
             problems += error.problems
         problems += lost_fields(row.where, row.values, ADDED)
@@ -148,7 +150,7 @@ def answer_questions(
 def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observer) -> Speaker:
     """The voice that speaks first, as it is asked more than single texts where a question is a conversation."""
     voice = session.voice()
-    if any(len(question.messages) > 1 for question in questions):
+    if any(len(question.messages) > 1 or question.tools for question in questions):
         voice = voice.conversing()
         tell(observer, *voice.renderer.notes)
     return voice
@@ -160,7 +162,7 @@ def _prompts(session: Session, voice: Speaker, questions: Sequence[BatchPrompt],
     problems, prompts = [], []
     for question in questions:
         try:
-            ids = voice.renderer.prompt_ids(question.to(voice, system))
+            ids = voice.renderer.prompt_ids(question.to(voice, system), question.tools)
         except DataError as error:
             problems += [replace(problem, where=question.row.where) for problem in error.problems]
             continue

@@ -16,6 +16,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from loraft.errors import DataError
+from loraft.figures import shared_beginning
 from loraft.inference.completion import Completion, Stream, Token, TokenStream
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import stream
@@ -25,7 +26,6 @@ from loraft.inference.session import BASE, Session, Speaker
 from loraft.io.resources import memory_errors
 from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message
-from loraft.tokenization.boundaries import shared_beginning
 
 
 class ChatStream(TokenStream):

@@ -33,23 +33,8 @@ ROW_TYPES: Mapping[str, RowType] = {
     ".md": RowType("text"),
 }
 
-Compression = Literal["gzip", "bzip2", "zstd"]
-
-
-@dataclass(frozen=True)
-class PackedBy:
-    """A way of compressing a file of any type, and how it begins then."""
-
-    compression: Compression
-    begins: bytes
-
-
-COMPRESSIONS: Mapping[str, PackedBy] = {
-    ".gz": PackedBy("gzip", b"\x1f\x8b"),
-    ".bz2": PackedBy("bzip2", b"BZh"),
-    ".zst": PackedBy("zstd", b"\x28\xb5\x2f\xfd"),
-}
-"""What may stand behind the end that tells the type."""
+COMPRESSIONS: Mapping[str, bytes] = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
+"""What may stand behind the end that tells the type where a file is compressed, and how such a file begins."""
 
 
 def ends_of_others(*contents: Content) -> tuple[str, ...]:

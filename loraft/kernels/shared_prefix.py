@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from loraft.figures import shared_beginning
+
 LEAST_SHARE = 1 / 16
 """The share of a batch's tokens that must be saved: below it writing rows out costs as much."""
 
 
 def shared_prefix(rows: Sequence[list[int]]) -> int:
     """How many tokens all rows begin with, of each of which some are left; 0 where that saves too little."""
-    alike = zip(min(rows), max(rows), strict=False)  # in the order of their tokens nothing between them differs before
-    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], alike))
+    common = shared_beginning(min(rows), max(rows))  # in the order of their tokens nothing between them differs before
     prefix = min(common, min(map(len, rows)) - 1)
     return prefix if prefix * (len(rows) - 1) >= LEAST_SHARE * sum(map(len, rows)) else 0
 

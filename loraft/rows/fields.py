@@ -67,9 +67,15 @@ def read_names(columns: Collection[str], row_format: RowFormat, renamed: Mapping
     return tuple(name for name in names if name not in ("instruction", "input"))
 
 
-def unread_columns(columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
-    """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs."""
-    names = read_names(columns, row_format, renamed)
+def unread_columns(
+    columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str], *, as_pair: bool = False
+) -> tuple[str, ...]:
+    """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs.
+
+    `as_pair` says that an instruction is a source, which has no system prompt.
+    """
+    left_out = {"system"} if as_pair and row_format == "alpaca" else set[str]()
+    names = (name for name in read_names(columns, row_format, renamed) if name not in left_out)
     read = {column_of(renamed.get(name, name), columns) for name in names}
     return tuple(column for column in columns if column not in read)
 
@@ -138,12 +144,17 @@ class Fields:
 
     def optional_text(self, name: str) -> str:
         """The text of a field that may be absent."""
-        value = _found(self.row.values, self.columns.get(name, name))
-        if value is None or value is ABSENT:
+        value = self.optional(name)
+        if value is None:
             return ""
         if not isinstance(value, str):
             raise self.wrong(name, f"must be text or absent; found {kind(value)}")
         return self.clean(name, value)
+
+    def optional(self, name: str) -> object:
+        """The value of a field that may be absent, from an object too: None then, as where it is null."""
+        value = _found(self.row.values, self.columns.get(name, name))
+        return None if value is ABSENT else value
 
     def sequence(self, name: str) -> Sequence[object]:
         """The items of a field that must have some; or JSON text of them, which is how CSV files keep them."""
@@ -205,6 +216,14 @@ class Fields:
             raise self.wrong(name, f"holds half a character (a lone surrogate) at character {error.start}") from None
         return text
 
+    def clean_inside(self, name: str, value: object) -> None:
+        """Refuse such text wherever it lies in a value."""
+        if isinstance(value, str):
+            self.clean(name, value)
+        elif isinstance(value, Mapping | list | tuple):
+            for each in value.items() if isinstance(value, Mapping) else value:
+                self.clean_inside(name, each)
+
     def wrong(self, field: str, message: str, remedy: str | None = None) -> DataError:
         """What is wrong with a field, as an error that names it as the file does."""
         name = re.split(r"[.\[]", field, maxsplit=1)[0]
@@ -239,6 +258,26 @@ def class_label(fields: Fields) -> str | int:
             remedy = f"Write {float(value):.0f}: pandas makes a column of whole numbers decimal where one is missing."
         raise fields.wrong("label", f"is {value}, and a class is text or a whole number", remedy)
     return value if isinstance(value, int) else fields.text_in("label", value, "text or a whole number").strip()
+
+
+OTHERWISE = (
+    "Where rows call a language otherwise than the tokenizer, a config names the texts, "
+    "data.columns: {source: translation.en, target: translation.fr}; or call them source and target in the rows."
+)
+"""What helps where rows say `en` and a tokenizer `eng_Latn`."""
+
+
+def text_in_language(fields: Fields, key: str, code: str | None) -> str:
+    """The text of a row's `translation` in the language that `key` names; a code such as `fr_XX` finds `fr` too."""
+    texts = fields.mapping("translation")
+    found = ", ".join(sorted(texts)) or "none"
+    if code is None:
+        raise DataError(f"is not set, and the rows have the languages {found}", key=key, remedy="Name one of them.")
+    name = next((name for name in (code, code.split("_")[0]) if name in texts), None)
+    if name is None:
+        remedy = OTHERWISE if "_" in code else None
+        raise fields.wrong("translation", f"has no text in {code} ({key}); it has {found}", remedy)
+    return fields.text_in(f"translation.{name}", texts[name])
 
 
 def kind(value: object) -> str:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
-from loraft.rows.fields import Fields, class_label, kind, shown
+from loraft.rows.fields import Fields, class_label, kind, shown, text_in_language
 from loraft.rows.row import Row
 
 IMAGES = ("images", "image")
@@ -65,12 +65,16 @@ class Message:
     more: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
+Tools = tuple[Mapping[str, Any], ...]
+"""What the assistant may call, as JSON schemas."""
+
+
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that a chat template renders, and the tools that the assistant may call, as JSON schemas."""
+    """Turns that a chat template renders, and the tools that the assistant may call."""
 
     messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, object], ...] = ()
+    tools: Tools = ()
 
     @property
     def system_prompt(self) -> str | None:
@@ -179,7 +183,7 @@ def to_record(
     return Text(fields.text("text"))
 
 
-def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | None = None) -> tuple[Message, ...]:
+def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | None = None) -> Conversation:
     """What a row asks: its prompt, its source, or its conversation up to where an answer is due; its `system` before.
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.
@@ -199,17 +203,18 @@ def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | 
         needed = f"{', '.join((*ASKED, *ASKED_FOR_A_TEXT)[:-1])} and {ASKED_FOR_A_TEXT[-1]}"
         raise DataError(f"needs one of {needed}; it has {found}", where=row.where)
     (name,) = there
-    if name in ("prompt", "source"):
-        asked: tuple[Message, ...] = (Message("user", fields.text(name)),)
+    chat = next((chat for chat in CHATS.values() if chat.column == name), None)
+    if chat is not None:
+        asked = turns_of(fields, chat)
     elif name == "translation":
-        texts = fields.mapping(name)
-        asked = (Message("user", _in_language(fields, texts, "data.source_lang", languages.source)),)
+        asked = (Message("user", text_in_language(fields, "data.source_lang", languages.source)),)
     else:
-        asked = turns_of(fields, next(chat for chat in CHATS.values() if chat.column == name))
+        asked = (Message("user", fields.text(name)),)
     if asked[-1].role not in ("user", "tool"):
         message = f"is the {asked[-1].role}'s, and an answer follows a user's"
         raise fields.wrong(f"{name}[{len(asked) - 1}]", message)
-    return after_system(fields, asked) if row.values.get("system") is not None else asked
+    turns = after_system(fields, asked) if row.values.get("system") is not None else asked
+    return Conversation(turns, tools_of(fields, chat) if chat is not None else ())
 
 
 def instruction_of(fields: Fields) -> str:
@@ -230,42 +235,16 @@ def _pair(fields: Fields, languages: LanguagePair) -> Seq2SeqRecord:
     renamed = any(name in fields.columns and fields.has(name) for name in ("source", "target"))
     if renamed or not fields.has("translation"):
         return Seq2SeqRecord(fields.text("source"), fields.text("target"))
-    texts = fields.mapping("translation")
-    source = _in_language(fields, texts, "data.source_lang", languages.source)
-    return Seq2SeqRecord(source, _in_language(fields, texts, "data.target_lang", languages.target))
-
-
-OTHERWISE = (
-    "Where rows call a language otherwise than the tokenizer, a config names the texts, "
-    "data.columns: {source: translation.en, target: translation.fr}; or call them source and target in the rows."
-)
-"""What helps where rows say `en` and a tokenizer `eng_Latn`."""
-
-
-def _in_language(fields: Fields, texts: Mapping[str, object], key: str, code: str | None) -> str:
-    """The text of one language; a code such as `fr_XX` finds `fr` too."""
-    found = ", ".join(sorted(texts)) or "none"
-    if code is None:
-        raise DataError(f"is not set, and the rows have the languages {found}", key=key, remedy="Name one of them.")
-    name = next((name for name in (code, code.split("_")[0]) if name in texts), None)
-    if name is None:
-        remedy = OTHERWISE if "_" in code else None
-        raise fields.wrong("translation", f"has no text in {code} ({key}); it has {found}", remedy)
-    return fields.text_in(f"translation.{name}", texts[name])
+    source = text_in_language(fields, "data.source_lang", languages.source)
+    return Seq2SeqRecord(source, text_in_language(fields, "data.target_lang", languages.target))
 
 
 def _conversation(fields: Fields, chat: TurnKeys) -> Conversation:
     messages = turns_of(fields, chat)
     if not any(message.role == "assistant" for message in messages):
         raise fields.wrong(chat.column, "no turn is the assistant's, so there is nothing to train on")
-    tools = tools_of(fields)
-    if chat.column == "conversations":
-        # There a tool is what it is called and takes; templates take it as a function, as transformers says it.
-        tools = tuple(
-            {"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
-            for tool in tools
-        )
-    return Conversation(after_system(fields, messages) if fields.optional_text("system") else messages, tools)
+    turns = after_system(fields, messages) if fields.optional_text("system") else messages
+    return Conversation(turns, tools_of(fields, chat))
 
 
 def after_system(fields: Fields, messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -278,16 +257,22 @@ def after_system(fields: Fields, messages: tuple[Message, ...]) -> tuple[Message
     return messages
 
 
-def tools_of(fields: Fields) -> tuple[Mapping[str, object], ...]:
+def tools_of(fields: Fields, chat: TurnKeys = CHATS["messages"]) -> Tools:
     """The tools of a row, as a list or as JSON text, which is how files with columns of one type keep them."""
-    value = fields.row.values.get(fields.columns.get("tools", "tools"))
+    value = fields.optional("tools")
     if isinstance(value, str) and value.strip():
         value = fields.json("tools", value, "is text that is no JSON")
     if not value:
         return ()
     if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
         raise fields.wrong("tools", f"must be a list of objects; found {kind(value)}")
-    return tuple(value)
+    fields.clean_inside("tools", value)
+    if chat.column != "conversations":
+        return tuple(value)
+    # There a tool is what it is called and takes; templates take it as a function, as transformers says it.
+    return tuple(
+        {"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool for tool in value
+    )
 
 
 def turns_of(fields: Fields, chat: TurnKeys) -> tuple[Message, ...]:
@@ -321,10 +306,18 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
         raise fields.wrong(said, f"must be text; found {kind(content)}")
     if not content.strip() and chat.roles[role] == "assistant" and not calls:
         raise fields.wrong(said, "is empty")
+    for key, value in more.items():
+        fields.clean_inside(f"{place}.{key}", value)
+    train = _says_trained(fields, place, turn, chat.roles[role])
+    return Message(chat.roles[role], fields.clean(said, content), train, more)
+
+
+def _says_trained(fields: Fields, place: str, turn: Mapping[str, object], role: str) -> bool | None:
+    """Whether a turn says by itself that it is trained: by `train`, or as OpenAI's files have it, by `weight: 0`."""
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
         raise fields.wrong(f"{place}.train", f"must be true or false; found {kind(train)}")
-    return Message(chat.roles[role], fields.clean(said, content), train, more)
+    return False if train is None and role == "assistant" and turn.get("weight") == 0 else train
 
 
 def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:

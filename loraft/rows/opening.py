@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from loraft.config.choices import Auto, TextBy
 from loraft.errors import DataError
-from loraft.io.row_types import COMPRESSIONS, ROW_TYPES, Compression
+from loraft.io.row_types import COMPRESSIONS, ROW_TYPES
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def _zstd(path: Path) -> io.RawIOBase:
     return cast("io.RawIOBase", pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
-OPENERS: Mapping[Compression, Callable[[Path], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "zstd": _zstd}
-"""What opens a compressed file; each tells where one ends too early."""
+OPENERS: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd}
+"""What opens each of `COMPRESSIONS`, and tells where a file ends too early."""
 DAMAGED = (EOFError, zlib.error)
 MOST_ROW_BYTES = 64 << 20
 """The longest row that is read, in bytes or characters: what is longer is no row, and would be held several times."""
@@ -81,8 +81,10 @@ def opened(file: RowFile) -> Iterator[io.BufferedReader]:
         with file.path.open("rb") as plain:
             yield plain
         return
-    opener = OPENERS[COMPRESSIONS[compression].compression]
-    with opener(file.path) as unpacked, io.BufferedReader(cast("Any", _Unpacked(unpacked, file))) as stream:
+    with (
+        OPENERS[compression](file.path) as unpacked,
+        io.BufferedReader(cast("Any", _Unpacked(unpacked, file))) as stream,
+    ):
         yield stream
 
 

@@ -106,7 +106,8 @@ def _of_one_type(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str
     Raises:
         DataError: None is of a type that is read, or they are of several.
     """
-    types = Counter(kind_of(PurePosixPath(file_name(name))) for name in names)
+    kinds = {name: kind_of(PurePosixPath(file_name(name))) for name in names}
+    types = Counter(kinds.values())
     read = {kind: count for kind, count in types.items() if kind in ROW_TYPES}
     if not read:
         others = f"; there are {_counted(types)}" if types else ""
@@ -115,8 +116,8 @@ def _of_one_type(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str
     if len({ROW_TYPES[kind].content for kind in read}) > 1:
         remedy = f"Name those that hold the rows by a pattern, as in …/*{min(read)}, or each by itself in a list."
         raise DataError(f"holds files of several types: {_counted(read)}", where=whole, key="data", remedy=remedy)
-    chosen = [name for name in names if kind_of(PurePosixPath(file_name(name))) in ROW_TYPES]
-    rest = {kind: count for kind, count in types.items() if kind not in ROW_TYPES}
+    chosen = [name for name, kind in kinds.items() if kind in ROW_TYPES]
+    rest = types - Counter(read)
     besides = f"; of other types, and not read, are {_counted(rest)}" if rest else ""
     among = f", {chosen[0]} first and {chosen[-1]} last" if len(chosen) > 1 else f", {chosen[0]}"
     return chosen, (f"{whole}: {counted(len(chosen), 'file is', 'files are')} read{among}{besides}",)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import takewhile
 
+from loraft.figures import shared_beginning
 from loraft.rows.fields import Fields, shown
 from loraft.rows.formats import (
     CHATS,
@@ -87,7 +87,7 @@ def _by_text(fields: Fields) -> PreferencePair:
     if fields.filled("prompt") is not None:
         prompt = fields.text("prompt")
         return PreferencePair(PromptCompletion(prompt, chosen), PromptCompletion(prompt, rejected))
-    border = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    border = shared_beginning(chosen, rejected)
     if border == min(len(chosen), len(rejected)):
         message = "has no answer of its own: without a prompt, what both begin with is taken for it"
         name = "rejected" if border == len(rejected) else "chosen"
@@ -126,7 +126,7 @@ def _instruction(fields: Fields) -> Turns:
 def _refuse_beside_text(fields: Fields) -> None:
     """Refuse a system prompt or tools beside text, which no template prints."""
     for name in ("system", "tools"):
-        if fields.filled(name):
+        if fields.optional(name):
             remedy = "Name the prompt in data.columns: {instruction: prompt}, which makes turns of the text."
             raise fields.wrong(name, "is printed by a chat template, and the prompt and its answer are text", remedy)
 
@@ -161,7 +161,7 @@ def _whole(turns: Turns, prompt: Turns) -> Turns:
 
 def _by_turns(fields: Fields, chosen: Turns, rejected: Turns) -> PreferencePair:
     """Two conversations, of which what both begin with is no answer: none of it is compared."""
-    border = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    border = shared_beginning(chosen, rejected)
     if chosen == rejected:  # what `check` counts
         border = len(chosen) - 1
     pair = []

@@ -102,7 +102,7 @@ def _opened(source: DataSource, *, streaming: bool) -> tuple[Iterator[RawRow], l
         return chain.from_iterable(map(rows_in, found.files)), list(found.notes)
     # Of one dataset several parts may be named, and a place is a row's name.
     name = " ".join(filter(None, (source.path, source.name, source.split)))
-    return _plain(_hub(source, streaming=streaming), name), []
+    return _plain(_coming(_hub(source, streaming=streaming), source), name), []
 
 
 def count_rows(source: DataSource) -> int | None:
@@ -114,10 +114,9 @@ def count_rows(source: DataSource) -> int | None:
     if source.path.startswith("builtin:"):
         return _least(len(_builtin(source)), source.limit)
     if lies_in_files(source.path):
-        files = files_of(source).files
         if source.limit is not None:
             return sum(1 for _ in raw_rows(source))
-        return sum(map(count_in, files))
+        return sum(map(count_in, files_of(source).files))
     splits = getattr(_hub(source, streaming=True).info, "splits", None) or {}
     found = splits.get(source.split or "train")
     return _least(int(found.num_examples), source.limit) if found is not None and found.num_examples else None
@@ -194,11 +193,22 @@ def _hub(source: DataSource, *, streaming: bool) -> Any:
         return load_dataset(source.path, source.name, split=split, **({"streaming": True} if streaming else {}))
     except Exception as error:
         # The library raises a dozen unrelated classes here, one a way in which a dataset cannot be had.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"is no file here, and could not be loaded from the Hub (split {split}): {reason}", where=source.path,
-            key="data", remedy=f"check the name, data.name and data.split; perhaps {unreached()}",
-        ) from None  # fmt: skip
+        message = f"is no file here, and could not be loaded from the Hub (split {split}): {_reason(error)}"
+        remedy = f"check the name, data.name and data.split; perhaps {unreached()}"
+        raise DataError(message, where=source.path, key="data", remedy=remedy) from None
+
+
+def _coming(dataset: Iterable[Mapping[str, object]], source: DataSource) -> Iterator[Mapping[str, object]]:
+    """The rows of a dataset of the Hub, which may break off: over the line, or in a damaged file."""
+    try:
+        yield from dataset
+    except Exception as error:  # as above
+        message, remedy = f"gives no more rows: {_reason(error)}", f"Try again; perhaps {unreached()}."
+        raise DataError(message, where=source.path, key="data", remedy=remedy) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _builtin(source: DataSource) -> tuple[Mapping[str, object], ...]:

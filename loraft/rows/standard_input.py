@@ -34,8 +34,7 @@ def with_input_kept(config: RunConfig) -> RunConfig:
         DataError: Nothing was piped in.
     """
     data = config.data
-    held_out = data.eval if isinstance(data.eval, tuple) else ()
-    if all(source.path != STANDARD_INPUT for source in (*data.train, *held_out)):
+    if all(source.path != STANDARD_INPUT for source in (*data.train, *data.eval_sources)):
         return config
 
     def kept(source: DataSource) -> DataSource:
@@ -45,8 +44,8 @@ def with_input_kept(config: RunConfig) -> RunConfig:
         return source.model_copy(update={"path": str(path)})
 
     sources: dict[str, object] = {"train": tuple(map(kept, data.train))}
-    if held_out:
-        sources["eval"] = tuple(map(kept, held_out))
+    if data.eval_sources:
+        sources["eval"] = tuple(map(kept, data.eval_sources))
     return config.model_copy(update={"data": data.model_copy(update=sources)})
 
 
@@ -97,7 +96,7 @@ def _unpacked(path: Path) -> Path:
     """The file, or one with what is inside of it."""
     with path.open("rb") as file:
         head = file.read(8)
-    compression = next((end for end, packed in COMPRESSIONS.items() if head.startswith(packed.begins)), None)
+    compression = next((end for end, begins in COMPRESSIONS.items() if head.startswith(begins)), None)
     if compression is None:
         return path
     packed, plain = path.rename(path.with_name(f"{path.name}{compression}")), path.with_name(f"{path.name}.plain")

@@ -131,10 +131,10 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
     with seekable(file) as stream:
         try:
             for batch in parquet.ParquetFile(stream).iter_batches(ROWS_OF_PARQUET):
-                for values in batch.to_pylist():
+                for values in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1
                     yield partial(look, f"{file.name}: row {number}", from_arrow, values)
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        except (pyarrow.ArrowException, ValueError, KeyError) as error:  # no UTF-8, or an object with a key twice
             raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=file.name, key="data") from None
 
 
@@ -171,7 +171,8 @@ def xlsx_rows(file: RowFile) -> Iterator[RawRow]:
                 raise grown_too_much(file)
         header: list[str] | None = None
         for number, row in enumerate(_sheet(_workbook(stream), file).iter_rows(), start=1):
-            where = f"{file.name}: row {number}"
+            # Of one workbook several sheets may be named, and a place is a row's name.
+            where = f"{' '.join(filter(None, (file.name, file.sheet)))}: row {number}"
             if all(cell.value is None for cell in row):
                 continue
             if header is None:
@@ -184,7 +185,10 @@ def _workbook(stream: Any) -> Any:
     from openpyxl import load_workbook
 
     with warnings.catch_warnings(action="ignore"):  # it tells what of a book's looks it does not know
-        return load_workbook(stream, read_only=True, data_only=True)
+        book = load_workbook(stream, read_only=True, data_only=True)
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # how large it says that it is may be wrong, and what lies beyond was not read
+    return book
 
 
 @contextmanager

@@ -142,14 +142,14 @@ class ChatBody(Body):
         if self.top_logprobs is not None and not self.logprobs:
             raise BadRequestError("top_logprobs tells more of logprobs: set that to true", param="top_logprobs")
         likeliest = (self.top_logprobs or 0) if self.logprobs else None
-        tools = self.tools if self.tool_choice != "none" else None
+        tools = tuple(self.tools or ()) if self.tool_choice != "none" else ()
         options = self.options(most_tokens)
-        return Asked(self._conversation(), options, tools=tools or (), answers=self.n or 1, likeliest=likeliest)
+        return Asked(self._conversation(), options, tools=tools, answers=self.n or 1, likeliest=likeliest)
 
     def _conversation(self) -> Sequence[Message]:
         turns = [_system_of_developer(turn) for turn in self.messages]
         try:
-            return to_question(Row({"messages": turns}, "the request"))
+            return to_question(Row({"messages": turns}, "the request")).messages
         except DataError as error:
             problem = error.problems[0]
             raise BadRequestError(f"{problem.key} {problem.message}", param=problem.key) from error

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from loraft.errors import DataError, LoraftError
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import Speaker
-from loraft.rows.formats import Message
-from loraft.tokenization.examples import RowRenderer
+from loraft.rows.formats import Message, Tools
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Asked:
     messages: Sequence[Message]
     options: GenerationRequest
     plain: bool = False
-    tools: Sequence[Mapping[str, Any]] = ()
+    tools: Tools = ()
     answers: int = 1
     likeliest: int | None = None
 
@@ -92,22 +91,9 @@ class Job:
             return
         given = bool(asked.messages) and asked.messages[0].role == "system"
         messages = list(asked.messages) if given else voice.with_system(asked.messages, asked.options.system)
-        renderer = with_tools(voice.renderer, asked.tools)
         try:
-            self.prompt_ids = renderer.prompt_ids(messages)
+            self.prompt_ids = voice.renderer.prompt_ids(messages, asked.tools)
         except DataError as error:
             if any(problem.key == "data.chat_template" for problem in error.problems):
                 raise DataError(error.problems[0].message, key="tools" if asked.tools else "messages") from error
             raise
-
-
-def with_tools(renderer: Any, tools: Sequence[Mapping[str, Any]]) -> RowRenderer:
-    """The same for a conversation in which the assistant may call these tools.
-
-    Raises:
-        DataError: There are some, and no template that could print them.
-    """
-    if tools and getattr(renderer, "template", None) is None:
-        raise DataError("this model has no chat template, which would print them", key="tools")
-    found: RowRenderer = renderer
-    return replace(renderer, template=replace(renderer.template, tools=tuple(tools))) if tools else found

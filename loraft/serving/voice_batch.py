@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loraft.errors import LoraftError
+from loraft.figures import shared_beginning
 from loraft.inference.completion import PartialCompletion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import open_answers, take_tokens
@@ -21,7 +22,7 @@ from loraft.kernels.transfer import to_device
 from loraft.models.modules import wrapped_model
 from loraft.models.probe import spec_of
 from loraft.serving.jobs import ChoiceToken, Failed, Grown, Job, Opened
-from loraft.tokenization.boundaries import Pieces, shared_beginning
+from loraft.tokenization.boundaries import Pieces
 
 ALIKE = 2
 """Prompts are read together where the longest has at most so many times the tokens of the shortest."""

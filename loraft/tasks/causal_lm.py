@@ -65,7 +65,7 @@ class CausalLM(Task):
         if not isinstance(record, Conversation):
             return None
         last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
-        return Reference(record.messages[:last], record.messages[last].content) if last else None
+        return Reference(record.messages[:last], record.messages[last].content, tools=record.tools) if last else None
 
     def spans(self, example: Example) -> Iterator[TokenSpan]:
         """The text: nothing predicts its first token, whatever the label."""
@@ -96,7 +96,7 @@ class CausalLM(Task):
     def prompt_ids(self, example: Example, asked: Reference, renderer: RowRenderer) -> list[int]:
         """The tokens before the answer, on which there was no loss."""
         if not isinstance(asked.asked, str):
-            return renderer.prompt_ids(asked.asked)
+            return renderer.prompt_ids(asked.asked, asked.tools)
         start = next((place for place, label in enumerate(example.labels) if label != IGNORED), 0)
         if start == 0:  # every token is trained
             from loraft.tokenization.causal_lm_rows import CausalLMRenderer

@@ -54,7 +54,7 @@ class Preference(ComparedAnswers, CausalLM):
         if found is None or not isinstance(answer, Conversation):
             return found
         first = next(place for place, turn in enumerate(answer.messages) if turn.train)
-        return Reference(answer.messages[:first], answer.messages[first].content)
+        return Reference(answer.messages[:first], answer.messages[first].content, tools=answer.tools)
 
     @property
     def losses(self) -> tuple[type[PreferenceLoss], type[KTOLoss]]:

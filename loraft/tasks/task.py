@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loraft.config.choices import Method, ModelGroup, RowFormat, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
-from loraft.rows.formats import LanguagePair, Message, Record, to_record
+from loraft.rows.formats import LanguagePair, Message, Record, Tools, to_record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,11 +80,13 @@ class Reference:
 
     Attributes:
         reference: The right answer; of a text that is classified, with a `second` one or alone, the name of its class.
+        tools: Those that the answer may call.
     """
 
     asked: str | tuple[Message, ...]
     reference: str
     second: str | None = None
+    tools: Tools = ()
 
     @property
     def shown(self) -> object:

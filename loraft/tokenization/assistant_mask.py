@@ -20,8 +20,8 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import DataError
-from loraft.rows.formats import Message
-from loraft.tokenization.boundaries import shared_beginning
+from loraft.figures import shared_beginning
+from loraft.rows.formats import Message, Tools
 from loraft.tokenization.content_marks import APART, THINKS, Places, find_parts, left_out, unused_characters
 from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_budget import TemplateBoundError
@@ -56,7 +56,7 @@ class ChatTemplate:
     Attributes:
         tokenizer: It brings the special tokens that the template may print.
         end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
-        tools: The tools of the conversation at hand, as JSON schemas.
+        tools: The tools of the conversation at hand.
         arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
     """
 
@@ -64,7 +64,7 @@ class ChatTemplate:
     text: str
     origin: str = "the tokenizer"
     end_of_turn: str | None = None
-    tools: tuple[Mapping[str, object], ...] = ()
+    tools: Tools = ()
     arguments_as_text: bool = False
 
     @classmethod
@@ -227,10 +227,9 @@ class ChatTemplate:
         """
         (mark,) = unused_characters(text)
         says_other = [*messages[:turn], Message(messages[turn].role, mark), *messages[turn + 1 :]]
-        try:
-            other = render(says_other)
-        except DataError:
-            raise _not_found() from None
+        other = _or_nothing(render, says_other)
+        if other is None:
+            raise _not_found()
         return len(text[: shared_beginning(text, other)].rstrip(" "))
 
     def _end(self, messages: Sequence[Message], turn: int, text: str, places: Places) -> int:
@@ -263,8 +262,9 @@ class ChatTemplate:
 
     def _turn_end(self, text: str, content_end: int) -> int:
         """The end of the end-of-turn token behind `content_end`, or `content_end` where there is none."""
-        end = re.compile(rf"\s*{re.escape(self.end_of_turn)}") if self.end_of_turn is not None else None
-        found = end.match(text, content_end) if end else None
+        if self.end_of_turn is None:
+            return content_end
+        found = re.compile(rf"\s*{re.escape(self.end_of_turn)}").match(text, content_end)
         return found.end() if found else content_end
 
     def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> dict[int, Span]:

@@ -265,12 +265,6 @@ class TextEncoder:
         return found
 
 
-def shared_beginning(one: Sequence[object], other: Sequence[object]) -> int:
-    """The length of the longest beginning that two sequences share."""
-    differing = (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-    return next(differing, min(len(one), len(other)))
-
-
 def _pieces(text: BorderedText, cuts: Sequence[int]) -> Iterable[tuple[int, _Piece]]:
     """The stretches between cuts, each with its place."""
     spans, at = text.literal, 0  # in order, as the cuts are

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.sections import DataSection
 from loraft.errors import DataError, ModelError
-from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text
+from loraft.rows.formats import Conversation, Message, PromptCompletion, Record, Text, Tools
 from loraft.tokenization.assistant_mask import ChatTemplate
 from loraft.tokenization.boundaries import BorderedText, Encoded, TextEncoder
 from loraft.tokenization.examples import IGNORED, Example, RowRenderer
@@ -155,13 +155,14 @@ class CausalLMRenderer(RowRenderer):
         spans = tuple((start, min(stop, len(text))) for start, stop in rendered.trained if start < len(text))
         return replace(rendered, source=source.beginning(len(text)), trained=spans)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The tokens that an answer follows; where plain text was learned, or there is no template, the last text's."""
-        if self.template is None or self.plain:
+        self.refuse_tools(tools)
+        if self.prompt_template is None:
             asked = self._plain_text(messages[-1].content)
         else:
-            protected = self.control_tokens.protected(messages, ())
-            printed, borders = self.template.asked(protected.messages)
+            protected = self.control_tokens.protected(messages, tools)
+            printed, borders = replace(self.prompt_template, tools=protected.tools).asked(protected.messages)
             text, places, literal = protected.unmarked(printed, borders)
             asked = BorderedText(text, tuple(places), literal)
         return self._encoder.encode([asked])[0].ids

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.choices import SpecialTokensInText
 from loraft.errors import DataError
-from loraft.rows.formats import THOUGHTS, Message
+from loraft.rows.formats import THOUGHTS, Message, Tools
 from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_sandbox import Plain
 
@@ -221,7 +221,7 @@ class ControlTokens:
             remedy = "take it out; or write text, which reads it as plain text, or keep"
             raise DataError(message, key=KEY, remedy=remedy)
 
-    def protected(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Protected:
+    def protected(self, messages: Sequence[Message], tools: Tools) -> Protected:
         """A conversation with a mark before each control token that is to be read as text.
 
         Raises:
@@ -232,7 +232,7 @@ class ControlTokens:
         self.refuse(texts)
         findings = self.findings(texts)
         if not findings or not self.as_text:
-            return Protected(tuple(messages), tuple(tools), findings=findings)
+            return Protected(tuple(messages), tools, findings=findings)
         (mark,) = unused_characters("".join(texts))
 
         def marked(value: Any) -> Any:
@@ -276,7 +276,7 @@ class Protected:
     """
 
     messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...]
+    tools: Tools
     written: re.Pattern[str] | None = None
     findings: tuple[str, ...] = ()
 

@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraft.config.choices import SpecialTokensInText
-from loraft.errors import ModelError
+from loraft.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from loraft.config.sections import DataSection
-    from loraft.rows.formats import Message, Record
+    from loraft.rows.formats import Message, Record, Tools
     from loraft.tokenization.assistant_mask import ChatTemplate
     from loraft.tokenization.content_marks import ControlTokens
 
@@ -291,5 +291,18 @@ class RowRenderer(ABC):
         """The row's text with what is trained in ⟦ ⟧."""
 
     @abstractmethod
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens that an answer to `messages` follows, or that an encoder reads to give it."""
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """The tokens that an answer to `messages` follows, which may call `tools`, or that an encoder reads to give it.
+
+        Raises:
+            DataError: They cannot be printed, or hold what is refused.
+        """
+
+    def refuse_tools(self, tools: Tools) -> None:
+        """Refuse tools where no template would print them.
+
+        Raises:
+            DataError: There are some, and there is none.
+        """
+        if tools and self.prompt_template is None:
+            raise DataError("this model has no chat template, which would print them", key="tools")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.sections import DataSection
 from loraft.errors import DataError
-from loraft.rows.formats import ClassificationRecord, Message, Record, Seq2SeqRecord
+from loraft.rows.formats import ClassificationRecord, Message, Record, Seq2SeqRecord, Tools
 from loraft.rows.labels import class_number
 from loraft.tokenization.examples import Example, RowRenderer
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
@@ -104,8 +104,7 @@ class Seq2SeqRenderer(RowRenderer):
         """A pair with the beginning of a text that is itself too long; where none is that long, the pair."""
         with self._reading() as texts:
             source = texts.beginning(rendered.source, limits.max_length)
-            most = limits.max_target_length or limits.max_length
-            target = replace(texts, target=True).beginning(rendered.target, most)
+            target = replace(texts, target=True).beginning(rendered.target, limits.target_limit[1])
         whole = (len(source), len(target)) == (len(rendered.source), len(rendered.target))
         return rendered if whole else Seq2SeqRecord(source, target)
 
@@ -122,9 +121,8 @@ class Seq2SeqRenderer(RowRenderer):
         if len(example.input_ids) > limits.max_length:
             length = f"{least}{len(example.input_ids):,}"
             return f"has a source of {length} tokens, more than data.max_length {limits.max_length:,}"
-        most = limits.max_target_length or limits.max_length
+        key, most = limits.target_limit
         if len(example.labels) > most:
-            key = "data.max_target_length" if limits.max_target_length else "data.max_length"
             return f"has a target of {least}{len(example.labels):,} tokens, more than {key} {most:,}"
         return None
 
@@ -133,12 +131,12 @@ class Seq2SeqRenderer(RowRenderer):
 
         The source is closed as every source is; a target that is cut does not end there, so nothing says that it does.
         """
-        most = limits.max_target_length or limits.max_length
         ids = truncate_keep_eos(example.input_ids, limits.max_length, self.tokenizer)
-        return [Example.of_pair(ids, example.labels[:most], example.where)]
+        return [Example.of_pair(ids, example.labels[: limits.target_limit[1]], example.where)]
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The tokens of a source, which is the last message's text behind the prefix."""
+        self.refuse_tools(tools)
         self.control_tokens.refuse([messages[-1].content])
         with self._reading() as texts:
             return texts.read([self.prefix + messages[-1].content])[0].ids
@@ -328,6 +326,7 @@ class ClassificationRenderer(RowRenderer):
         """The text, and its class in ⟦ ⟧."""
         return f"{self.tokenizer.decode(example.input_ids)} ⟦{self.labels[example.labels[0]]}⟧"
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The tokens of a text."""
+        self.refuse_tools(tools)
         return self.text_ids([(messages[-1].content, None)])[0][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any, cast
 
 from loraft.config.sections import DataSection
@@ -35,14 +36,8 @@ class ComparedRenderer(RowRenderer):
 class RenderedPair:
     """A better and a worse answer, each behind its prompt; `alike` where they are the same."""
 
-    chosen: Any
-    rejected: Any
-    alike: bool = False
-
-    @property
-    def both(self) -> tuple[Any, Any]:
-        """The better one first."""
-        return self.chosen, self.rejected
+    both: tuple[Any, ...]
+    alike: bool
 
 
 class PairRenderer(ComparedRenderer):
@@ -57,7 +52,7 @@ class PairRenderer(ComparedRenderer):
         if not isinstance(record, PreferencePair):
             raise DataError(f"is an answer by itself, and other rows are pairs: {MIXED}", remedy=APART)
         chosen, rejected = self.one.render(record.chosen), self.one.render(record.rejected)
-        return RenderedPair(chosen, rejected, chosen == rejected)
+        return RenderedPair((chosen, rejected), chosen == rejected)
 
     def findings(self, rendered: Any) -> tuple[str, ...]:
         """What a person should know of a pair that became tokens, each with what can be done."""
@@ -76,10 +71,8 @@ class PairRenderer(ComparedRenderer):
 
     def beginning(self, rendered: Any, limits: DataSection) -> Any:
         """The pair; where a text is long enough for that to matter a beginning of it that is too long by itself."""
-        chosen, rejected = (self.one.beginning(each, limits) for each in rendered.both)
-        if chosen is rendered.chosen and rejected is rendered.rejected:
-            return rendered
-        return RenderedPair(chosen, rejected, rendered.alike)
+        both = tuple(self.one.beginning(each, limits) for each in rendered.both)
+        return rendered if all(map(is_, both, rendered.both)) else replace(rendered, both=both)
 
     def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
         """How the longer of its texts exceeds the limits; None where neither does."""

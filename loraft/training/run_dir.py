@@ -219,13 +219,12 @@ def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
     Raises:
         RunFolderError: The model, the tokenizer, the adapter to go on from, or rows lie there.
     """
-    held_out = config.data.eval if isinstance(config.data.eval, tuple) else ()
     sources = [
         ("model.name_or_path", config.model.name_or_path),
         ("model.tokenizer", config.model.tokenizer),
         ("lora.start_from", config.lora.start_from),
         *(("data.train", str(path)) for source in config.data.train for path in files_here(source.path)),
-        *(("data.eval", str(path)) for source in held_out for path in files_here(source.path)),
+        *(("data.eval", str(path)) for source in config.data.eval_sources for path in files_here(source.path)),
         ("data.chat_template", config.data.chat_template),
     ]
     message, here = f"lies in {folder.path}, which `overwrite` would replace", folder.path.resolve()

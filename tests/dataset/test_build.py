@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
-from loraft.dataset.source_rows import shortened
+from loraft.dataset.source_rows import read_sources, shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.raw_rows import read_rows
 from tests.tiny import tiny_tokenizer
@@ -47,6 +47,12 @@ def test_every_row_is_kept(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -
     assert "⟦world<|im_end|>⟧" in data.report.samples[0]["text"]
 
 
+def test_a_source_of_which_no_row_is_drawn_is_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    many, one = write(tmp_path / "a.jsonl", [row(f"q{i}") for i in range(10)]), write(tmp_path / "b.jsonl", [row()])
+    found = prepared(tokenizer, [{"path": many, "weight": 0.4}, {"path": one, "weight": 0.4}]).report.notes
+    assert [note for note in found if "draws" in note] == [f"{one}: weight 0.4 of 1 row draws none, in any epoch"]
+
+
 def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Rows of a classifier under a config that learns text: their labels would be lost without a word."""
     labelled = write(tmp_path / "a.jsonl", [{"text": f"{n} late", "label": "fine", "id": n} for n in range(4)])
@@ -60,6 +66,11 @@ def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTo
     (tmp_path / "pandas.csv").write_text(",text\n0,late\n")
     of_pandas = str(tmp_path / "pandas.csv")  # its index has no name
     assert prepared(tokenizer, of_pandas).report.notes == (f"not read in {of_pandas}, as rows of text: (no name)",)
+    told = write(tmp_path / "e.jsonl", [{"instruction": "Add.", "output": "4", "system": "Be brief."}])
+    data = {"train": told, "format": "alpaca", "eval": None}
+    pairs = RunConfig.model_validate({"model": {"name_or_path": "x"}, "task": "seq2seq_lm", "data": data})
+    assert [source.unread for source in read_sources(pairs).train] == [("system",)]
+    assert not prepared(tokenizer, told).report.notes
     renamed = write(tmp_path / "d.jsonl", [{"body": "late"}])
     assert not prepared(tokenizer, renamed, columns={"text": "body"}).report.notes
 

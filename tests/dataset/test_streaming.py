@@ -157,7 +157,10 @@ def test_a_bad_row_stops_the_stream_with_its_line_or_is_counted(tmp_path: Path) 
     with pytest.raises(DataError, match=r"a\.jsonl:120[12]"):
         places(data)
     skipping = windows(prepared(late, on_bad_row="skip"))
-    assert skipping[-1].notes == ("of 1,202 rows drawn since this start, 2 bad",)
+    (note,) = skipping[-1].notes
+    counted, first = note.split("; the first bad one at ")
+    assert counted == "of 1,202 rows drawn since this start, 2 bad"
+    assert first.startswith((f"{late}:1201: is not JSON", f"{late}:1202: is empty"))
     assert not any(window.notes for window in skipping[:-1])
 
 

@@ -21,7 +21,7 @@ from loraft.dataset.sampler import BatchSampler, batch_sampler
 from loraft.dataset.streaming import RowStream, StreamingSampler, streaming_sampler
 from loraft.dataset.tokenize_rows import unpack
 from loraft.distributed.ranks import Ranks
-from loraft.errors import DataError
+from loraft.errors import DataError, Problem
 from tests.cli.running import loraft
 from tests.distributed.forked import forked
 from tests.distributed.part_memory import held_now
@@ -72,7 +72,7 @@ def in_threads(world: int, act: Callable[[Thread], Result]) -> list[Result]:
 
 def alone(data: PreparedData) -> RowStream:
     assert data.stream is not None
-    return replace(data.stream, counts=Counter(), findings=Counter())
+    return replace(data.stream, counts=Counter(), findings=Counter(), first_bad=[])
 
 
 def drawn_by(world: int, path: Path, *, streaming: bool) -> tuple[PreparedData, BatchSampler]:
@@ -128,7 +128,7 @@ def test_a_bad_row_of_one_rank_is_known_to_all(tmp_path: Path, on_bad_row: str) 
     data = prepare(config(path, streaming=True, on_bad_row=on_bad_row), tiny_tokenizer())
     written(path, 9, '{"prompt": 3, "completion": [1]}')
 
-    def read(reader: Thread) -> object:
+    def read(reader: Thread) -> tuple[Any, ...]:
         stream = replace(alone(data), readers=reader)
         try:
             return len(list(stream.examples(0))), stream.counts, stream.notes()
@@ -137,7 +137,8 @@ def test_a_bad_row_of_one_rank_is_known_to_all(tmp_path: Path, on_bad_row: str) 
 
     found = in_threads(3, read)
     assert found == [found[0]] * 3
-    assert ("rows.jsonl:10" in str(found[0])) == (on_bad_row == "error")
+    assert "rows.jsonl:10" in str(found[0])
+    assert isinstance(found[0][0], Problem) == (on_bad_row == "error")
 
 
 @pytest.mark.slow

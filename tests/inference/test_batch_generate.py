@@ -91,6 +91,14 @@ def test_each_row_has_its_own_system_prompt_or_the_trained_one(session: Session,
     assert questions[1].to(voice, "Be loud.")[0].content == "Be loud."
 
 
+def test_a_row_is_asked_with_its_tools(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    row = {"messages": [{"role": "user", "content": "Hi"}], "tools": tools}
+    (tmp_path / "asked.jsonl").write_text(json.dumps(row))
+    (question,) = read_questions(tmp_path / "asked.jsonl")
+    assert question.tools == tuple(tools)
+
+
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.77, 0.999])
 def test_a_run_that_was_cut_short_ends_with_the_same_bytes(session: Session, tmp_path: Path, share: float) -> None:

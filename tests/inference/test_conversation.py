@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
+from loraft.figures import shared_beginning
 from loraft.inference.conversation import ChatSession, save_conversation
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.requests import GenerationRequest, ModelRequest
@@ -19,7 +20,6 @@ from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message, to_record
 from loraft.rows.row import Row
 from loraft.tasks import TASKS, detect_format
-from loraft.tokenization.boundaries import shared_beginning
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 from tests.inference.voices import adapter_in, base_in
 

@@ -94,9 +94,21 @@ def test_what_each_format_says() -> None:
     assert record({"text": " x\n"}, "text") == Text(" x\n")
 
 
-def test_a_message_may_say_whether_it_is_trained() -> None:
-    said = record({"messages": [TURNS[0], TURNS[1] | {"train": False}]}, "messages")
-    assert said == Conversation((ASKED, Message("assistant", "four", train=False)))
+@pytest.mark.parametrize(
+    ("said", "train"),
+    [
+        ({"train": False}, False),
+        ({"weight": 0}, False),
+        ({"weight": 0, "train": None}, False),
+        ({"weight": 0, "train": True}, True),
+        ({"weight": 1}, None),
+        ({"weight": None}, None),
+    ],
+)
+def test_an_answer_may_say_whether_it_is_trained(said: dict[str, object], train: bool | None) -> None:
+    """By `train`, or as OpenAI's files have it; what is asked is not learned in any case."""
+    found = record({"messages": [TURNS[0] | {"weight": 0}, TURNS[1] | said]}, "messages")
+    assert found == Conversation((ASKED, Message("assistant", "four", train)))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +313,7 @@ def test_c46_a_bad_labelled_row_is_named_with_its_place(
 )
 def test_a_question_may_be_a_source(values: dict[str, object], asked: str) -> None:
     """Beside a prompt, `source` is a column like any other."""
-    assert to_question(Row(values, "a.jsonl:7"), LanguagePair("en_XX")) == (Message("user", asked),)
+    assert to_question(Row(values, "a.jsonl:7"), LanguagePair("en_XX")).messages == (Message("user", asked),)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,8 @@ import pytest
 
 from loraft.config.sections import DataSource
 from loraft.errors import DataError
-from loraft.rows.raw_rows import RowsRead, read_rows
+from loraft.rows.raw_rows import RowsRead, raw_rows, read_rows
+from loraft.rows.row import Row
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -196,6 +198,20 @@ def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="Unknown split") as caught:
         read("some/missing")
     assert "and more lines" not in str(caught.value)
+
+
+def test_a_dataset_of_the_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(path: str, name: str | None = None, *, split: str, streaming: bool) -> Iterator[dict[str, str]]:
+        yield {"text": "x"}
+        raise ConnectionError("Server disconnected")
+
+    module = ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    rows = raw_rows(DataSource(path="some/set"), streaming=True)
+    assert isinstance(next(rows)(), Row)
+    with pytest.raises(DataError, match="some/set data: gives no more rows: Server disconnected"):
+        next(rows)
 
 
 def test_rows_of_jsonl_survive_the_round_trip(tmp_path: Path) -> None:

@@ -85,10 +85,19 @@ def test_of_several_sheets_one_is_named(tmp_path: Path) -> None:
     path = book(tmp_path / "x.xlsx", rows, [], [["text"], ["b"]])
     with pytest.raises(DataError, match="S1, S3"):
         read(path)
-    assert read(path, name="S3").rows[0].values == {"text": "b"}
+    (row,) = read(path, name="S3").rows
+    assert (row.values, row.where) == ({"text": "b"}, f"{path} S3: row 2"), "a place is a row's name, and S1 has it too"
     with pytest.raises(DataError, match="no sheet 'S9'"):
         read(path, name="S9")
     assert len(read(book(tmp_path / "one.xlsx", [], rows)).rows) == 1
+
+
+def test_a_sheet_is_read_to_its_end_whatever_size_it_says(tmp_path: Path) -> None:
+    told = book(tmp_path / "x.xlsx", [["text", "label"], *([f"text {n}", "a"] for n in range(4))])
+    with ZipFile(told) as parts, ZipFile(tmp_path / "y.xlsx", "w") as others:
+        for name in parts.namelist():
+            others.writestr(name, parts.read(name).replace(b'ref="A1:B5"', b'ref="A1:A2"'))
+    assert [row.values for row in read(tmp_path / "y.xlsx").rows] == [row.values for row in read(told).rows]
 
 
 def test_what_is_no_workbook_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
-from loraft.rows.formats import Conversation, Message, to_record
+from loraft.rows.formats import Conversation, Message, to_question, to_record
 from loraft.rows.raw_rows import read_rows
 from loraft.rows.row import Row
+from loraft.tasks import TASKS
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from tests.tokenization.chats import CHATS, IM, example_of, tokenizer_for, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts
@@ -55,6 +56,11 @@ def test_rows_say_what_is_called_and_what_it_gave() -> None:
     assert said.messages[2] == Message("tool", "rain", None, {"name": "weather"})
     assert conversation(tools=json.dumps([TOOL])).tools == (TOOL,)
     assert conversation(tools=None).tools == ()
+    for inside, tools in (({"tools": [TOOL]}, (TOOL,)), ({}, ())):
+        row = Row({"messages": TURNS, "about": inside}, "a.jsonl:7")
+        found = to_record(row, "messages", {"tools": "about.tools"})
+        assert isinstance(found, Conversation)
+        assert found.tools == tools
     assert conversation(messages=[TURNS[0], {**TURNS[3], "tool_calls": []}]).messages[1] == Message("assistant", "Yes.")
 
 
@@ -65,6 +71,9 @@ def test_rows_say_what_is_called_and_what_it_gave() -> None:
         ({"tools": {"a": 1}}, "tools"),
         ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": "weather()"}]}, "messages[1].tool_calls"),
         ({"messages": [TURNS[0], {"role": "assistant", "tool_calls": []}]}, "messages[1].content"),
+        ({"tools": [{**TOOL, "description": "half \ud83d"}]}, "tools"),
+        ({"messages": [TURNS[0], {**TURNS[1], "tool_calls": [{"function": {"\0": "a"}}]}]}, "messages[1].tool_calls"),
+        ({"messages": [TURNS[0], {**TURNS[3], "thinking": "half \ud83d"}]}, "messages[1].thinking"),
     ],
 )
 def test_c46_bad_tools_are_named_with_their_place(changes: dict[str, Any], field: str) -> None:
@@ -82,6 +91,23 @@ def test_a_call_is_trained_to_its_end_and_what_the_tool_gave_is_not() -> None:
     assert "<tool_response>rain</tool_response>" in text
     last = CausalLMRenderer.for_tokenizer(renderer.tokenizer, train_on="last")
     assert trained_parts(last, example_of(last, conversation(), "here")) == ["Yes.<|im_end|>"]
+
+
+def test_what_is_asked_has_the_tools_that_the_row_was_learned_with() -> None:
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
+    task, said = TASKS["causal_lm"], conversation()
+    example, reference = example_of(renderer, said, "here"), task.reference(said, ())
+    assert reference is not None
+    prompt = task.prompt_ids(example, reference, renderer)
+    assert renderer.tokenizer.decode(example.input_ids[len(prompt) :]) == "Yes.<|im_end|>\n"
+    assert example.input_ids[: len(prompt)] == prompt
+    question = to_question(Row({"messages": TURNS[:3], "tools": [TOOL]}, "a.jsonl:7"))
+    assert renderer.prompt_ids(question.messages, question.tools) == prompt
+    named = {"conversations": [{"from": "human", "value": "Rain?"}], "tools": json.dumps([TOOL["function"]])}
+    assert to_question(Row(named, "a.jsonl:7")).tools == (TOOL,)
+    plain = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>"), conversations=False)
+    with pytest.raises(DataError, match="no chat template"):
+        plain.prompt_ids(question.messages, question.tools)
 
 
 def test_a_call_with_words_before_it() -> None:
@@ -137,6 +163,26 @@ def test_calls_in_parquet_have_the_arguments_that_they_were_given(tmp_path: Path
     assert isinstance(record, Conversation)
     assert record.messages[1].more == {"tool_calls": [CALL, other]}
     assert record.tools == (TOOL,)
+
+
+def test_arguments_that_parquet_holds_as_a_map_are_an_object(tmp_path: Path) -> None:
+    """As Spark writes them: a list of pairs would be printed as one."""
+    arguments = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    function = pyarrow.struct([("name", pyarrow.string()), ("arguments", arguments)])
+    calls = pyarrow.list_(pyarrow.struct([("type", pyarrow.string()), ("function", function)]))
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string()), ("tool_calls", calls)])
+    call = {"type": "function", "function": {"name": "weather", "arguments": [("city", "Oslo")]}}
+    rows = [{"messages": [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]}]
+    path, schema = tmp_path / "a.parquet", pyarrow.schema([("messages", pyarrow.list_(turn))])
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+    (row,) = read_rows(DataSource(path=str(path))).rows
+    record = to_record(row, "messages", {})
+    assert isinstance(record, Conversation)
+    assert record.messages[1].more["tool_calls"] == [CALL]
+    call["function"]["arguments"] *= 2  # type: ignore[index]
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+    with pytest.raises(DataError, match="duplicate"):
+        read_rows(DataSource(path=str(path)))
 
 
 AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.function.arguments")

@@ -264,8 +264,7 @@ def check_page(path: Path, config: RunConfig, config_path: Path, *, overwrite: b
     """
     from loraft.rows.places import files_here
 
-    evaluation = config.data.eval if isinstance(config.data.eval, tuple) else ()
-    rows = (path for source in (*config.data.train, *evaluation) for path in files_here(source.path))
+    rows = (path for source in (*config.data.train, *config.data.eval_sources) for path in files_here(source.path))
     check_output_file(path, reads=(config_path, *rows), parameter=HTML)
     if path.exists() and not overwrite and not begins_with(path, MARK):
         remedy = "Name another file, or replace it with --overwrite."

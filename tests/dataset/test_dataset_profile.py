@@ -1,0 +1,34 @@
+"""What a file of rows holds; `tests/cli/test_init_command.py` shows what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loraft.dataset.dataset_profile import profile_dataset
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_columns_inside_of_objects_are_measured_too(tmp_path: Path) -> None:
+    flat = write(
+        tmp_path / "flat.jsonl", [{"prompt": "why? " * 50, "completion": "so"}, {"prompt": "a", "completion": "b"}]
+    )
+    inside = write(
+        tmp_path / "inside.jsonl", [{"all": json.loads(line)} for line in Path(flat).read_text().splitlines()]
+    )
+    columns = {"prompt": "all.prompt", "completion": "all.completion"}
+    expected, found = profile_dataset(flat), profile_dataset(inside, columns=columns)
+    assert (found.longest_tokens, found.run_together) == (expected.longest_tokens, expected.run_together)
+    assert (expected.longest_tokens > 250, expected.run_together) == (True, 1)
+
+
+def test_the_languages_of_translations_that_are_json_text(tmp_path: Path) -> None:
+    """As CSV files keep them; a row that has none does not hide those of the others."""
+    texts = [json.dumps({"en": "hello", "fr": "bonjour"}), "none", json.dumps({"en": "yes", "fr": "oui"})]
+    found = profile_dataset(write(tmp_path / "a.jsonl", [{"translation": text} for text in texts]))
+    assert (found.fit.task, found.languages, found.rows, found.unusable) == ("seq2seq_lm", ("en", "fr"), 2, 1)
