@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraft.config.config_file import Said, comment, commented, inline
+from loraft.config.config_file import Said, comment, commented, config_of, inline
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import KEYS
-from loraft.config.validation_errors import validated
-from loraft.config.yaml_nodes import Value, read_yaml
+from loraft.config.yaml_nodes import Value
 from loraft.errors import ConfigError, Problem
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_config_place
@@ -142,7 +141,7 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
     """The rows without what the schema refuses, which is told as the reason, and the config that is left."""
     for _ in rows:
         try:
-            return rows, _config(rows)
+            return rows, config_of(_said(rows), "the translation")
         except ConfigError as error:
             problems = error.problems
         wrong = {".".join((problem.key or "").partition("[")[0].split(".")[:2]): problem for problem in problems}
@@ -151,17 +150,6 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
             break
         rows = found
     raise ConfigError.several(replace(problem, where=str(file.path)) for problem in problems)
-
-
-def _config(rows: list[TranslatedKey]) -> RunConfig:
-    """The config that rows come to, as it is read from its file.
-
-    Raises:
-        ConfigError: With everything that is wrong with it.
-    """
-    top, _ = read_yaml("\n".join(commented(_said(rows))), "the translation")
-    assert top is not None
-    return validated(top)
 
 
 def _without(row: TranslatedKey, wrong: Mapping[str, Problem]) -> TranslatedKey:
