@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 SHAPES = {
     "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{20,}",
@@ -41,6 +42,15 @@ def redacted(text: str) -> str:
     for name, value in _of_environment():
         text = text.replace(value, f"[the value of {name}]")
     return text
+
+
+def redacted_all(value: Any) -> Any:
+    """A value of JSON whose texts are `redacted`, the keys of its mappings among them."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {redacted_all(key): redacted_all(inner) for key, inner in value.items()}
+    return [redacted_all(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _of_environment() -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from loraft.config.yaml_nodes import Value
 from loraft.errors import ConfigError, Problem
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_config_place
-from loraft.io.secrets import redacted
+from loraft.io.secrets import redacted, redacted_all
 from loraft.peers import axolotl_rows, llama_factory_rows, trl_rows
 from loraft.peers.adapter_keys import translate_method
 from loraft.peers.foreign_file import NAMES, ForeignFile, Peer, read_foreign_file
@@ -46,7 +46,8 @@ class ImportedConfig:
     """A config that was made of another tool's file.
 
     Attributes:
-        rows: What became of each key, in the order of the file; what the tool does of itself stands at the end.
+        rows: What became of each key, in the order of the file; what the tool does of itself stands at the end. They
+            hold no secrets.
         config: What they come to.
         text: The same as a file, with comments.
     """
@@ -92,8 +93,9 @@ def import_file(file: ForeignFile, target: Path | None = None) -> ImportedConfig
         ConfigError: The file asks for a training that loraft does not have, or names neither a model nor rows.
     """
     rows, config = _checked(file, translated(file))
-    text = _text(file, rows, target or file.path.with_suffix(".yaml"))
-    return ImportedConfig(file.path, file.peer, tuple(rows), config, text)
+    text = redacted(_text(file, rows, target or file.path.with_suffix(".yaml")))
+    told = (replace(row, key=redacted(row.key), value=redacted_all(row.value), why=redacted(row.why)) for row in rows)
+    return ImportedConfig(file.path, file.peer, tuple(told), config, text)
 
 
 def translated(file: ForeignFile) -> list[TranslatedKey]:

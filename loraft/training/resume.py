@@ -17,6 +17,7 @@ from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Problem, RunFolderError
 from loraft.events import Note, tell
 from loraft.io.sealed import is_text_as_sealed, read_sealed
+from loraft.io.secrets import redacted_all
 from loraft.models.hf_config import config_fingerprint
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
@@ -148,7 +149,8 @@ def compare_with_begun(
             refused = [ALTERED]
         else:
             steps = steps_of(before, plan.batches)
-            for key, change in _changes(before.model_dump(mode="json"), plan.config.model_dump(mode="json")):
+            now = redacted_all(plan.config.model_dump(mode="json"))  # as it was written
+            for key, change in _changes(before.model_dump(mode="json"), now):
                 harmless = _is_harmless(key, before, plan.config, longer=plan.steps >= steps)
                 (taken_on if harmless else refused).append(change)
     elif has_checkpoints:

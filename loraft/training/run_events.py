@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraft.events import Event, Observer
+from loraft.io.secrets import redacted_all
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
@@ -155,9 +156,8 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
     accelerator = Accelerator(cpu=True, log_with=list(settings.report_to), project_dir=str(folder / TRACKERS))
     name = settings.run_name or folder.name
     named = {tracker: {RUN_NAME_KEY[tracker]: name} for tracker in settings.report_to if tracker in RUN_NAME_KEY}
-    accelerator.init_trackers(
-        settings.project or "loraft", config=dict(_flat(config.model_dump(mode="json"))), init_kwargs=named
-    )
+    told = dict(_flat(redacted_all(config.model_dump(mode="json"))))
+    accelerator.init_trackers(settings.project or "loraft", config=told, init_kwargs=named)
 
     def track(event: Event) -> None:
         if isinstance(event, StepLogged):

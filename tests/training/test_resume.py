@@ -17,7 +17,8 @@ from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import Interrupted, RunFolderError
 from loraft.events import Event, Note
 from loraft.optimization.schedule import learning_rate
-from loraft.training.resume import BEFORE, as_begun, rate_note
+from loraft.planning.run_plan import plan_run
+from loraft.training.resume import BEFORE, as_begun, compare_with_begun, rate_note
 from loraft.training.run_dir import RunFolder
 from loraft.training.trainer import TrainResult
 from tests.training.building import contrary, rows, tiny_config, write_rows
@@ -129,6 +130,17 @@ def test_a_finished_run_says_how_to_train_on_and_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_secret_of_a_config_is_no_change_and_is_told_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config that was made in Python may hold one, which is not written into the run's folder."""
+    monkeypatch.setenv("MY_SECRET", "no-shape-at-all")
+    config = tiny_config(tmp_path, training__project="no-shape-at-all")
+    plan, folder = plan_run(config), RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.describe(plan.config, {})
+    assert "no-shape-at-all" not in folder.config.read_text()
+    assert compare_with_begun(plan, folder, True, anyway=False) == ((), plan.steps)
+
+
 def test_more_epochs_are_a_longer_run_too(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     begin(longer(tmp_path, None, training__num_train_epochs=1), step=2)
