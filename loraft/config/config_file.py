@@ -43,12 +43,8 @@ def dump_config(config: RunConfig) -> str:
         if isinstance(value, str | int):
             lines.append(f"{name}: {inline(value)}")
             continue
-        values = {
-            key: getattr(value, key)
-            for key, inner in type(value).model_fields.items()
-            if f"{name}.{key}" not in idle or getattr(value, key) != inner.default
-        }
-        lines += ["", f"{name}:", *(f"  {key}: {inline(inner)}" for key, inner in values.items())]
+        keys = [key for key in type(value).model_fields if f"{name}.{key}" not in idle or value.said(key)]
+        lines += ["", f"{name}:", *(f"  {key}: {inline(getattr(value, key))}" for key in keys)]
     return "\n".join(lines) + "\n"
 
 

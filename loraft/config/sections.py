@@ -54,6 +54,10 @@ class Section(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    def said(self, *keys: str) -> list[str]:
+        """Those of these keys whose value is not the default."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+
 
 class ModelSection(Section):
     """The base model."""

@@ -241,7 +241,8 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
         restore_optimizer(run.optimizer, trainable, tensors, checkpoint.optimizer_numbers)
     else:
         run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
-    run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
+    if scaler := checkpoint.state["scaler"]:  # there is none of another dtype than float16
+        run.scaler.load_state_dict(dict(scaler))
     vars(state).update(vars(RunState.stored(checkpoint.state)))
     state.finished = all_trained(run, state) or stops_early(run, state)
     tell(run.observer, *run.folder.cut_back(checkpoint.state["files"]))

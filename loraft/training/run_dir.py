@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -285,8 +286,8 @@ def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Pat
     """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N; to `resume`, the newest with a run."""
     if output_dir is not None:
         return Path(output_dir).expanduser()
-    ends = [path.name[len(name) + 1 :] for path in RUNS.glob(f"{name}-*")]
-    numbers = [int(end) for end in ends if end.isdigit()]
+    ends = [path.name.removeprefix(f"{name}-") for path in RUNS.glob(f"{escape(name)}-*")]
+    numbers = [int(end) for end in ends if end.isdecimal()]
     begun = [number for number in numbers if RunFolder(RUNS / f"{name}-{number}").holds_run]
     return RUNS / f"{name}-{max(begun) if resume and begun else max(numbers, default=0) + 1}"
 
