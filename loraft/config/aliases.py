@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loraft.config.choices import TaskName
 from loraft.config.schema_info import expected, path_of
 from loraft.config.yaml_nodes import Value
 
 Answer = str | list[str] | Mapping[str, str]
 """A remedy; that where a key is switched on and that where it is off; or those for some words, * being any other."""
-BY_PAIRS: TaskName = "preference"
-"""The task that DPO and its like are here."""
 LEAVE = "Leave it out: "
 """How a remedy begins that is a reason why nothing is written."""
 WRITE = "Write "
@@ -89,7 +86,15 @@ def name_of(key: str) -> str:
 def remedy_for(key: str, value: Value) -> str | None:
     """The remedy of `ANSWERS` for `key: value`, in which what is to be written is in backticks; None where none is."""
     answer = ANSWERS.get(name_of(key))
-    return None if answer is None else _remedy_in(answer, value)
+    if answer is None:
+        return None
+    if isinstance(answer, list):
+        answer = answer[0 if value else 1]
+    elif isinstance(answer, Mapping):
+        # A name such as bnb.nf4 is its last part.
+        word = str(value).lower().rpartition(".")[2] if value or value is False else "none"
+        answer = next((remedy for words, remedy in answer.items() if word in words.split()), answer["*"])
+    return re.sub("|".join(FILLED_IN), lambda found: FILLED_IN[found[0]](value), answer)
 
 
 def answer_to_key(key: str, value: Value) -> str | None:
@@ -109,16 +114,6 @@ def answer_to_key(key: str, value: Value) -> str | None:
     if isinstance(value, str) and wanted.choices and value not in wanted.choices and not wanted.takes(str):
         return no_such_value(value, wanted.choices, f"{ours} is ")
     return f"Write {ours}: {_bare(value)}."
-
-
-def _remedy_in(answer: Answer, value: Value) -> str:
-    if isinstance(answer, list):
-        answer = answer[0 if value else 1]
-    elif isinstance(answer, Mapping):
-        # A name such as bnb.nf4 is its last part.
-        word = str(value).lower().rpartition(".")[2] if value or value is False else "none"
-        answer = next((remedy for words, remedy in answer.items() if word in words.split()), answer["*"])
-    return re.sub("|".join(FILLED_IN), lambda found: FILLED_IN[found[0]](value), answer)
 
 
 def answer_to_value(value: str, choices: tuple[str, ...]) -> str | None:

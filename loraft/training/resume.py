@@ -21,7 +21,7 @@ from loraft.io.secrets import redacted_all
 from loraft.models.hf_config import config_fingerprint
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
-from loraft.optimization.optimizer import parameter_of, restore_optimizer
+from loraft.optimization.optimizer import restore_optimizer
 from loraft.optimization.schedule import learning_rate
 from loraft.planning.run_plan import RunPlan, steps_of
 from loraft.training.checkpoint import (
@@ -50,7 +50,9 @@ HARMLESS = frozenset(
     }
 )  # fmt: skip
 """Keys that change no step of the training."""
-BEFORE: Mapping[str, object] = {"training.tiled_mlp": False, "data.shared_prefix": "off"}
+BEFORE: Mapping[str, object] = {
+    "training.kernels": "plain", "training.tiled_mlp": False, "data.shared_prefix": "off",
+}  # fmt: skip
 """What versions did that did not have these keys, whose `auto` computes the same but for rounding."""
 LENGTH = frozenset({"training.max_steps", "training.num_train_epochs"})
 ALTERED = "its config.yaml was edited or damaged"
@@ -237,8 +239,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     _restore_weights(run, newest)
     if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
         stored, trainable = checkpoint.optimizer, run.adapted.trainable
-        tensors = {name: stored.read(name, parameter_of(name, trainable)) for name in sorted(stored.names)}
-        restore_optimizer(run.optimizer, trainable, tensors, checkpoint.optimizer_numbers)
+        restore_optimizer(run.optimizer, trainable, stored.names, stored.read, checkpoint.optimizer_numbers)
     else:
         run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
     if scaler := checkpoint.state["scaler"]:  # there is none of another dtype than float16
