@@ -170,6 +170,7 @@ def unused_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
         ("training", ("group_by_length",), data.packing == "fill", "data.packing: fill"),
         ("training", ("adam_beta1", "adam_beta2"), training.optim == "adafactor", "training.optim: adafactor"),
         ("training", ("eval_steps", "metric_for_best_model", "sample_prompts"), data.eval is None, "data.eval: null"),
+        ("training", ("project", "run_name"), not training.report_to, "training.report_to: []"),
         ("data", ("shuffle_buffer",), not data.streaming, "data.streaming: false"),
         ("data", ("shuffle_buffer",), data.streaming and data.shuffle is False, "data.shuffle: false"),
     ):

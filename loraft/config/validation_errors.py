@@ -10,7 +10,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from loraft.config.aliases import ONLY_NEAR, answer_to_key, answer_to_value, no_such_value
+from loraft.config.aliases import BOOLS, ONLY_NEAR, answer_to_key, answer_to_value, no_such_value
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import KEYS, Expected, expected, keys_of, places_of
 from loraft.config.sections import NO_NULL
@@ -21,7 +21,6 @@ from loraft.io.secrets import secret_in
 STAND_INS: dict[str, dict[str, Value]] = {"model": {"name_or_path": "?"}, "data": {"train": "?"}}
 """What must be there, for a second look at a config that lacks it."""
 KEYS_IN_A_SOURCE = {"type": "format", "ds_type": "format", "field": "columns"}
-BOOLS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
 
 
 def validated(top: Node, found: Sequence[Found] = ()) -> RunConfig:
