@@ -24,7 +24,7 @@ from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
 from loraft.io.sealed import sealed, sealed_text
-from loraft.io.secrets import redacted, redacted_all
+from loraft.io.secrets import redacted_all
 from loraft.optimization.optimizer import KINDS
 from loraft.planning.known_run import KnownRun
 from loraft.rows.places import files_here
@@ -172,7 +172,8 @@ class RunFolder:
         """Write what the run is, each file whole or not at all, and without tokens that a command line may hold."""
         if not self.writes:
             return
-        write_whole(self.config, sealed_text(redacted(dump_config(config))), remedy=GO_ON)
+        told = RunConfig.model_validate(redacted_all(config.model_dump(mode="json")))
+        write_whole(self.config, sealed_text(dump_config(told)), remedy=GO_ON)
         write_whole(self.manifest, json.dumps(sealed(redacted_all(manifest)), indent=1) + "\n", remedy=GO_ON)
 
     def empty(self) -> None:

@@ -131,7 +131,6 @@ def test_a_finished_run_says_how_to_train_on_and_does(tmp_path: Path) -> None:
     assert [line["learning_rate"] for line in metrics(tmp_path / "run") if "loss" in line][4] == rate
 
 
-@pytest.mark.slow
 def test_a_secret_of_a_config_is_no_change_and_is_told_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A config that was made in Python may hold one, which is not written into the run's folder."""
     monkeypatch.setenv("MY_SECRET", "no-shape-at-all")
@@ -152,6 +151,7 @@ def test_a_scale_begins_anew_where_the_run_had_none(tmp_path: Path) -> None:
     assert run.scaler.get_scale() == 256
 
 
+@pytest.mark.slow
 def test_more_epochs_are_a_longer_run_too(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     begin(longer(tmp_path, None, training__num_train_epochs=1), step=2)
