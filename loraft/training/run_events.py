@@ -50,7 +50,7 @@ class StepDone(Event):
         loss: The mean loss of a trained token in this step, in nats.
         tokens_per_second: Tokens in the batches, prompts included, by the clock since the run began or was resumed.
         peak_bytes: The most memory held since the model was loaded: the device's on CUDA, the process's on the CPU.
-        seconds_left: The time left at the present rate; None before the first step is timed.
+        seconds_left: The time left at the present rate.
         router_aux_loss: The auxiliary loss of a mixture's routers, without its coefficient; None where it counts
             nothing.
     """
@@ -62,7 +62,7 @@ class StepDone(Event):
     learning_rate: float
     tokens_per_second: float
     peak_bytes: int
-    seconds_left: float | None
+    seconds_left: float
     router_aux_loss: float | None = None
 
 
@@ -86,7 +86,7 @@ class StepLogged(Event):
     tokens: int
     tokens_per_second: float
     peak_bytes: int
-    seconds_left: float | None
+    seconds_left: float
     router_aux_loss: float | None = None
 
 
