@@ -30,8 +30,8 @@ def changed_text(path: Path, overrides: Sequence[str], values: Mapping[str, obje
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     document = yaml.load(path.read_text(encoding="utf-8-sig"))
-    given = {at: node.value for at, node, _ in map(read_override, overrides) if node is not None}
-    for (*sections, name), value in {**given, **{path_of(key): value for key, value in values.items()}}.items():
+    given = [(at, node.value) for at, node, _ in map(read_override, overrides) if node is not None]
+    for (*sections, name), value in [*given, *((path_of(key), value) for key, value in values.items())]:
         place = document
         for section in sections:
             if not isinstance(place.get(section), dict):

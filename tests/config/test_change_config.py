@@ -47,6 +47,7 @@ def test_comments_order_and_quotes_stay(tmp_path: Path) -> None:
         ["training.run_name=2026-01-01"],
         ["training.run_name=<<"],
         ["training.output_dir=null", "seed=0x1F"],
+        ["training={max_steps: 1}", "training.logging_steps=5", "training={save_steps: 2}"],
     ],
 )
 def test_overrides_are_written_as_a_config_takes_them(tmp_path: Path, overrides: list[str]) -> None:
