@@ -16,7 +16,7 @@ from loraft.config.schema_info import KEYS, Expected, expected, keys_of, places_
 from loraft.config.sections import NO_NULL
 from loraft.config.yaml_nodes import MOST_PROBLEMS, Found, KeyPath, Node, Value, dotted, in_words, problem_at, scalar
 from loraft.errors import ConfigError, Problem
-from loraft.io.secrets import secret_in
+from loraft.io.secrets import redacted_problem, secret_in
 
 STAND_INS: dict[str, dict[str, Value]] = {"model": {"name_or_path": "?"}, "data": {"train": "?"}}
 """What must be there, for a second look at a config that lacks it."""
@@ -61,11 +61,11 @@ def _secrets(node: Node, path: KeyPath) -> Iterator[Found]:
 
 
 def refuse(found: Iterable[Found]) -> NoReturn:
-    """Raise the problems in the order of their places, `MOST_PROBLEMS` of them at most."""
+    """Raise the problems in the order of their places, `MOST_PROBLEMS` of them at most, without secrets."""
     problems = [problem for _, problem in sorted(found, key=lambda one: one[0])]
     if left_out := len(problems[MOST_PROBLEMS:]):
         problems[MOST_PROBLEMS:] = [Problem(f"and {left_out} more problems")]
-    raise ConfigError.several(problems)
+    raise ConfigError.several(map(redacted_problem, problems))
 
 
 def _problems(errors: list[ErrorDetails], top: Node) -> list[Found]:

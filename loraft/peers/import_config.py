@@ -94,8 +94,8 @@ def import_file(file: ForeignFile, target: Path | None = None) -> ImportedConfig
     """
     rows, config = _checked(file, translated(file))
     text = redacted(_text(file, rows, target or file.path.with_suffix(".yaml")))
-    told = (replace(row, key=redacted(row.key), value=redacted_all(row.value), why=redacted(row.why)) for row in rows)
-    return ImportedConfig(file.path, file.peer, tuple(told), config, text)
+    told = tuple(TranslatedKey(**redacted_all(vars(row))) for row in rows)
+    return ImportedConfig(file.path, file.peer, told, config, text)
 
 
 def translated(file: ForeignFile) -> list[TranslatedKey]:
