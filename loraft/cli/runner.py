@@ -19,7 +19,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from types import FrameType
 from typing import ParamSpec
 
@@ -27,7 +26,7 @@ import typer
 
 from loraft.cli.wording import in_words_of
 from loraft.errors import STOPPING, Interrupted, LoraftError, Problem, RunError
-from loraft.io.secrets import redacted
+from loraft.io.secrets import redacted_problem
 
 
 class SignalReceived(KeyboardInterrupt):
@@ -132,12 +131,6 @@ def _ended(error: BaseException, parameters: Mapping[str, object], received: int
     return 1
 
 
-def _redacted(problem: Problem) -> Problem:
-    """A problem without the tokens that an address, or what a library says, may hold."""
-    said = {name: value and redacted(value) for name, value in asdict(problem).items()}
-    return Problem(**said)
-
-
 def end_with(error: LoraftError, problems: Sequence[Problem], *, as_json: bool = False) -> int:
     """Tells what is wrong, and returns the exit code that says of what kind it is."""
     from loraft.cli.console import print_json, print_message, print_problems
@@ -147,7 +140,7 @@ def end_with(error: LoraftError, problems: Sequence[Problem], *, as_json: bool =
         for said in filter(None, (problems[0].message, problems[0].remedy)):
             print_message(said)
     else:
-        problems = [_redacted(problem) for problem in problems]
+        problems = [redacted_problem(problem) for problem in problems]
         exit_code = error.exit_code
         print_problems(problems)
     if as_json:

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loraft.config.choices import TaskName
-from loraft.config.schema_info import expected, path_of
+from loraft.config.schema_info import KEYS
 from loraft.config.yaml_nodes import Value
 
 Answer = str | list[str] | Mapping[str, str]
 """A remedy; that where a key is switched on and that where it is off; or those for some words, * being any other."""
-BY_PAIRS: TaskName = "preference"
-"""The task that DPO and its like are here."""
+BOOLS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
+"""Words that mean a truth value, of which some are text in YAML 1.2."""
 LEAVE = "Leave it out: "
 """How a remedy begins that is a reason why nothing is written."""
 WRITE = "Write "
@@ -28,24 +27,24 @@ _TABLES: Mapping[str, Mapping[str, Any]] = tomllib.loads(
 )
 
 
-def _each(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with a line for each of the words that a line of `table` begins with."""
-    return {word: meaning for words, meaning in table.items() for word in words.split()}
+def _by_theirs(table: str) -> dict[str, str]:
+    """A table of what stands here for words of other tools, by each of these."""
+    return {word: ours for ours, theirs in _TABLES[table].items() for word in theirs.split()}
 
 
-SAME_VALUE: Mapping[str, str] = _each({theirs: ours for ours, theirs in _TABLES["same_value"].items()})
+SAME_VALUE: Mapping[str, str] = _by_theirs("same_value")
 """Keys of other tools that take the values of a key here."""
-LEFT_OUT: Mapping[str, str] = _each({theirs: why for why, theirs in _TABLES["left_out"].items()})
+LEFT_OUT: Mapping[str, str] = _by_theirs("left_out")
 """Keys of other tools that need no answer of their own, and why."""
 ANSWERS: Mapping[str, Answer] = {
-    **_each(_TABLES["answers"]),
-    **_each({theirs: said for said, theirs in _TABLES["not_here"].items()}),
+    **{name: answer for names, answer in _TABLES["answers"].items() for name in names.split()},
+    **_by_theirs("not_here"),
     **{name: f"{LEAVE}{why}." for name, why in LEFT_OUT.items()},
 }
 """Keys of other tools whose value reads differently here, or that have none, with the remedy."""
-VALUES: Mapping[str, str] = _each({theirs: ours for ours, theirs in _TABLES["values"].items()})
+VALUES: Mapping[str, str] = _by_theirs("values")
 """Words of other tools for the same thing."""
-COMMANDS_ELSEWHERE: Mapping[str, str] = _each({theirs: ours for ours, theirs in _TABLES["commands"].items()})
+COMMANDS_ELSEWHERE: Mapping[str, str] = _by_theirs("commands")
 """What other tools call our commands."""
 ONLY_NEAR: Mapping[str, list[str]] = _TABLES["only_near"]
 """Words of other tools for what is not here, with what stands nearest and in what it differs."""
@@ -89,7 +88,16 @@ def name_of(key: str) -> str:
 def remedy_for(key: str, value: Value) -> str | None:
     """The remedy of `ANSWERS` for `key: value`, in which what is to be written is in backticks; None where none is."""
     answer = ANSWERS.get(name_of(key))
-    return None if answer is None else _remedy_in(answer, value)
+    if answer is None:
+        return None
+    if isinstance(answer, list):
+        answer = answer[0 if value and BOOLS.get(str(value).lower()) != "false" else 1]
+    elif isinstance(answer, Mapping):
+        # A name such as bnb.nf4 is its last part.
+        word = str(value).lower().rpartition(".")[2] if value or value is False else "none"
+        meant = BOOLS.get(word, word)
+        answer = next((remedy for words, remedy in answer.items() if meant in words.split()), answer["*"])
+    return re.sub("|".join(FILLED_IN), lambda found: FILLED_IN[found[0]](value), answer)
 
 
 def answer_to_key(key: str, value: Value) -> str | None:
@@ -100,25 +108,14 @@ def answer_to_key(key: str, value: Value) -> str | None:
     ours = SAME_VALUE.get(name_of(key))
     if ours is None:
         return None
-    wanted = expected(path_of(ours))
-    assert wanted is not None, f"{ours} is a key of the schema"
     if isinstance(value, dict | list):
         return f"Write {ours}."
+    wanted = KEYS[ours]
     if same := answer_to_value(str(value), wanted.choices):
         return f"Write {ours}: {same}."
     if isinstance(value, str) and wanted.choices and value not in wanted.choices and not wanted.takes(str):
         return no_such_value(value, wanted.choices, f"{ours} is ")
     return f"Write {ours}: {_bare(value)}."
-
-
-def _remedy_in(answer: Answer, value: Value) -> str:
-    if isinstance(answer, list):
-        answer = answer[0 if value else 1]
-    elif isinstance(answer, Mapping):
-        # A name such as bnb.nf4 is its last part.
-        word = str(value).lower().rpartition(".")[2] if value or value is False else "none"
-        answer = next((remedy for words, remedy in answer.items() if word in words.split()), answer["*"])
-    return re.sub("|".join(FILLED_IN), lambda found: FILLED_IN[found[0]](value), answer)
 
 
 def answer_to_value(value: str, choices: tuple[str, ...]) -> str | None:

@@ -43,12 +43,8 @@ def dump_config(config: RunConfig) -> str:
         if isinstance(value, str | int):
             lines.append(f"{name}: {inline(value)}")
             continue
-        values = {
-            key: getattr(value, key)
-            for key, inner in type(value).model_fields.items()
-            if f"{name}.{key}" not in idle or getattr(value, key) != inner.default
-        }
-        lines += ["", f"{name}:", *(f"  {key}: {inline(inner)}" for key, inner in values.items())]
+        keys = [key for key in type(value).model_fields if f"{name}.{key}" not in idle or value.said(key)]
+        lines += ["", f"{name}:", *(f"  {key}: {inline(getattr(value, key))}" for key in keys)]
     return "\n".join(lines) + "\n"
 
 
@@ -139,6 +135,17 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     return _with_overrides(top, found, overrides)
 
 
+def config_of(said: Iterable[Said], name: str) -> RunConfig:
+    """The config that these keys come to, as it is read from a file, which is called `name`.
+
+    Raises:
+        ConfigError: With everything that is wrong with it, secrets among it.
+    """
+    top, _ = read_yaml("\n".join(commented(said)), name)
+    assert top is not None
+    return validated(top)
+
+
 def load_lora(text: str) -> LoraSection:
     """The `lora` section that a text such as `r=8,target_modules=[q_proj,v_proj],layers=last:4` says.
 
@@ -190,29 +197,35 @@ def _with_overrides(top: Node, found: Sequence[Found], overrides: Sequence[str])
     return validated(top, [*found, *wrong])
 
 
-def _override(top: Node, override: str, number: int) -> list[Found]:
-    """Write an override over the tree; returns what is wrong where it cannot be."""
+def read_override(override: str, number: int = 1) -> tuple[tuple[str, ...], Node | None, list[Found]]:
+    """The path and the value of the override of this `number`; no value, and what is wrong, where it is none."""
     key, equals, text = override.partition("=")
     path = path_of(key.strip())
     # The value stays out of the place: it may be something that must not be printed.
     name = f"override {dotted(path)}{'=…' if equals else ''}"
     place = Place(number, 1, 1, name)
     if not equals or not all(path):
-        return [problem_at(place, "is no key=value", remedy=EXAMPLES)]
+        return path, None, [problem_at(place, "is no key=value", remedy=EXAMPLES)]
     if len(path) > MOST_DEPTH:
-        return [problem_at(place, f"is nested deeper than {MOST_DEPTH} levels")]
+        return path, None, [problem_at(place, f"is nested deeper than {MOST_DEPTH} levels")]
     text = f'"{text}"' if text.strip() == "-" else text  # standard input; to YAML it is a list of nothing
     node, found = read_yaml(text, name, dotted(path), number)
-    if node is None or found:
+    return path, None if found else node, found
+
+
+def _override(top: Node, override: str, number: int) -> list[Found]:
+    """Write an override over the tree; returns what is wrong where it cannot be."""
+    path, node, found = read_override(override, number)
+    if node is None:
         return found
     nodes = top.content
     assert isinstance(nodes, dict)
     for depth, part in enumerate(path[:-1], start=1):
-        section = nodes.setdefault(part, Node({}, place, place))
+        section = nodes.setdefault(part, Node({}, node.place, node.place))
         section.content = nodes = {} if section.content is None else section.content
         if not isinstance(nodes, dict):
             obstacle = dotted(path[:depth])
             message = f"cannot be set, as {obstacle} is {in_words(nodes)} in {top.key.text}"
-            return [problem_at(place, message, dotted(path), f"Override the whole of {obstacle}.")]
+            return [problem_at(node.place, message, dotted(path), f"Override the whole of {obstacle}.")]
     nodes[path[-1]] = node
     return []

@@ -25,8 +25,6 @@ class DistributedSection(Section):
     gathered within it and gradients alone go between machines."""
 
     @property
-    def of_shards(self) -> dict[str, bool]:
-        """The keys that say something of fsdp2 alone, and whether something else than the default is said."""
-        names = ("reshard", "cpu_offload", "hybrid_shard")
-        said = {name: getattr(self, name) != type(self).model_fields[name].default for name in names}
-        return {f"distributed.{name}": is_said for name, is_said in said.items()}
+    def of_shards(self) -> list[str]:
+        """The dotted keys of fsdp2 alone that say something of their own."""
+        return [f"distributed.{key}" for key in self.said("reshard", "cpu_offload", "hybrid_shard")]

@@ -66,8 +66,7 @@ class PreferenceSection(Section):
     @property
     def of_other_losses(self) -> list[str]:
         """The keys that say something of their own, which the loss does not use."""
-        own = (key for key, loss in OF_ONE_LOSS.items() if loss != self.loss)
-        return [key for key in own if getattr(self, key) != type(self).model_fields[key].default]
+        return self.said(*(key for key, loss in OF_ONE_LOSS.items() if loss != self.loss))
 
     @property
     def has_reference(self) -> bool:

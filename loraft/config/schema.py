@@ -199,8 +199,8 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     yield drawn, why, "data.train", "data.shuffle"
     yield from _of_the_adapter(config)
     yield from of_streamed_layers(config)
-    for key, said in config.distributed.of_shards.items():
-        yield config.distributed.strategy == "ddp" and said, "is of fsdp2", key, "distributed.strategy"
+    for key in config.distributed.of_shards:
+        yield config.distributed.strategy == "ddp", "is of fsdp2", key, "distributed.strategy"
     yield from _of_the_frozen_prefix(config)
     yield from _of_preferences(config)
     endless = training.early_stopping_patience is not None and data.eval is None

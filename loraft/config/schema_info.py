@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from loraft.config.choices import Method
-from loraft.config.schema import RunConfig, TrainingSection
+from loraft.config.schema import RunConfig
 from loraft.config.sections import Allowed, Section, UsedBy
 from loraft.config.yaml_nodes import KeyPath, dotted
 
@@ -161,20 +161,21 @@ def unused_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
         within, name = (getattr(config, section), name) if name else (config, section)
         if USED_BY[key] <= METHODS:
             yield from [(f"the section {key}", f"method: {config.method}")] if name in within.model_fields_set else []
-        elif getattr(within, name) != type(within).model_fields[name].default:
+        elif within.said(name):
             yield key, f"task: {config.task}"
     data, training = config.data, config.training
-    if config.method == "qlora" and config.quantization.bits == 8 and not config.quantization.double_quant:
-        yield "quantization.double_quant", "quantization.type: int8"
-    if training.group_by_length and data.packing == "fill":
-        yield "training.group_by_length", "data.packing: fill"
-    for key in ("adam_beta1", "adam_beta2") if training.optim == "adafactor" else ():
-        if getattr(training, key) != TrainingSection.model_fields[key].default:
-            yield f"training.{key}", "training.optim: adafactor"
+    in_8_bits = config.method == "qlora" and config.quantization.bits == 8
+    for section, keys, is_so, why in (
+        ("quantization", ("double_quant",), in_8_bits, "quantization.type: int8"),
+        ("training", ("group_by_length",), data.packing == "fill", "data.packing: fill"),
+        ("training", ("adam_beta1", "adam_beta2"), training.optim == "adafactor", "training.optim: adafactor"),
+        ("training", ("eval_steps", "metric_for_best_model", "sample_prompts"), data.eval is None, "data.eval: null"),
+        ("training", ("project", "run_name"), not training.report_to, "training.report_to: []"),
+        ("data", ("shuffle_buffer",), not data.streaming, "data.streaming: false"),
+        ("data", ("shuffle_buffer",), data.streaming and data.shuffle is False, "data.shuffle: false"),
+    ):
+        yield from ((f"{section}.{key}", why) for key in getattr(config, section).said(*keys) if is_so)
     for key in config.preference.of_other_losses:
         yield f"preference.{key}", f"preference.loss: {config.preference.loss}"
     if any(source.weight != 1 for source in data.eval_sources):
         yield "the weight of a source", "data.eval"
-    for key in ("metric_for_best_model", "sample_prompts") if data.eval is None else ():
-        if getattr(training, key) != TrainingSection.model_fields[key].default:
-            yield f"training.{key}", "data.eval: null"

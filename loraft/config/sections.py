@@ -54,6 +54,10 @@ class Section(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    def said(self, *keys: str) -> list[str]:
+        """Those of these keys whose value is not the default."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+
 
 class ModelSection(Section):
     """The base model."""
@@ -229,9 +233,8 @@ def _sources_or_share(value: Any) -> Any:
     return value if value is None or is_number else _sources(value)
 
 
-Source = Annotated[
-    DataSource, Allowed("a path, or a mapping of path, split, name, limit, weight, format, text_by and columns")
-]
+A_MAPPING = "a mapping of path, split, name, limit, weight, format, text_by and columns"
+Source = Annotated[DataSource, Allowed(f"a path, or {A_MAPPING}")]
 Sources = Annotated[tuple[Source, ...], Field(min_length=1)]
 SourcesAsWritten = NonEmpty | DataSource | Annotated[list[NonEmpty | DataSource], Field(min_length=1)]
 HeldOut = Annotated[float, Field(gt=0, lt=1)]
@@ -248,10 +251,7 @@ class DataSection(Section):
     train: Annotated[
         Sources,
         BeforeValidator(_sources, json_schema_input_type=SourcesAsWritten),
-        Allowed(
-            "a path, a Hub id, builtin:NAME, "
-            "a mapping of path, split, name, limit, weight, format, text_by and columns, or a list"
-        ),
+        Allowed(f"a path, a Hub id, builtin:NAME, {A_MAPPING}, or a list"),
     ]
     """The rows to learn from: a path, a Hub id, builtin:NAME, a mapping with the keys of a source, or a list of
     these."""

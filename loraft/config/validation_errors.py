@@ -10,18 +10,17 @@ from typing import NoReturn
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from loraft.config.aliases import ONLY_NEAR, answer_to_key, answer_to_value, no_such_value
+from loraft.config.aliases import BOOLS, ONLY_NEAR, answer_to_key, answer_to_value, no_such_value
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import KEYS, Expected, expected, keys_of, places_of
 from loraft.config.sections import NO_NULL
 from loraft.config.yaml_nodes import MOST_PROBLEMS, Found, KeyPath, Node, Value, dotted, in_words, problem_at, scalar
 from loraft.errors import ConfigError, Problem
-from loraft.io.secrets import secret_in
+from loraft.io.secrets import redacted_problem, secret_in
 
 STAND_INS: dict[str, dict[str, Value]] = {"model": {"name_or_path": "?"}, "data": {"train": "?"}}
 """What must be there, for a second look at a config that lacks it."""
 KEYS_IN_A_SOURCE = {"type": "format", "ds_type": "format", "field": "columns"}
-BOOLS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
 
 
 def validated(top: Node, found: Sequence[Found] = ()) -> RunConfig:
@@ -62,11 +61,11 @@ def _secrets(node: Node, path: KeyPath) -> Iterator[Found]:
 
 
 def refuse(found: Iterable[Found]) -> NoReturn:
-    """Raise the problems in the order of their places, `MOST_PROBLEMS` of them at most."""
+    """Raise the problems in the order of their places, `MOST_PROBLEMS` of them at most, without secrets."""
     problems = [problem for _, problem in sorted(found, key=lambda one: one[0])]
     if left_out := len(problems[MOST_PROBLEMS:]):
         problems[MOST_PROBLEMS:] = [Problem(f"and {left_out} more problems")]
-    raise ConfigError.several(problems)
+    raise ConfigError.several(map(redacted_problem, problems))
 
 
 def _problems(errors: list[ErrorDetails], top: Node) -> list[Found]:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraft.config.change_config import nested
 from loraft.config.choices import Method, RowFormat, TaskName, TextBy
-from loraft.config.config_file import Said, commented
+from loraft.config.config_file import Said, commented, config_of
 from loraft.config.schema import RunConfig
 from loraft.tasks import TASKS
 from loraft.tasks.task import StarterFacts
@@ -81,8 +80,12 @@ def starter(start: Start, path: Path) -> str:
 
 
 def starter_config(start: Start) -> RunConfig:
-    """The config that `starter` writes down."""
-    return RunConfig.model_validate(nested({key: value for key, value, _ in _said(start)}))
+    """The config that `starter` writes down.
+
+    Raises:
+        ConfigError: What is asked for is no config, or holds a secret.
+    """
+    return config_of(_said(start), "the new config")
 
 
 def _said(start: Start) -> Iterator[Said]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from loraft.errors import Problem
 
 SHAPES = {
     "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{20,}",
@@ -41,6 +45,20 @@ def redacted(text: str) -> str:
     for name, value in _of_environment():
         text = text.replace(value, f"[the value of {name}]")
     return text
+
+
+def redacted_all(value: Any) -> Any:
+    """A value of JSON whose texts are `redacted`, the keys of its mappings among them."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {redacted_all(key): redacted_all(inner) for key, inner in value.items()}
+    return [redacted_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def redacted_problem(problem: Problem) -> Problem:
+    """A problem without the tokens that an address, a key or what a library says may hold."""
+    return Problem(**redacted_all(asdict(problem)))
 
 
 def _of_environment() -> Iterator[tuple[str, str]]:

@@ -129,7 +129,7 @@ def _adafactor(groups: Groups, _training: TrainingSection) -> Optimizer:
     return Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False)  # type: ignore[no-untyped-call]
 
 
-def _of_bitsandbytes(name: str) -> Callable[[Groups, TrainingSection], Optimizer]:
+def _of_bitsandbytes(name: str, state_bytes: Callable[[TrainedTensor], int]) -> OptimizerKind:
     def build(groups: Groups, training: TrainingSection) -> Optimizer:
         from bitsandbytes import optim
 
@@ -137,7 +137,7 @@ def _of_bitsandbytes(name: str) -> Callable[[Groups, TrainingSection], Optimizer
         optimizer: Optimizer = getattr(optim, name)(groups, lr=0.0, betas=betas)
         return optimizer
 
-    return build
+    return OptimizerKind(build, state_bytes, from_bitsandbytes=True, pages=name.startswith("Paged"))
 
 
 def _floats(count: int) -> Callable[[TrainedTensor], int]:
@@ -165,16 +165,12 @@ def _factored(tensor: TrainedTensor) -> int:
 
 KINDS: Mapping[str, OptimizerKind] = {
     "adamw": OptimizerKind(_adamw, _floats(2)),
-    "adamw_8bit": OptimizerKind(_of_bitsandbytes("AdamW8bit"), _bytes(2), from_bitsandbytes=True),
-    "paged_adamw_8bit": OptimizerKind(
-        _of_bitsandbytes("PagedAdamW8bit"), _bytes(2), from_bitsandbytes=True, pages=True
-    ),
-    "paged_adamw_32bit": OptimizerKind(
-        _of_bitsandbytes("PagedAdamW32bit"), _floats(2), from_bitsandbytes=True, pages=True
-    ),
+    "adamw_8bit": _of_bitsandbytes("AdamW8bit", _bytes(2)),
+    "paged_adamw_8bit": _of_bitsandbytes("PagedAdamW8bit", _bytes(2)),
+    "paged_adamw_32bit": _of_bitsandbytes("PagedAdamW32bit", _floats(2)),
     "adafactor": OptimizerKind(_adafactor, _factored),
-    "lion_8bit": OptimizerKind(_of_bitsandbytes("Lion8bit"), _bytes(1), from_bitsandbytes=True),
-    "ademamix_8bit": OptimizerKind(_of_bitsandbytes("AdEMAMix8bit"), _bytes(3), from_bitsandbytes=True),
+    "lion_8bit": _of_bitsandbytes("Lion8bit", _bytes(1)),
+    "ademamix_8bit": _of_bitsandbytes("AdEMAMix8bit", _bytes(3)),
     "muon": OptimizerKind(MuonAndAdamW, lambda tensor: _floats(1 if tensor.hidden else 2)(tensor)),
 }
 """Every optimizer but auto, which the plan resolves to one of them."""
@@ -263,8 +259,8 @@ def optimizer_state(
 ) -> OptimizerState:
     """The state of every parameter as tensors and numbers, named `INDEX.FIELD`: matrices first, whatever the groups.
 
-    Of parameters in parts all ranks ask together, and those that do not `keep` it are given none; what is left
-    `in_parts` is the state itself, and no copy of it.
+    Tensors are copied to main memory: a GPU need not have room for them twice. Of parameters in parts all ranks ask
+    together, and those that do not `keep` it are given none; what is left `in_parts` is the state itself, and no copy.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Scalar] = {}
@@ -275,7 +271,7 @@ def optimizer_state(
             elif isinstance(value, Tensor):
                 whole = plain(value.detach())
                 if keep:
-                    tensors[f"{index}.{field}"] = whole.clone().contiguous()
+                    tensors[f"{index}.{field}"] = whole.to("cpu", copy=True).contiguous()
             else:
                 numbers[f"{index}.{field}"] = value
     return tensors, numbers
@@ -284,14 +280,22 @@ def optimizer_state(
 def restore_optimizer(
     optimizer: Optimizer,
     trainable: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, Tensor],
+    tensors: Set[str],
+    read: Callable[[str, nn.Parameter], Tensor],
     numbers: Mapping[str, Scalar],
 ) -> None:
-    """Put back what `optimizer_state` gave, bit for bit: no dtype is cast and paged buffers stay paged."""
-    fields: dict[int, dict[str, Tensor | Scalar]] = {}
-    for name, value in [*tensors.items(), *numbers.items()]:
-        number, _, field = name.partition(".")
-        fields.setdefault(int(number), {})[field] = value
+    """Put back what `optimizer_state` gave, bit for bit: no dtype is cast and paged buffers stay paged.
+
+    Args:
+        optimizer: What gets the state.
+        trainable: Its parameters by name.
+        tensors: The names of the tensors.
+        read: Gives the tensor of that name, in parts where the parameter is; one at a time is asked for.
+        numbers: The numbers by name.
+    """
+    named: dict[int, list[str]] = {}
+    for name in (*sorted(tensors), *numbers):
+        named.setdefault(int(name.partition(".")[0]), []).append(name)
     places = {
         parameter: (g, p)
         for g, group in enumerate(optimizer.param_groups)
@@ -299,19 +303,17 @@ def restore_optimizer(
     }
     for index, parameter in enumerate(_in_order(trainable)):
         state, (g, p) = optimizer.state[parameter], places[parameter]
-        if index in fields and hasattr(optimizer, "init_state") and not state:
+        if index in named and hasattr(optimizer, "init_state") and not state:
             # bitsandbytes allocates its buffers, paged ones included, as its first step would.
             optimizer.init_state(optimizer.param_groups[g], parameter, g, p)
-        for field, value in fields.get(index, {}).items():
-            if isinstance(value, Tensor) and isinstance(state.get(field), Tensor):
-                state[field].copy_(value)
+        for name in named.get(index, ()):
+            field = name.partition(".")[2]
+            if name in numbers:
+                state[field] = numbers[name]
+            elif isinstance(state.get(field), Tensor):
+                state[field].copy_(read(name, parameter))
             else:  # AdamW keeps its step counter beside the parameter when it is fused; the moments always are.
-                state[field] = placed_as(parameter, value) if isinstance(value, Tensor) else value
-
-
-def parameter_of(name: str, trainable: Mapping[str, nn.Parameter]) -> nn.Parameter | None:
-    """The parameter whose state `optimizer_state` gives that name; None where there are not as many."""
-    return next(iter(_in_order(trainable)[int(name.partition(".")[0]) :]), None)
+                state[field] = placed_as(parameter, read(name, parameter))
 
 
 def _in_order(trainable: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraft.config.aliases import name_of
+from loraft.config.aliases import BOOLS, name_of
 from loraft.config.config_file import file_text
 from loraft.config.schema_info import keys_of
-from loraft.config.validation_errors import BOOLS, refuse
+from loraft.config.validation_errors import refuse
 from loraft.config.yaml_nodes import Value, in_words, read_yaml
 from loraft.errors import ConfigError
 from loraft.peers.command_line import ForeignKey, holds_a_command, read_command

@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraft.config.config_file import Said, comment, commented, inline
+from loraft.config.config_file import Said, comment, commented, config_of, inline
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import KEYS
-from loraft.config.validation_errors import validated
-from loraft.config.yaml_nodes import Value, read_yaml
+from loraft.config.yaml_nodes import Value
 from loraft.errors import ConfigError, Problem
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_config_place
-from loraft.io.secrets import redacted
+from loraft.io.secrets import redacted, redacted_all
 from loraft.peers import axolotl_rows, llama_factory_rows, trl_rows
 from loraft.peers.adapter_keys import translate_method
 from loraft.peers.foreign_file import NAMES, ForeignFile, Peer, read_foreign_file
@@ -47,7 +46,8 @@ class ImportedConfig:
     """A config that was made of another tool's file.
 
     Attributes:
-        rows: What became of each key, in the order of the file; what the tool does of itself stands at the end.
+        rows: What became of each key, in the order of the file; what the tool does of itself stands at the end. They
+            hold no secrets.
         config: What they come to.
         text: The same as a file, with comments.
     """
@@ -93,8 +93,9 @@ def import_file(file: ForeignFile, target: Path | None = None) -> ImportedConfig
         ConfigError: The file asks for a training that loraft does not have, or names neither a model nor rows.
     """
     rows, config = _checked(file, translated(file))
-    text = _text(file, rows, target or file.path.with_suffix(".yaml"))
-    return ImportedConfig(file.path, file.peer, tuple(rows), config, text)
+    text = redacted(_text(file, rows, target or file.path.with_suffix(".yaml")))
+    told = tuple(TranslatedKey(**redacted_all(vars(row))) for row in rows)
+    return ImportedConfig(file.path, file.peer, told, config, text)
 
 
 def translated(file: ForeignFile) -> list[TranslatedKey]:
@@ -142,7 +143,7 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
     """The rows without what the schema refuses, which is told as the reason, and the config that is left."""
     for _ in rows:
         try:
-            return rows, _config(rows)
+            return rows, config_of(_said(rows), "the translation")
         except ConfigError as error:
             problems = error.problems
         wrong = {".".join((problem.key or "").partition("[")[0].split(".")[:2]): problem for problem in problems}
@@ -151,17 +152,6 @@ def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[Transla
             break
         rows = found
     raise ConfigError.several(replace(problem, where=str(file.path)) for problem in problems)
-
-
-def _config(rows: list[TranslatedKey]) -> RunConfig:
-    """The config that rows come to, as it is read from its file.
-
-    Raises:
-        ConfigError: With everything that is wrong with it.
-    """
-    top, _ = read_yaml("\n".join(commented(_said(rows))), "the translation")
-    assert top is not None
-    return validated(top)
 
 
 def _without(row: TranslatedKey, wrong: Mapping[str, Problem]) -> TranslatedKey:

@@ -11,6 +11,7 @@ from loraft.config.choices import RowFormat
 from loraft.config.schema_info import KEYS, Expected, places_of
 from loraft.config.yaml_nodes import Value, read_yaml, scalar
 from loraft.errors import ConfigError
+from loraft.io.secrets import redacted
 from loraft.peers.command_line import ForeignKey
 from loraft.peers.foreign_file import NAMES, ForeignFile
 
@@ -114,7 +115,7 @@ class Translation:
             ConfigError: With the place of the key.
         """
         key = self.file.keys[name]
-        raise ConfigError(why, where=key.where, key=key.written, remedy=remedy)
+        raise ConfigError(redacted(why), where=key.where, key=key.written, remedy=remedy)
 
     def by_table(self, *names: str) -> None:
         """Translate these keys, or all that are left, by the table of what other tools call ours."""

@@ -213,7 +213,7 @@ def _gb(size: int) -> str:
 def _without_effect(known: KnownRun, ranks: Ranks, strategy: Strategy) -> Iterator[str]:
     """What is said of ranks or parts, and changes nothing here."""
     settings = known.config.distributed
-    said = [key for key, is_said in settings.of_shards.items() if is_said]
+    said = settings.of_shards
     if ranks.world == 1:
         named = [*([KEY] if settings.strategy != "auto" else []), *said]
         if named:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -28,7 +27,7 @@ from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
 from loraft.errors import DiskFullError, NonFiniteError
 from loraft.io.atomic import atomic_dir, restore_previous, write_json
-from loraft.io.checksums import NOT_READ, fault_by_manifest, is_weights, seal, seal_of
+from loraft.io.checksums import NOT_READ, Seals, fault_by_manifest, is_weights, seal, seal_of
 from loraft.io.resources import disk_errors, room_for
 from loraft.io.sealed import sealed
 
@@ -146,8 +145,7 @@ def save_checkpoint(
     with _full_disk_told(root, step, about), atomic_dir(folder) as partial:
         write_weights(partial)
         save_file(dict(optimizer[0]), partial / "optimizer.safetensors")
-        _write_rest(partial, state, optimizer[1])
-        _write_manifest(partial, {})
+        _complete(partial, state, optimizer[1], {})
     return folder
 
 
@@ -186,15 +184,15 @@ def save_in_parts(
             return partial
 
         def write() -> dict[str, dict[str, int | str]]:
-            _require_finite(folder, tensors["model"])
+            if said := non_finite({name: own_part(weight.detach()) for name, weight in tensors["model"].items()}):
+                raise NonFiniteError(f"{said}; not saved", where=str(folder))
             with _full_disk_told(root, step, about):
                 parts = (write_parts(partial / PARTS, kind, own, ranks) for kind, own in tensors.items())
                 return {f"{PARTS}/{file.name}": seal_of(file) for file in chain.from_iterable(parts)}
 
         def complete() -> Path:
             with _full_disk_told(root, step, about):
-                _write_rest(partial, state(), numbers)
-                _write_manifest(partial, dict(ChainMap(*seals)))
+                _complete(partial, state(), numbers, dict(chain.from_iterable(part.items() for part in seals)))
                 opened.close()
             return folder
 
@@ -203,20 +201,11 @@ def save_in_parts(
         return ranks.on_main(complete)
 
 
-def _write_manifest(folder: Path, known: Mapping[str, dict[str, int | str]]) -> None:
-    """Write the sizes and checksums of a checkpoint's files, of which those of some are `known`."""
-    write_json(folder / MANIFEST, sealed({"files": {**known, **seal(folder, leave_out=known)}}))
-
-
-def _require_finite(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse to save in `folder` what this rank holds of weights, where it is NaN or infinite."""
-    if said := non_finite({name: own_part(weight.detach()) for name, weight in weights.items()}):
-        raise NonFiniteError(f"{said}; not saved", where=str(folder))
-
-
-def _write_rest(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, int | float]) -> None:
+def _complete(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, int | float], known: Seals) -> None:
+    """Write what a checkpoint holds besides tensors, and the seals of its files, of which those of some are `known`."""
     save_file(rng_state(), folder / "rng.safetensors")
     write_json(folder / "state.json", {"state": dict(state), "optimizer_numbers": dict(numbers)})
+    write_json(folder / MANIFEST, sealed({"files": {**known, **seal(folder, leave_out=known)}}))
 
 
 @contextmanager

@@ -158,9 +158,7 @@ def _update(run: Trainer, gradients: Mapping[nn.Parameter, Tensor]) -> None:
     for bucket in buckets(run.adapted.trainable.values()):
         before = [parameter.detach().clone() for parameter in bucket]
         for parameter in bucket:
-            parameter.grad = gradients.get(parameter, None)
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = gradients[parameter] if parameter in gradients else torch.zeros_like(parameter)
         run.optimizer.step()
         with torch.no_grad():
             for parameter, weight in zip(bucket, before, strict=True):

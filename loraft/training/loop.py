@@ -194,8 +194,7 @@ def all_trained(run: Trainer, state: RunState) -> bool:
 
 def _after_step(run: Trainer, state: RunState, clock: Throughput, wishes: Wishes) -> None:
     """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
-    if not state.skipped_in_a_row:
-        _tell(run, state, clock)
+    _tell(run, state, clock)
     improved = False
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
@@ -229,14 +228,17 @@ def _due(every: int | None, state: RunState) -> bool:
 
 
 def _tell(run: Trainer, state: RunState, clock: Throughput) -> None:
-    """Tell of the newest step, and log where that is due."""
-    step, steps = state.step, run.plan.steps
+    """Tell of the newest step where it was taken, and log where that is due: at the end what was left to be logged."""
+    step, steps, taken = state.step, run.plan.steps, not state.skipped_in_a_row
+    if not taken and not (state.finished and state.logged_weight and clock.tokens):
+        return
     told: dict[str, Any] = {
         "step": step, "steps": steps, "epoch": run.epochs(step), "learning_rate": clock.rate,
         "tokens_per_second": clock.tokens / clock.seconds, "peak_bytes": peak_bytes(run.plan.placement.device),
         "seconds_left": clock.seconds / (step - clock.first_step) * (steps - step),
     }  # fmt: skip
-    run.observer(StepDone(loss=clock.loss, router_aux_loss=clock.router_aux_loss, **told))
+    if taken:
+        run.observer(StepDone(loss=clock.loss, router_aux_loss=clock.router_aux_loss, **told))
     if step % run.settings.logging_steps == 0 or state.finished:
         state.last_loss = state.logged_loss / state.logged_weight
         of_routers = None if clock.router_aux_loss is None else state.logged_router_loss / state.logged_weight
@@ -246,9 +248,7 @@ def _tell(run: Trainer, state: RunState, clock: Throughput) -> None:
         )
         record = asdict(event)
         del record["steps"], record["seconds_left"]
-        if of_routers is None:
-            del record["router_aux_loss"]
-        run.folder.append(run.folder.metrics, record)
+        run.folder.append(run.folder.metrics, {key: value for key, value in record.items() if value is not None})
         run.observer(event)
         _look_for_movement(run, state, clock.norm)
 

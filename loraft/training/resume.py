@@ -17,10 +17,11 @@ from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Problem, RunFolderError
 from loraft.events import Note, tell
 from loraft.io.sealed import is_text_as_sealed, read_sealed
+from loraft.io.secrets import redacted_all
 from loraft.models.hf_config import config_fingerprint
 from loraft.models.load_model import LoadedModel
 from loraft.models.remote_code import is_trusted
-from loraft.optimization.optimizer import parameter_of, restore_optimizer
+from loraft.optimization.optimizer import restore_optimizer
 from loraft.optimization.schedule import learning_rate
 from loraft.planning.run_plan import RunPlan, steps_of
 from loraft.training.checkpoint import (
@@ -49,7 +50,9 @@ HARMLESS = frozenset(
     }
 )  # fmt: skip
 """Keys that change no step of the training."""
-BEFORE: Mapping[str, object] = {"training.tiled_mlp": False, "data.shared_prefix": "off"}
+BEFORE: Mapping[str, object] = {
+    "training.kernels": "plain", "training.tiled_mlp": False, "data.shared_prefix": "off",
+}  # fmt: skip
 """What versions did that did not have these keys, whose `auto` computes the same but for rounding."""
 LENGTH = frozenset({"training.max_steps", "training.num_train_epochs"})
 ALTERED = "its config.yaml was edited or damaged"
@@ -148,7 +151,8 @@ def compare_with_begun(
             refused = [ALTERED]
         else:
             steps = steps_of(before, plan.batches)
-            for key, change in _changes(before.model_dump(mode="json"), plan.config.model_dump(mode="json")):
+            now = redacted_all(plan.config.model_dump(mode="json"))  # as it was written
+            for key, change in _changes(before.model_dump(mode="json"), now):
                 harmless = _is_harmless(key, before, plan.config, longer=plan.steps >= steps)
                 (taken_on if harmless else refused).append(change)
     elif has_checkpoints:
@@ -235,11 +239,11 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     _restore_weights(run, newest)
     if checkpoint.state.get("optim", run.settings.optim) == run.settings.optim:
         stored, trainable = checkpoint.optimizer, run.adapted.trainable
-        tensors = {name: stored.read(name, parameter_of(name, trainable)) for name in sorted(stored.names)}
-        restore_optimizer(run.optimizer, trainable, tensors, checkpoint.optimizer_numbers)
+        restore_optimizer(run.optimizer, trainable, stored.names, stored.read, checkpoint.optimizer_numbers)
     else:
         run.observer(Note(f"training.optim was {checkpoint.state['optim']}: {run.settings.optim} begins anew"))
-    run.scaler.load_state_dict(dict(checkpoint.state["scaler"]))
+    if scaler := checkpoint.state["scaler"]:  # there is none of another dtype than float16
+        run.scaler.load_state_dict(dict(scaler))
     vars(state).update(vars(RunState.stored(checkpoint.state)))
     state.finished = all_trained(run, state) or stops_early(run, state)
     tell(run.observer, *run.folder.cut_back(checkpoint.state["files"]))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.io.atomic import write_whole
 from loraft.io.sealed import sealed, sealed_text
-from loraft.io.secrets import redacted
+from loraft.io.secrets import redacted_all
 from loraft.optimization.optimizer import KINDS
 from loraft.planning.known_run import KnownRun
 from loraft.rows.places import files_here
@@ -171,9 +172,9 @@ class RunFolder:
         """Write what the run is, each file whole or not at all, and without tokens that a command line may hold."""
         if not self.writes:
             return
-        manifest = json.loads(redacted(json.dumps(manifest)))
-        write_whole(self.config, sealed_text(redacted(dump_config(config))), remedy=GO_ON)
-        write_whole(self.manifest, json.dumps(sealed(manifest), indent=1) + "\n", remedy=GO_ON)
+        told = RunConfig.model_validate(redacted_all(config.model_dump(mode="json")))
+        write_whole(self.config, sealed_text(dump_config(told)), remedy=GO_ON)
+        write_whole(self.manifest, json.dumps(sealed(redacted_all(manifest)), indent=1) + "\n", remedy=GO_ON)
 
     def empty(self) -> None:
         """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""
@@ -285,8 +286,8 @@ def choose_run_folder(output_dir: str | None, name: str, *, resume: bool) -> Pat
     """The folder of a run: `output_dir`, or `runs/NAME-N` with the next free N; to `resume`, the newest with a run."""
     if output_dir is not None:
         return Path(output_dir).expanduser()
-    ends = [path.name[len(name) + 1 :] for path in RUNS.glob(f"{name}-*")]
-    numbers = [int(end) for end in ends if end.isdigit()]
+    ends = [path.name.removeprefix(f"{name}-") for path in RUNS.glob(f"{escape(name)}-*")]
+    numbers = [int(end) for end in ends if end.isdecimal()]
     begun = [number for number in numbers if RunFolder(RUNS / f"{name}-{number}").holds_run]
     return RUNS / f"{name}-{max(begun) if resume and begun else max(numbers, default=0) + 1}"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraft.events import Event, Observer
+from loraft.io.secrets import redacted_all
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
@@ -49,7 +50,7 @@ class StepDone(Event):
         loss: The mean loss of a trained token in this step, in nats.
         tokens_per_second: Tokens in the batches, prompts included, by the clock since the run began or was resumed.
         peak_bytes: The most memory held since the model was loaded: the device's on CUDA, the process's on the CPU.
-        seconds_left: The time left at the present rate; None before the first step is timed.
+        seconds_left: The time left at the present rate.
         router_aux_loss: The auxiliary loss of a mixture's routers, without its coefficient; None where it counts
             nothing.
     """
@@ -61,7 +62,7 @@ class StepDone(Event):
     learning_rate: float
     tokens_per_second: float
     peak_bytes: int
-    seconds_left: float | None
+    seconds_left: float
     router_aux_loss: float | None = None
 
 
@@ -85,7 +86,7 @@ class StepLogged(Event):
     tokens: int
     tokens_per_second: float
     peak_bytes: int
-    seconds_left: float | None
+    seconds_left: float
     router_aux_loss: float | None = None
 
 
@@ -155,9 +156,8 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
     accelerator = Accelerator(cpu=True, log_with=list(settings.report_to), project_dir=str(folder / TRACKERS))
     name = settings.run_name or folder.name
     named = {tracker: {RUN_NAME_KEY[tracker]: name} for tracker in settings.report_to if tracker in RUN_NAME_KEY}
-    accelerator.init_trackers(
-        settings.project or "loraft", config=dict(_flat(config.model_dump(mode="json"))), init_kwargs=named
-    )
+    told = dict(_flat(redacted_all(config.model_dump(mode="json"))))
+    accelerator.init_trackers(settings.project or "loraft", config=told, init_kwargs=named)
 
     def track(event: Event) -> None:
         if isinstance(event, StepLogged):

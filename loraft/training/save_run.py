@@ -26,10 +26,21 @@ from loraft.training.train_step import Trainer
 
 def save(run: Trainer, state: RunState) -> Path:
     """Save a checkpoint, which all ranks do together: where it lies."""
+    run.ranks.on_main(run.folder.require)
+    root, about = run.folder.checkpoints, sum(saved_bytes(run.plan))
+    changing = partial(_all_that_changes, run, state)
     if saves_parts(run):
-        return _save_parts(run, state)
-    with _to_be_saved(run) as (adapted, optimizer):
-        return run.ranks.on_main(lambda: _save_here(run, state, adapted, optimizer))
+        tensors, numbers = optimizer_state(run.optimizer, run.adapted.trainable, in_parts=True)
+        parts: dict[str, Mapping[str, Tensor]] = {"model": run.adapted.trainable, "optimizer": tensors}
+        place = save_in_parts(root, state.step, run.ranks, parts, changing, numbers, about=about)
+    else:
+        with _to_be_saved(run) as (adapted, optimizer):
+            write = partial(save_weights, run, state, adapted=adapted)
+            place = run.ranks.on_main(
+                lambda: save_checkpoint(root, state.step, write, changing(), optimizer, about=about)
+            )
+    run.ranks.on_main(lambda: rotate_checkpoints(run, state))
+    return place
 
 
 def saves_parts(run: Trainer) -> bool:
@@ -47,33 +58,6 @@ def _to_be_saved(run: Trainer) -> Iterator[tuple[AdaptedModel, OptimizerState]]:
     state = optimizer_state(run.optimizer, run.adapted.trainable, keep=main)
     with run.shards.whole(run.adapted, keep=main) as adapted:
         yield adapted, state
-
-
-def _save_here(run: Trainer, state: RunState, adapted: AdaptedModel, optimizer: OptimizerState) -> Path:
-    run.folder.require()
-    place = save_checkpoint(
-        run.folder.checkpoints,
-        state.step,
-        lambda folder: save_weights(run, state, folder, adapted),
-        _all_that_changes(run, state),
-        optimizer,
-        about=sum(saved_bytes(run.plan)),
-    )
-    rotate_checkpoints(run, state)
-    return place
-
-
-def _save_parts(run: Trainer, state: RunState) -> Path:
-    run.ranks.on_main(run.folder.require)
-    trainable = run.adapted.trainable
-    tensors, numbers = optimizer_state(run.optimizer, trainable, in_parts=True)
-    parts: dict[str, Mapping[str, Tensor]] = {"model": trainable, "optimizer": tensors}
-    changing = partial(_all_that_changes, run, state)
-    place = save_in_parts(
-        run.folder.checkpoints, state.step, run.ranks, parts, changing, numbers, about=sum(saved_bytes(run.plan))
-    )
-    run.ranks.on_main(lambda: rotate_checkpoints(run, state))
-    return place
 
 
 def _all_that_changes(run: Trainer, state: RunState) -> dict[str, Any]:

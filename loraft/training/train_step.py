@@ -166,9 +166,9 @@ def planned_loss(plan: RunPlan, adapted: AdaptedModel) -> TaskLoss:
     autocast = plan.placement.autocast
     smoothing = plan.config.training.label_smoothing_factor
     loss = plan.task.loss_of(plan.config)(adapted.loaded.model, plan.shape.family, autocast, on_device, smoothing)
-    if not plan.task.has_reference(plan.config):
-        return plan.task.settled(loss, plan.config, nullcontext)
-    return plan.task.settled(loss, plan.config, before_training(adapted, plan.config.lora))
+    has_reference = plan.task.has_reference(plan.config)
+    before = before_training(adapted, plan.config.lora) if has_reference else nullcontext
+    return plan.task.settled(loss, plan.config, before)
 
 
 @dataclass
@@ -218,13 +218,12 @@ def take_step(
     losses = [add_gradient(run, prepared, number) for number in range(len(prepared.batches))]
     run.sum_gradients()
     run.scaler.unscale_(run.optimizer)
-    limit = run.settings.max_grad_norm if run.settings.max_grad_norm is not None else math.inf
-    norm = plain(clip_grad_norm_(list(run.adapted.trainable.values()), limit))
+    clipped = plain(clip_grad_norm_(list(run.adapted.trainable.values()), run.settings.max_grad_norm or math.inf))
     meanwhile()
-    *found, clock.norm = torch.stack([*(part for kind in zip(*losses, strict=True) for part in kind), norm]).tolist()
+    *found, norm = torch.stack([*(part for kind in zip(*losses, strict=True) for part in kind), clipped]).tolist()
     loss, of_routers = run.ranks.totals(sum(found[: len(losses)]), sum(found[len(losses) :]))
-    clock.router_aux_loss = of_routers if run.router_aux_loss_coef else None
-    _require_all_finite(run, step, prepared, found[: len(losses)], loss, clock.norm)
+    _require_all_finite(run, step, prepared, found[: len(losses)], loss, norm)
+    clock.norm, clock.router_aux_loss = norm, of_routers if run.router_aux_loss_coef else None
     clock.rate = learning_rate(run.settings, step, run.plan.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = clock.rate * group.get("rate_factor", 1.0)

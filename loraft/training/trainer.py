@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.model_card import shown, shown_word
+from loraft.config.change_config import with_values
 from loraft.dataset.sampler import chunks
 from loraft.distributed.part_loading import gather_in, loading_in_parts, whole_meanwhile
 from loraft.distributed.ranks import ALONE, Ranks
@@ -52,9 +53,8 @@ from loraft.training.run_events import Saved, tracked
 from loraft.training.save_run import restore_weights, save_result, weights_in
 from loraft.training.start_batches import begin_from_rows
 from loraft.training.train_step import Trainer
-from loraft.version import __version__, version_of
+from loraft.version import versions
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 Answerer = Callable[[AdaptedModel], Callable[[str], str]]
 
 
@@ -207,7 +207,7 @@ def keep_frozen_prefix(run: Trainer) -> FrozenPrefix | None:
         return None
     frozen = plan.shape.frozen_layers
     made_by = {
-        "versions": {"loraft": __version__} | {name: version_of(name) for name in LIBRARIES},
+        "versions": versions(),
         "base": loaded.fingerprint,
         "model": plan.config.model.model_dump(mode="json"),
         "quantization": plan.config.quantization.model_dump(mode="json"),
@@ -268,14 +268,12 @@ def _describe(run: Trainer, command: Sequence[str]) -> None:
     """Write what a run is, by which it will be known again: when it begins, and when a change is taken on."""
     plan, loaded = run.plan, run.adapted.loaded
     train, held_out = plan.data.contents
-    named = plan.config.training.model_copy(update={"output_dir": run.folder.path.as_posix()})
-    versions, revision = {name: version_of(name) for name in LIBRARIES}, plan.config.model.revision
     manifest = {
-        "versions": {"loraft": __version__, "python": platform.python_version()} | versions,
+        "versions": {**versions(), "python": platform.python_version()},
         "hardware": {"device": plan.placement.device_name, "memory_bytes": plan.placement.total_bytes},
         "base": {
-            "name": shown(loaded.name), "revision": revision, "fingerprint": loaded.fingerprint,
-            "config": config_fingerprint(plan.model.small_files),
+            "name": shown(loaded.name), "revision": plan.config.model.revision,
+            "fingerprint": loaded.fingerprint, "config": config_fingerprint(plan.model.small_files),
         },
         "data": {
             "fingerprint": plan.data.fingerprint, "train": train, "eval": held_out, "held_out": plan.data.held_out,
@@ -287,7 +285,7 @@ def _describe(run: Trainer, command: Sequence[str]) -> None:
         "command": [shown_word(word) for word in command],
         "platform": sys.platform,
     }  # fmt: skip
-    run.folder.describe(plan.config.model_copy(update={"training": named}), manifest)
+    run.folder.describe(with_values(plan.config, {"training.output_dir": run.folder.path.as_posix()}), manifest)
 
 
 def _finish(run: Trainer, state: RunState) -> tuple[Path, int]:

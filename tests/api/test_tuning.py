@@ -17,7 +17,7 @@ from loraft.training.run_events import StepLogged
 from tests.training.building import tiny_config
 
 Ran = list[tuple[float, int, int]]
-STEP = StepLogged(1, 6, 0.1, 1.0, 1.0, 1e-3, 10, 100.0, 1, None)
+STEP = StepLogged(1, 6, 0.1, 1.0, 1.0, 1e-3, 10, 100.0, 1, 0.0)
 
 
 @pytest.fixture

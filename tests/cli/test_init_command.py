@@ -471,3 +471,14 @@ def test_single_answers_are_learned_beside_a_base_alone_and_a_label_beside_other
     write_rows(here / "talks.jsonl", [{**row("messages", number), "label": "refund"} for number in range(3)])
     assert init("c.yaml", "--data", "talks.jsonl").exit_code == 0
     assert load_config("c.yaml").task == "causal_lm"
+
+
+def test_a_config_with_a_secret_is_not_written(here: Path) -> None:
+    """`loraft train` would refuse it, and it would lie in a file."""
+    token = f"hf_{'a' * 30}"
+    write_rows(Path(f"{token}.jsonl"), [row("alpaca", number) for number in range(30)])
+    result = init("c.yaml", "--data", f"{token}.jsonl")
+    assert result.exit_code == 2
+    assert "data.train: holds a token of Hugging Face, and a config is written" in result.stderr
+    assert token not in result.stderr + result.stdout
+    assert not Path("c.yaml").exists()

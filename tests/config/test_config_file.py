@@ -188,6 +188,14 @@ def test_c44_a_secret_in_a_value_is_refused_and_not_repeated(tmp_path: Path, tex
     assert TOKEN not in str(problem)
 
 
+@pytest.mark.parametrize("override", [TOKEN, f"{TOKEN}=1", f"training.{TOKEN}=1", f"training.run_name=!{TOKEN} x"])
+def test_c44_a_secret_in_a_key_or_a_tag_is_not_repeated(tmp_path: Path, override: str) -> None:
+    for text, overrides in ((LEAST, [override]), (f"{LEAST}{TOKEN}: 1\n{TOKEN}: !{TOKEN} 2\n", [])):
+        told = problems(write(tmp_path, text), overrides)
+        assert told
+        assert TOKEN not in str([str(problem) for problem in told])
+
+
 def test_c44_so_is_one_that_the_environment_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "like-no-other-1234")
     (problem,) = problems(write(tmp_path, LEAST), ["training.run_name=like-no-other-1234"])

@@ -84,6 +84,9 @@ def test_keys_that_the_task_does_not_use(tmp_path: Path) -> None:
         ("training={group_by_length: true}", ("training.group_by_length", "data.packing: fill")),
         ("data.eval=[{path: e.jsonl, weight: 2}]", ("the weight of a source", "data.eval")),
         ("training={sample_prompts: [Hi]}", ("training.sample_prompts", "data.eval: null")),
+        ("training={eval_steps: 50}", ("training.eval_steps", "data.eval: null")),
+        ("training.run_name=mine", ("training.run_name", "training.report_to: []")),
+        ("data.shuffle_buffer=5", ("data.shuffle_buffer", "data.streaming: false")),
         ("training={adam_beta2: 0.95, optim: adafactor}", ("training.adam_beta2", "training.optim: adafactor")),
     ],
 )

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from loraft import api
-from loraft.optimization.optimizer import KINDS
+from loraft.optimization.optimizer import KINDS, optimizer_state
 from loraft.planning.run_plan import plan_run
+from loraft.training.loop import fit
 from loraft.training.trainer import build_model
 from tests.tiny import save_tiny
 from tests.training.building import tiny_fit
@@ -110,3 +111,14 @@ def test_loading_holds_the_model_and_one_tensor_in_16_bits(tmp_path: Path) -> No
     held = torch.cuda.memory_allocated() - before
     assert adapted.loaded.stream is not None
     assert torch.cuda.max_memory_allocated() - before <= held + 2 * largest + 2**20
+
+
+def test_the_state_of_an_optimizer_is_copied_to_main_memory_alone(tmp_path: Path) -> None:
+    """A checkpoint of full fine-tuning would else need twice the state on the GPU, of which nothing was foreseen."""
+    run, state = tiny_fit(config_of(tmp_path, "full", method="full", training__optim="adamw"))
+    fit(run, state)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    tensors, _ = optimizer_state(run.optimizer, run.adapted.trainable)
+    assert torch.cuda.max_memory_allocated() == before
+    assert {tensor.device.type for tensor in tensors.values()} == {"cpu"}

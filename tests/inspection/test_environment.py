@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from loraft.inspection.environment import LIBRARIES, examine
+from loraft.inspection.environment import examine
+from loraft.version import LIBRARIES
 
 Parts = dict[str, dict[str, Any]]
 

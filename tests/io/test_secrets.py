@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraft.io.secrets import redacted, secret_in
+from loraft.io.secrets import redacted, redacted_all, secret_in
 
 HEX = "0123456789abcdef0123456789abcdef01234567"
 SECRETS = {
@@ -42,3 +42,9 @@ def test_the_environment_knows_those_without_a_shape(monkeypatch: pytest.MonkeyP
     assert secret_in("say no-shape-at-all") == "the value of MY_SECRET"
     assert redacted("say no-shape-at-all") == "say [the value of MY_SECRET]"
     assert redacted("/home/me/.cache/token false") == "/home/me/.cache/token false"
+
+
+def test_a_value_of_json_is_searched_to_its_depth() -> None:
+    token, shown = SECRETS["a token of Hugging Face"], "[a token of Hugging Face]"
+    value = {token: [1, None, ("x", {"y": f"z {token}"})]}
+    assert redacted_all(value) == {shown: [1, None, ["x", {"y": f"z {shown}"}]]}

@@ -76,11 +76,13 @@ def test_state_is_restored_bit_for_bit(optim: str, before: float) -> None:
     weights, optimizer = begin(section(optim, weight_decay=0.1), plus_ratio=before)
     for seed in (1, 2):
         step(weights, optimizer, seed)
-    saved = optimizer_state(optimizer, weights)
+    tensors, numbers = optimizer_state(optimizer, weights)
+    own = {value.data_ptr() for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)}
+    assert own.isdisjoint(tensor.data_ptr() for tensor in tensors.values()), "what is saved stays as it is"
     others, another = begin(section(optim, weight_decay=0.1))
     for name, weight in others.items():
         weight.data.copy_(weights[name].data)
-    restore_optimizer(another, others, *saved)
+    restore_optimizer(another, others, tensors.keys(), lambda name, _: tensors[name], numbers)
     for group in optimizer.param_groups:  # the ratio was changed meanwhile: B goes on with its own state
         group["lr"] = 0.1
     step(weights, optimizer, 3)

@@ -139,6 +139,21 @@ def test_a_value_that_holds_a_secret_is_not_written(tmp_path: Path) -> None:
     assert done.config.training.output_dir is None
 
 
+@pytest.mark.parametrize("key", ["strange_key", "dataset_test_split", "report_to", "per_device_train_batch_size"])
+def test_a_secret_is_left_out_of_what_became_of_a_key(tmp_path: Path, key: str) -> None:
+    """`loraft import --json` prints the rows."""
+    token = f"hf_{'a' * 30}"
+    done = imported(tmp_path, f"{STARTS['trl']}{key}: [{token}]\n")
+    assert token not in f"{done.rows}{done.text}"
+    assert "[a token of Hugging Face]" in done.text
+
+
+def test_a_secret_is_left_out_of_a_refusal(tmp_path: Path) -> None:
+    token = f"hf_{'a' * 30}"
+    with pytest.raises(ConfigError, match=r"there is no x/\[a token of Hugging Face\] here"):
+        imported(tmp_path, f"{STARTS['axolotl']}adapter: x/{token}\n")
+
+
 def test_what_is_written_is_the_config_and_says_what_each_key_was(tmp_path: Path) -> None:
     done = imported(tmp_path, STARTS["axolotl"] + "adapter: lora\nlora_r: 8\noptimizer: adamw_torch_4bit\ntf32: true\n")
     path = tmp_path / "ours.yaml"

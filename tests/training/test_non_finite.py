@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from loraft import api
 from loraft.errors import NonFiniteError
+from loraft.events import Event
 from loraft.reporting.report_page import page_of
 from loraft.reporting.run_records import read_records
 from loraft.reporting.run_report import report_of
 from loraft.training import loop
 from loraft.training.loop import SKIPPED_IN_A_ROW, fit
-from loraft.training.run_events import StepSkipped
+from loraft.training.run_events import StepDone, StepSkipped
 from loraft.training.train_step import Trainer, first_output
 from tests.training.building import tiny_config, tiny_fit
 
@@ -140,6 +142,22 @@ def test_a_step_that_is_not_finite_is_left_out_where_that_is_asked_for(
     read = sum(example.trained for example in run.plan.data.train)
     assert 0 < state.tokens < read, "what changed nothing was not trained on"
     assert all(parameter.isfinite().all() for parameter in run.adapted.trainable.values())
+
+
+def test_what_was_trained_before_a_last_step_that_is_left_out_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Event] = []
+    overflowing(monkeypatch, 3)
+    config = tiny_config(tmp_path, training__on_nonfinite="skip", training__max_steps=3, training__logging_steps=10)
+    run, state = tiny_fit(config, told.append)
+    fit(run, state)
+    losses = [event.loss for event in told if isinstance(event, StepDone)]
+    (logged,) = [line for line in lines_of(tmp_path / "run") if "loss" in line]
+    assert (len(losses), logged["step"]) == (2, 3)
+    assert min(losses) <= logged["loss"] <= max(losses)
+    assert state.last_loss == logged["loss"]
+    assert 0 < logged["grad_norm"] < math.inf
 
 
 def test_so_many_in_a_row_end_the_run_as_one_does_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from loraft import api
 from loraft.config.change_config import with_values
@@ -17,10 +18,12 @@ from loraft.config.schema import RunConfig, TrainingSection
 from loraft.errors import Interrupted, RunFolderError
 from loraft.events import Event, Note
 from loraft.optimization.schedule import learning_rate
-from loraft.training.resume import BEFORE, as_begun, rate_note
+from loraft.planning.run_plan import plan_run
+from loraft.training.loop import fit
+from loraft.training.resume import BEFORE, as_begun, compare_with_begun, rate_note, resume_from
 from loraft.training.run_dir import RunFolder
 from loraft.training.trainer import TrainResult
-from tests.training.building import contrary, rows, tiny_config, write_rows
+from tests.training.building import contrary, rows, tiny_config, tiny_fit, write_rows
 from tests.training.test_trainer import config_of, metrics, stop_at
 
 HARMLESS: dict[str, Any] = {
@@ -126,6 +129,26 @@ def test_a_finished_run_says_how_to_train_on_and_does(tmp_path: Path) -> None:
     (told,) = [note for note in notes if note.startswith("the run goes on to step 8 instead of 4")]
     assert f"{rate:.3g} at step 5, where it had come to" in told
     assert [line["learning_rate"] for line in metrics(tmp_path / "run") if "loss" in line][4] == rate
+
+
+def test_a_secret_of_a_config_is_no_change_and_is_told_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config that was made in Python may hold one, which is not written into the run's folder."""
+    monkeypatch.setenv("MY_SECRET", "no-shape-at-all")
+    config = tiny_config(tmp_path, training__project="no-shape-at-all")
+    plan, folder = plan_run(config), RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.describe(plan.config, {})
+    assert "no-shape-at-all" not in folder.config.read_text()
+    assert compare_with_begun(plan, folder, True, anyway=False) == ((), plan.steps)
+
+
+def test_a_scale_begins_anew_where_the_run_had_none(tmp_path: Path) -> None:
+    """As where model.dtype has become float16, which `resume_anyway` takes on."""
+    run, state = tiny_fit(tiny_config(tmp_path, training__max_steps=1))
+    fit(run, state)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    assert resume_from(run, state, (), None)
+    assert run.scaler.get_scale() == 256
 
 
 @pytest.mark.slow

@@ -90,11 +90,12 @@ def test_a_start_that_came_to_nothing_is_not_the_run_to_go_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("mine-1/checkpoints", "mine-2", "mine-3/checkpoints", "mine-4"):
+    for name in ("mine-1/checkpoints", "mine-2", "mine-3/checkpoints", "mine-4", "mine-²", "it[1]-1/checkpoints"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     assert choose_run_folder(None, "mine", resume=True) == Path("runs/mine-3")
     assert choose_run_folder(None, "mine", resume=False) == Path("runs/mine-5")
     assert choose_run_folder(None, "other", resume=True) == Path("runs/other-1")
+    assert choose_run_folder(None, "it[1]", resume=False) == Path("runs/it[1]-2")
 
 
 def test_a_run_left_unfinished_is_told_when_another_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,10 +126,10 @@ def live_line(event: StepDone | Progress, width: int) -> Text:
         done, total, figures = event.done, event.total, [event.what]
     else:
         done, total = event.step, event.steps
-        left = [] if event.seconds_left is None else [f"{as_duration(event.seconds_left)} left"]
+        left = f"{as_duration(event.seconds_left)} left"
         speed = f"{as_count(round(event.tokens_per_second))} tokens/s"
         rate = f"rate {as_rate(event.learning_rate)}"
-        figures = [f"loss {as_measure(event.loss)}", *left, speed, as_bytes(event.peak_bytes), rate]
+        figures = [f"loss {as_measure(event.loss)}", left, speed, as_bytes(event.peak_bytes), rate]
     count = f"{done}/{total}"
     room = width - len(count) - 3 - BAR_WIDTHS.start
     while figures and sum(len(figure) + 2 for figure in figures) > room:
@@ -157,19 +157,18 @@ def _columns(event: StepLogged) -> str:
         as_rate(event.learning_rate),
         as_count(round(event.tokens_per_second)),
         as_bytes(event.peak_bytes),
-        "–" if event.seconds_left is None else as_duration(event.seconds_left),
+        as_duration(event.seconds_left),
     )
     return row + of_routers
 
 
 def _plain_step(event: StepLogged) -> Text:
-    left = "" if event.seconds_left is None else f"  {as_duration(event.seconds_left)} left"
     of_routers = "" if event.router_aux_loss is None else f"  routers {as_measure(event.router_aux_loss)}"
     return Text(
         f"step {event.step:>{len(str(event.steps))}}/{event.steps}  epoch {event.epoch:.2f}"
         f"  loss {as_measure(event.loss)}{of_routers}  grad norm {as_measure(event.grad_norm)}"
         f"  rate {as_rate(event.learning_rate)}  {as_count(round(event.tokens_per_second))} tokens/s"
-        f"  peak {as_bytes(event.peak_bytes)}{left}"
+        f"  peak {as_bytes(event.peak_bytes)}  {as_duration(event.seconds_left)} left"
     )
 
 
