@@ -5,7 +5,7 @@
 
 SmolLM2-135M-Instruct learns the quickstart's tickets from the same rows in the same order three times: in float32, in
 bfloat16, and in bfloat16 with PEFT's own layers, which add each update to outputs that are rounded already. What is
-printed is how far the losses of the steps lie above those of float32, in nats a token: the mean of the steps.
+printed is how far the losses of the steps lie from those of float32, in nats a token: the mean of the steps.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def main() -> None:
     for step, each in enumerate(zip(*losses.values(), strict=True), 1):
         print(f"step {step:3}", *(f"{loss:8.4f}" for loss in each))
     exact, *others = losses.values()
-    ours, theirs = (fmean(a - b for a, b in zip(each, exact, strict=True)) for each in others)
-    print(f"above float32: {ours:+.4f} nats a token, and {theirs:+.4f} with PEFT's layers")
-    name = f"{options.method} in bfloat16, mean loss of {options.steps} steps above float32's"
+    ours, theirs = (fmean(abs(a - b) for a, b in zip(each, exact, strict=True)) for each in others)
+    print(f"from float32: {ours:.4f} nats a token, and {theirs:.4f} with PEFT's layers")
+    name = f"{options.method} in bfloat16, mean distance of {options.steps} steps' losses from float32's"
     record(options.json, [Figure(name, "nats", ours, "PEFT's layers", theirs)])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loraft.config.choices import TaskName
 from loraft.config.schema_info import KEYS
 from loraft.config.yaml_nodes import Value
 
@@ -16,6 +17,8 @@ Answer = str | list[str] | Mapping[str, str]
 """A remedy; that where a key is switched on and that where it is off; or those for some words, * being any other."""
 BOOLS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
 """Words that mean a truth value, of which some are text in YAML 1.2."""
+BY_PAIRS: TaskName = "preference"
+"""The task that DPO and its like are here."""
 LEAVE = "Leave it out: "
 """How a remedy begins that is a reason why nothing is written."""
 WRITE = "Write "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, get_args
 
-from loraft.config.aliases import remedy_for
+from loraft.config.aliases import BY_PAIRS, remedy_for
 from loraft.config.choices import PreferenceLossName
 from loraft.config.preference_section import WITH_REFERENCE
 from loraft.config.yaml_nodes import Value
@@ -88,7 +88,7 @@ def translate_task(translation: Translation) -> None:
         return
     loss = _loss(translation, str(command if command in OF_TRL else translation.value("rl", "stage")))
     translation.loss = loss
-    becomes: dict[str, Value] = {"task": "preference", "preference.loss": loss}
+    becomes: dict[str, Value] = {"task": BY_PAIRS, "preference.loss": loss}
     for name in NAMES:
         translation.write(name, becomes)
     translation.of_itself(becomes, f"what trl {command} trains")

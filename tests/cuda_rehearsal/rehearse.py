@@ -38,7 +38,6 @@ from loraft.events import ignored
 from loraft.inference import engine
 from loraft.inference.requests import GenerationRequest
 from loraft.kernels import decoding_products, packed_attention, rms_norm
-from loraft.kernels.low_rank import lora_linear
 from loraft.models.registry import FAMILIES
 from loraft.training import loop, trainer
 from tests.cuda_rehearsal.cases import CASES, Case
@@ -83,7 +82,7 @@ class Seen:
 
 
 CPU_FORMS: tuple[tuple[Any, str], ...] = (
-    (rms_norm, "cpu_norm"), (lora_linear, "cpu_updated"),
+    (rms_norm, "cpu_norm"),
     (packed_attention._RowProducts, "apply"), (decoding_products, "_of_laid_out"),
 )  # fmt: skip
 

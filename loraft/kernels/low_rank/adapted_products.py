@@ -22,8 +22,6 @@ def adapted_products(
     factors: Sequence[Tensor],
     scales: Sequence[float],
     dtype: torch.dtype,
-    *,
-    bases_first: bool,
     dropped: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The outputs x Wᵀ + bias + scale · x Aᵀ Bᵀ of one or more frozen bases that read the same x.
@@ -37,13 +35,12 @@ def adapted_products(
         factors: A `[r, in]` and B `[out, r]` of each base in turn.
         scales: The factor on each update.
         dtype: That of the products and of what comes back.
-        bases_first: The gradient of x is summed from the bases to the updates, not the other way around.
         dropped: What the updates read in place of x, where dropout is drawn for them.
 
     Returns:
         `[..., out]` for each base.
     """
-    outputs: tuple[Tensor, ...] = _Adapted.apply(x, dropped, bases, scales, dtype, bases_first, *factors)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Adapted.apply(x, dropped, bases, scales, dtype, *factors)  # type: ignore[no-untyped-call]
     # Here, since autograd lets no module change in place what is a view inside of the function.
     return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
@@ -64,7 +61,6 @@ class _Adapted(torch.autograd.Function):
         bases: Sequence[Any],
         scales: Sequence[float],
         dtype: torch.dtype,
-        bases_first: bool,
         *factors: Tensor,
     ) -> tuple[Tensor, ...]:
         all_a, all_b = factors[0::2], factors[1::2]
@@ -75,7 +71,7 @@ class _Adapted(torch.autograd.Function):
         u = read @ a.T
         ctx.save_for_backward(read, u, a, *b_cast)
         ctx.bases, ctx.scales, ctx.ranks = bases, scales, [len(one) for one in all_a]
-        ctx.bases_first, ctx.drops = bases_first, dropped is not None
+        ctx.drops = dropped is not None
         ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
         parts = zip(bases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
         updates = ((base, rows.new_empty(len(u), len(b)).addmm_(u, b.T, beta=0, alpha=s)) for base, u, b, s in parts)
@@ -93,18 +89,11 @@ class _Adapted(torch.autograd.Function):
         d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
         d_x = d_dropped = None
         if ctx.needs_input_grad[0]:
-            of_bases = list(zip(gradients, ctx.bases, strict=True))
-            if ctx.bases_first or ctx.drops:
-                gradient, base = of_bases.pop(0)
-                d_x = gradient @ unpacked(base).to(read.dtype)
-            else:
-                d_x = v @ a
-            for gradient, base in of_bases:
-                d_x.addmm_(gradient, unpacked(base).to(read.dtype))
+            d_x = v @ a
             if ctx.drops:
-                d_dropped = (v @ a).view(ctx.shape).to(ctx.dtype)
-            elif ctx.bases_first:
-                d_x.addmm_(v, a)
+                d_dropped, d_x = d_x.view(ctx.shape).to(ctx.dtype), torch.zeros_like(d_x)
+            for gradient, base in zip(gradients, ctx.bases, strict=True):
+                d_x.addmm_(gradient, unpacked(base).to(read.dtype))
             d_x = d_x.view(ctx.shape).to(ctx.dtype)
         of_layers = zip(d_a, d_b, strict=True)
-        return d_x, d_dropped, None, None, None, None, *itertools.chain.from_iterable(of_layers)
+        return d_x, d_dropped, None, None, None, *itertools.chain.from_iterable(of_layers)

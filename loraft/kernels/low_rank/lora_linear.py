@@ -1,9 +1,8 @@
 """The low-rank update as training computes it: x Wᵀ + scale · x Aᵀ Bᵀ, the numbers of peft.
 
-The plain form is peft's own, which multiplies by the scale and adds in passes of their own; in evaluation mode, merged,
-disabled or saved, an adapter is that alone. In training base and update are one function with a backward of its own,
-which adds in place (`adapted_products`), over weights in 4 and 8 bits as well. Where a layer is not that plain, the
-update alone is computed by a form for the device.
+In training base and update are one function with a backward of its own, which adds in place (`adapted_products`), over
+weights in 4 and 8 bits as well. In evaluation mode, merged, disabled or saved, and over modules that are not linear, a
+layer is peft's own, to the bit: that multiplies by the scale and adds in passes of their own.
 """
 
 from __future__ import annotations
@@ -13,11 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import torch
 from peft.tuners.lora import Linear, LoraLayer, ParamWrapper
-from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from loraft.kernels.linear_weights import is_quantized, product_dtype
@@ -25,18 +21,10 @@ from loraft.kernels.low_rank.adapted_products import adapted_products
 from loraft.kernels.low_rank.started_factor import factor_of
 
 
-def takes_cpu_form(device: torch.device) -> bool:
-    """Which form a device takes: only a CPU takes the CPU's."""
-    return device.type == "cpu"
-
-
 def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
-    """Let every plain LoRA layer of `model` train by the form for its device.
+    """Let every plain LoRA layer of `model` over a linear module, quantized or not, train `Together`.
 
-    DoRA's are `FactoredDora`; updates with a bias and those of parameters stay as they are: peft's own.
-
-    Layers over a linear module, quantized or not, compute `Together`; over any other module the base computes its
-    output and the update is added to it.
+    DoRA's are `FactoredDora`; updates with a bias, those of parameters and those over other modules stay peft's own.
 
     Args:
         model: The model with adapter layers in it.
@@ -45,7 +33,6 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
     """
     for module in model.modules():
         if isinstance(module, LoraLayer) and _is_plain(module, name):
-            module.lora_variant[name] = AddedUpdate()
             layer: Any = module
             kind: Any = type(layer)
             is_linear = kind is Linear and type(layer.base_layer) in (nn.Linear, Conv1D)
@@ -86,7 +73,7 @@ class Together(nn.Module, LoraLayer):
         """`[..., in]` to `[..., out]`."""
         if not args and not kwargs and self.is_plain and self.has_form(x):
             return self._readers.output_of(self, x) if self._readers else together(x, [self])[0]
-        output: Tensor = super().forward(x, *args, **kwargs)  # which adds by `AddedUpdate`
+        output: Tensor = super().forward(x, *args, **kwargs)
         return output
 
     def has_form(self, x: Tensor) -> bool:
@@ -127,8 +114,7 @@ def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
         scales.append(layer.scaling[name])
     dtype = product_dtype(x if is_quantized(bases[0]) else bases[0].weight)
     dropped = first.lora_dropout[first.active_adapters[0]](x) if first.drops else None
-    on_cpu = takes_cpu_form(x.device)
-    return adapted_products(x, bases, factors, scales, dtype, bases_first=on_cpu, dropped=dropped)
+    return adapted_products(x, bases, factors, scales, dtype, dropped)
 
 
 @dataclass(eq=False)
@@ -154,66 +140,3 @@ class _Readers:
     def forget(self, *_: Any) -> None:
         """Keep nothing: the module that the layers belong to has run."""
         self.read, self.ready = None, {}
-
-
-def cpu_updated(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """`result + scale · x Aᵀ Bᵀ`, in place."""
-    updated: Tensor = _Update.apply(result, x, a, b, scale)  # type: ignore[no-untyped-call]
-    return updated
-
-
-def cuda_updated(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """`result + scale · x Aᵀ Bᵀ` in the result's dtype, by torch's own products and gradients."""
-    dtype, width = product_dtype(result), result.shape[-1]
-    u = linear(x.reshape(-1, x.shape[-1]).to(dtype), a.to(dtype))
-    if result.dtype == dtype:
-        return torch.addmm(result.reshape(-1, width), u, b.to(dtype).T, alpha=scale).view(result.shape)
-    return torch.add(result, linear(u, b.to(dtype)).view(result.shape), alpha=scale)
-
-
-class AddedUpdate(LoraVariant):
-    """peft's hook: it is given the base's output and returns it with the update."""
-
-    @staticmethod
-    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        """`[..., in]` and the base's output `[..., out]` to the adapted output `[..., out]`."""
-        a, b, scale = (of[active_adapter] for of in (module.lora_A, module.lora_B, module.scaling))
-        if not module.training:  # in peft's own words, so that what is evaluated is peft's to the bit
-            plain: Tensor = result + b(a(x)) * scale
-            return plain
-        form = cpu_updated if takes_cpu_form(result.device) else cuda_updated
-        return form(result, module.lora_dropout[active_adapter](x), factor_of(a), factor_of(b), scale)
-
-
-class _Update(torch.autograd.Function):
-    """result + scale · x Aᵀ Bᵀ, in the result's dtype; gradients as in `_Adapted`, that of the result passed on.
-
-    The products are computed in autocast's dtype where it is on: a 4-bit layer gives float32 for float32 inputs.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        dtype = product_dtype(result)
-        rows, a_cast, b_cast = x.reshape(-1, x.shape[-1]).to(dtype), a.to(dtype), b.to(dtype)
-        u = rows @ a_cast.T
-        ctx.save_for_backward(rows, u, a_cast, b_cast)
-        ctx.scale, ctx.shape, ctx.dtype, ctx.trained_dtype = scale, x.shape, x.dtype, a.dtype
-        if result._is_view():  # GPT-2's Conv1D gives a view, and autograd would copy what is changed in place in one
-            result = result.clone(memory_format=torch.contiguous_format)
-        else:
-            ctx.mark_dirty(result)
-        updated = result.view(-1, result.shape[-1])
-        if result.dtype == dtype:
-            updated.addmm_(u, b_cast.T, alpha=scale)
-        else:
-            updated.add_(u @ b_cast.T, alpha=scale)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, u, a, b = ctx.saved_tensors
-        gradient = grads[0].reshape(-1, grads[0].shape[-1]).to(rows.dtype)
-        v = (gradient @ b).mul_(ctx.scale)
-        d_a, d_b = (v.T @ rows).to(ctx.trained_dtype), (gradient.T @ u).to(ctx.trained_dtype).mul_(ctx.scale)
-        d_x = (v @ a).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
-        return grads[0], d_x, d_a, d_b, None

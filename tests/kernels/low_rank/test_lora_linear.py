@@ -1,4 +1,4 @@
-"""Base and update in either form against peft's own forward, values and gradients."""
+"""Base and update against peft's own forward, values and gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loraft.kernels.int8_linear import Int8Linear
 from loraft.kernels.linear_weights import unpacked
 from loraft.kernels.low_rank import lora_linear
 from loraft.kernels.low_rank.adapted_products import adapted_products
-from loraft.kernels.low_rank.lora_linear import Together, cpu_updated, cuda_updated, patch_lora_linears
+from loraft.kernels.low_rank.lora_linear import Together, patch_lora_linears
 from loraft.models.registry import FAMILIES
 from loraft.planning.run_plan import plan_run
 from loraft.training.trainer import build_model
@@ -28,14 +28,6 @@ from tests.tiny import mostly_slow, tiny_model
 from tests.training.wide import wide_config
 
 
-@pytest.fixture(params=[True, False], ids=["cpu-form", "cuda-form"])
-def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Each form, on the CPU."""
-    monkeypatch.setattr(lora_linear, "takes_cpu_form", lambda _: request.param)
-    return bool(request.param)
-
-
-@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("rslora", mostly_slow([False, True], True))
 def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None:
@@ -60,7 +52,6 @@ def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None
     assert torch.equal(plain.eval()(input_ids=ids).logits, ours.eval()(input_ids=ids).logits)
 
 
-@pytest.mark.usefixtures("on_cpu")
 def test_dora_and_dropout_keep_their_own_way() -> None:
     dora = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
     kept = [type(m.lora_variant["default"]) for m in dora.modules() if hasattr(m, "lora_variant")]
@@ -122,7 +113,6 @@ def gradients(model: nn.Module, out: Tensor, *inputs: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(out.sin().sum(), [*inputs, *trained]))
 
 
-@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1], ("k_proj", "q_proj", "v_proj")])
 @pytest.mark.parametrize(("count", "dropout"), [(1, 0.0), (2, 0.0), (3, 0.0), (1, 0.5)])
 def test_layers_of_one_input_are_computed_together_and_others_by_themselves(
@@ -150,7 +140,6 @@ def test_one_product_gives_the_outputs_of_all_and_none_is_kept() -> None:
     assert not readers.ready
 
 
-@pytest.mark.usefixtures("on_cpu")
 def test_gradients_together_are_those_of_finite_differences() -> None:
     _, ours = adapted_projections()
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
@@ -164,7 +153,6 @@ def test_gradients_together_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(outputs, (x, *trained.values()))
 
 
-@pytest.mark.usefixtures("on_cpu")
 def test_recomputing_gives_the_same_bits() -> None:
     _, ours = adapted_projections()
     x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
@@ -173,7 +161,6 @@ def test_recomputing_gives_the_same_bits() -> None:
     assert all(torch.equal(one, other) for one, other in zip(kept, anew, strict=True))
 
 
-@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("one", NAMES)
 def test_a_layer_that_is_not_plain_goes_pefts_way(one: str) -> None:
     """Disabled, with dropout or in evaluation: the other two do not mind."""
@@ -187,26 +174,16 @@ def test_a_layer_that_is_not_plain_goes_pefts_way(one: str) -> None:
     assert not torch.equal(dropping(x), dropping(x))
 
 
-class AsGiven(nn.Linear):
-    """A layer like bitsandbytes' 4-bit one: what it computes has the dtype of its input, whatever its weight's is."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
-
-
-@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [nn.Linear, AsGiven])
 def test_products_are_right_in_any_mix_of_dtypes(
-    kind: type[nn.Linear], rows: torch.dtype, weight: torch.dtype, autocast: torch.dtype | None
+    rows: torch.dtype, weight: torch.dtype, autocast: torch.dtype | None
 ) -> None:
     """Against the formula in float32; what is rounded to bfloat16 has an error of some tenths of a per cent."""
     torch.manual_seed(0)
     model: nn.Module = get_peft_model(
-        nn.Sequential(kind(64, 48)).to(weight),  # type: ignore[arg-type]
+        nn.Sequential(nn.Linear(64, 48)).to(weight),  # type: ignore[arg-type]
         LoraConfig(r=4, lora_alpha=6, target_modules=["0"], init_lora_weights=False),
     ).train()
     layer = model.get_submodule("base_model.model.0")
@@ -226,22 +203,6 @@ def test_products_are_right_in_any_mix_of_dtypes(
     for mine, right in zip((out, *ours), (expected, *theirs), strict=True):
         assert (mine.float() - right).norm() < (1e-5 if in_float32 else 1e-2) * right.norm()
     assert [mine.dtype for mine in ours] == [rows, torch.float32, torch.float32]
-
-
-@pytest.mark.parametrize("rows", [torch.float64, torch.float32])
-def test_the_forms_of_an_update_are_one_another(rows: torch.dtype) -> None:
-    """In one dtype, and where products have another than the result, as over a 4-bit layer."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 7, 5), (2, 7, 6), (3, 6), (5, 3))
-    result, x, a, b = (torch.randn(shape, generator=generator).to(rows).requires_grad_() for shape in shapes)
-    given = torch.randn(2, 7, 5, generator=generator).to(rows)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rows == torch.float32):
-        outputs = [form(result * 1, x, a, b, 1.5) for form in (cpu_updated, cuda_updated)]
-    assert [out.dtype for out in outputs] == [rows, rows]
-    torch.testing.assert_close(*outputs)
-    mine, theirs = (torch.autograd.grad((out * given).sum(), [result, x, a, b]) for out in outputs)
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if rows == torch.float32 else {}
-    torch.testing.assert_close(mine, theirs, **tolerance)
 
 
 def _in_4_bits(weight: Tensor, bias: Tensor) -> nn.Module:
@@ -279,7 +240,7 @@ def test_an_update_far_below_the_rounding_of_bfloat16_is_in_the_outputs(
     base: Any = base_of(weight / 512**0.5, bias).requires_grad_(False)
     x, a, b = (torch.randn(shape, generator=generator) for shape in ((256, 512), (8, 512), (1024, 8)))
     x, a, b = x.bfloat16(), a / 512**0.5, b * size
-    (ours,) = adapted_products(x, [base], [a, b], [1.5], torch.bfloat16, bases_first=True)
+    (ours,) = adapted_products(x, [base], [a, b], [1.5], torch.bfloat16)
     u = x @ a.bfloat16().T
     theirs = base(x) + u @ b.bfloat16().T * 1.5
     update = 1.5 * u.double() @ b.bfloat16().double().T
