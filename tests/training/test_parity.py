@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from loraft.adapters import inject
 from loraft.errors import NonFiniteError
 from loraft.training.checkpoint import newest_checkpoint
 from loraft.training.loop import fit
 from loraft.training.run_events import StepDone, StepLogged
 from loraft.training.train_step import Trainer
 from tests.training.building import ROWS_OF, close, recorded, tiny_config, tiny_fit, without_dropout, write_rows
+from tests.training.wide import wide_config
 
 SETUPS = {"2x2": (2, 2), "1x4": (1, 4)}
 TASKS = ("causal_lm", "seq2seq_lm", "seq_cls")
@@ -99,6 +101,27 @@ def test_c10_two_epochs_are_those_of_a_plain_loop(tmp_path: Path, task: str) -> 
     expected = plain_losses(theirs)
     assert [event.loss for event in logged] == pytest.approx(expected, rel=1e-4)
     assert [event.learning_rate for event in logged] == pytest.approx([0.01 * f for f in RATES])
+
+
+@pytest.mark.slow
+def test_c52_in_bfloat16_small_steps_are_learned_as_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C52: the losses of 12 steps at a low rate: peft's layers lie more than twice as far from those of float32."""
+
+    def losses(dtype: str) -> list[float]:
+        told: list[Any] = []
+        options = {"model__dtype": dtype, "training__max_steps": 12, "training__learning_rate": 1e-4}
+        config = wide_config(tmp_path, **options, training__output_dir=str(tmp_path / f"run-{len(runs)}"))
+        fit(*tiny_fit(config, told.append))
+        return [event.loss for event in told if isinstance(event, StepDone)]
+
+    runs: list[list[float]] = []
+    runs += [losses("float32")]
+    runs += [losses("bfloat16")]
+    monkeypatch.setattr(inject, "patch_lora_linears", lambda *_: None)
+    runs += [losses("bfloat16")]
+    exact, ours, pefts = runs
+    off = [sum(abs(a - b) for a, b in zip(each, exact, strict=True)) for each in (ours, pefts)]
+    assert off[0] < 0.5 * off[1]
 
 
 RATES = (1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4)

@@ -6,8 +6,8 @@ copied but to add to it, and of a weight in few bits nothing dequantized is kept
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,36 +16,47 @@ from torch import Tensor, nn
 from loraft.kernels.linear_weights import unpacked
 
 
-def adapted_products(
-    x: Tensor,
-    bases: Sequence[nn.Module],
-    factors: Sequence[Tensor],
-    scales: Sequence[float],
-    dtype: torch.dtype,
-    dropped: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """The outputs x Wᵀ + bias + scale · x Aᵀ Bᵀ of one or more frozen bases that read the same x.
+@dataclass(frozen=True)
+class Adapted:
+    """A linear module whose weight is frozen, and its low-rank update.
 
-    Each product is added to its update: in 16 bits they are rounded once, together. An update that is added to outputs
-    as they are rounded is lost where it is below half of their last place, and early in training most of it is.
+    Attributes:
+        base: In 4 or 8 bits perhaps; a bias may be trained.
+        a: `[r, in]`.
+        b: `[out, r]`.
+        scale: The factor on the update.
+    """
+
+    base: nn.Module
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+def adapted_products(
+    x: Tensor, layers: Sequence[Adapted], dtype: torch.dtype, dropped: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The outputs x Wᵀ + scale · x Aᵀ Bᵀ + bias of one or more layers that read the same x.
+
+    The product of a base is added to its update: in 16 bits their sum is rounded once. An update that is added to what
+    is rounded already is lost where it is below half of the last place, and early in training most of it is.
 
     Args:
         x: `[..., in]`.
-        bases: Linear modules.
-        factors: A `[r, in]` and B `[out, r]` of each base in turn.
-        scales: The factor on each update.
+        layers: What they are computed by.
         dtype: That of the products and of what comes back.
         dropped: What the updates read in place of x, where dropout is drawn for them.
 
     Returns:
-        `[..., out]` for each base.
+        `[..., out]` for each layer.
     """
-    outputs: tuple[Tensor, ...] = _Adapted.apply(x, dropped, bases, scales, dtype, *factors)  # type: ignore[no-untyped-call]
+    given = [tensor for layer in layers for tensor in (layer.a, layer.b, layer.base.bias)]
+    outputs: tuple[Tensor, ...] = _Products.apply(x, dropped, layers, dtype, *given)  # type: ignore[no-untyped-call]
     # Here, since autograd lets no module change in place what is a view inside of the function.
-    return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
+    return tuple(output.view(*x.shape[:-1], output.shape[-1]) for output in outputs)
 
 
-class _Adapted(torch.autograd.Function):
+class _Products(torch.autograd.Function):
     """With U = x Aᵀ and G the output's gradient: dB = scale · Gᵀ U, V = scale · G B, dA = Vᵀ x and dx = G W + V A.
 
     The A of all layers are one matrix, and so are their U and V; dx is summed over the layers in place.
@@ -55,45 +66,48 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        dropped: Tensor | None,
-        bases: Sequence[Any],
-        scales: Sequence[float],
-        dtype: torch.dtype,
-        *factors: Tensor,
+        ctx: Any, x: Tensor, dropped: Tensor | None, layers: Sequence[Adapted], dtype: torch.dtype, *_: Tensor | None
     ) -> tuple[Tensor, ...]:
-        all_a, all_b = factors[0::2], factors[1::2]
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         read = rows if dropped is None else dropped.reshape(rows.shape).to(dtype)
+        all_a = [layer.a for layer in layers]
         a = (torch.cat(all_a) if len(all_a) > 1 else all_a[0]).to(dtype)
-        b_cast = [b.to(dtype) for b in all_b]
+        all_b = [layer.b.to(dtype) for layer in layers]
         u = read @ a.T
-        ctx.save_for_backward(read, u, a, *b_cast)
-        ctx.bases, ctx.scales, ctx.ranks = bases, scales, [len(one) for one in all_a]
-        ctx.drops = dropped is not None
+        ctx.save_for_backward(read, u, a, *all_b)
+        ctx.layers, ctx.ranks, ctx.drops = layers, [len(one) for one in all_a], dropped is not None
         ctx.shape, ctx.dtype, ctx.trained_dtype = x.shape, x.dtype, all_a[0].dtype
-        parts = zip(bases, torch.split(u, ctx.ranks, 1), b_cast, scales, strict=True)
-        updates = ((base, rows.new_empty(len(u), len(b)).addmm_(u, b.T, beta=0, alpha=s)) for base, u, b, s in parts)
-        outputs = [(base, update.addmm_(rows, unpacked(base).to(dtype).T)) for base, update in updates]
-        return tuple(out if base.bias is None else out.add_(base.bias) for base, out in outputs)
+        return tuple(map(_output, layers, torch.split(u, ctx.ranks, 1), all_b, [rows] * len(layers)))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         read, all_u, a, *all_b = ctx.saved_tensors
         gradients = [gradient.reshape(-1, gradient.shape[-1]) for gradient in grads]
-        parts = list(zip(gradients, all_b, torch.split(all_u, ctx.ranks, 1), ctx.scales, strict=True))
+        scales = [layer.scale for layer in ctx.layers]
+        parts = list(zip(gradients, all_b, torch.split(all_u, ctx.ranks, 1), scales, strict=True))
         each_v = [(gradient @ b).mul_(scale) for gradient, b, _, scale in parts]
         v = torch.cat(each_v, 1) if len(each_v) > 1 else each_v[0]
         d_a = torch.split((v.T @ read).to(ctx.trained_dtype), ctx.ranks)
         d_b = [(gradient.T @ u).to(ctx.trained_dtype).mul_(scale) for gradient, _, u, scale in parts]
+        d_bias = [
+            gradient.sum(0, dtype=layer.base.bias.dtype) if needed else None
+            for gradient, layer, needed in zip(gradients, ctx.layers, ctx.needs_input_grad[6::3], strict=True)
+        ]
         d_x = d_dropped = None
         if ctx.needs_input_grad[0]:
-            d_x = v @ a
-            if ctx.drops:
-                d_dropped, d_x = d_x.view(ctx.shape).to(ctx.dtype), torch.zeros_like(d_x)
-            for gradient, base in zip(gradients, ctx.bases, strict=True):
-                d_x.addmm_(gradient, unpacked(base).to(read.dtype))
+            d_read = v @ a
+            d_x = torch.zeros_like(d_read) if ctx.drops else d_read
+            for gradient, layer in zip(gradients, ctx.layers, strict=True):
+                d_x.addmm_(gradient, unpacked(layer.base).to(read.dtype))
             d_x = d_x.view(ctx.shape).to(ctx.dtype)
-        of_layers = zip(d_a, d_b, strict=True)
-        return d_x, d_dropped, None, None, None, *itertools.chain.from_iterable(of_layers)
+            d_dropped = d_read.view(ctx.shape).to(ctx.dtype) if ctx.drops else None
+        given = (gradient for of_layer in zip(d_a, d_b, d_bias, strict=True) for gradient in of_layer)
+        return d_x, d_dropped, None, None, *given
+
+
+def _output(layer: Adapted, u: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+    """The update, to which the base's product is added, and a bias to both."""
+    base: Any = layer.base
+    output = rows.new_empty(len(rows), len(b)).addmm_(u, b.T, beta=0, alpha=layer.scale)
+    output.addmm_(rows, unpacked(base).to(rows.dtype).T)
+    return output if base.bias is None else output.add_(base.bias)

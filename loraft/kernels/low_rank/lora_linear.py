@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraft.kernels.linear_weights import is_quantized, product_dtype
-from loraft.kernels.low_rank.adapted_products import adapted_products
+from loraft.kernels.low_rank.adapted_products import Adapted, adapted_products
 from loraft.kernels.low_rank.started_factor import factor_of
 
 
@@ -77,19 +77,17 @@ class Together(nn.Module, LoraLayer):
         return output
 
     def has_form(self, x: Tensor) -> bool:
-        """Whether what its weight is dequantized to, if it is, is the dtype of products with `x`."""
+        """Whether its products have the dtype of those with `x`: a quantized module may have one of its own."""
         base: Any = self.base_layer
         return not is_quantized(base) or base.compute_dtype in (None, product_dtype(x))
 
     @property
     def is_plain(self) -> bool:
-        """Whether it trains one adapter on a frozen base, as the forms compute it."""
+        """Whether it trains one adapter on a frozen weight, as `adapted_products` computes it."""
         (name, *others), base = self.active_adapters or [None], self.base_layer
         if not self.training or others or self.disable_adapters or self.merged:
             return False
-        if any(parameter.requires_grad for parameter in base.parameters()):
-            return False
-        return name in self.lora_A
+        return name in self.lora_A and not base.weight.requires_grad
 
     @property
     def drops(self) -> bool:
@@ -105,16 +103,16 @@ def computed_together(kind: Any) -> Any:
 
 def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
     """The outputs of layers that read the same `x`, in one function; one that draws dropout stands alone in it."""
-    first = layers[0]
-    bases: list[Any] = [layer.base_layer for layer in layers]
-    factors, scales = list[Tensor](), list[float]()
+    adapted = list[Adapted]()
     for layer in layers:
         name = layer.active_adapters[0]
-        factors += factor_of(layer.lora_A[name]), factor_of(layer.lora_B[name])
-        scales.append(layer.scaling[name])
-    dtype = product_dtype(x if is_quantized(bases[0]) else bases[0].weight)
+        factors = factor_of(layer.lora_A[name]), factor_of(layer.lora_B[name])
+        adapted.append(Adapted(layer.base_layer, *factors, layer.scaling[name]))
+    first: Any = layers[0]
+    dtype = product_dtype(x if is_quantized(first.base_layer) else first.base_layer.weight)
     dropped = first.lora_dropout[first.active_adapters[0]](x) if first.drops else None
-    return adapted_products(x, bases, factors, scales, dtype, dropped)
+    assert dropped is None or len(layers) == 1, "each layer draws its own"
+    return adapted_products(x, adapted, dtype, dropped)
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from loraft.kernels.int8_linear import Int8Linear
 from loraft.kernels.linear_weights import unpacked
 from loraft.kernels.low_rank import lora_linear
-from loraft.kernels.low_rank.adapted_products import adapted_products
+from loraft.kernels.low_rank.adapted_products import Adapted, adapted_products
 from loraft.kernels.low_rank.lora_linear import Together, patch_lora_linears
 from loraft.models.registry import FAMILIES
 from loraft.planning.run_plan import plan_run
@@ -52,7 +52,7 @@ def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None
     assert torch.equal(plain.eval()(input_ids=ids).logits, ours.eval()(input_ids=ids).logits)
 
 
-def test_dora_and_dropout_keep_their_own_way() -> None:
+def test_dora_keeps_its_own_way_and_dropout_is_drawn_anew() -> None:
     dora = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
     kept = [type(m.lora_variant["default"]) for m in dora.modules() if hasattr(m, "lora_variant")]
     patch_lora_linears(dora, "default")
@@ -92,12 +92,15 @@ class Projections(nn.Module):
         return torch.cat([outputs[name] for name in NAMES], -1)
 
 
-def adapted_projections(dropout: float = 0.0) -> tuple[PeftModel, PeftModel]:
+DROPPING = {"lora_dropout": 0.5}
+
+
+def adapted_projections(**options: Any) -> tuple[PeftModel, PeftModel]:
     """The same in float64, as peft computes them and with the three together."""
     torch.manual_seed(0)
     config = LoraConfig(
-        r=2, lora_alpha=3, target_modules=list(NAMES), rank_pattern={"k_proj": 1}, lora_dropout=dropout,
-        init_lora_weights=False,
+        r=2, lora_alpha=3, target_modules=list(NAMES), rank_pattern={"k_proj": 1},
+        init_lora_weights=False, **options,
     )  # fmt: skip
     plain = get_peft_model(Outer(), config).double().train()
     for module in plain.modules():
@@ -114,11 +117,11 @@ def gradients(model: nn.Module, out: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1], ("k_proj", "q_proj", "v_proj")])
-@pytest.mark.parametrize(("count", "dropout"), [(1, 0.0), (2, 0.0), (3, 0.0), (1, 0.5)])
+@pytest.mark.parametrize(("count", "options"), [(1, {}), (2, {}), (3, {}), (1, DROPPING), (1, {"bias": "all"})])
 def test_layers_of_one_input_are_computed_together_and_others_by_themselves(
-    order: tuple[str, ...], count: int, dropout: float
+    order: tuple[str, ...], count: int, options: dict[str, Any]
 ) -> None:
-    plain, ours = adapted_projections(dropout)
+    plain, ours = adapted_projections(**options)
     inputs = [torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True) for _ in range(count)]
     for seed in range(2):
         torch.manual_seed(seed)
@@ -140,6 +143,11 @@ def test_one_product_gives_the_outputs_of_all_and_none_is_kept() -> None:
     assert not readers.ready
 
 
+def test_nothing_may_be_read() -> None:
+    _, ours = adapted_projections()
+    assert ours(torch.zeros(0, 6, dtype=torch.float64)).shape == (0, 12)
+
+
 def test_gradients_together_are_those_of_finite_differences() -> None:
     _, ours = adapted_projections()
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
@@ -153,24 +161,27 @@ def test_gradients_together_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(outputs, (x, *trained.values()))
 
 
-def test_recomputing_gives_the_same_bits() -> None:
-    _, ours = adapted_projections()
+@pytest.mark.parametrize("options", [{}, DROPPING])
+def test_recomputing_gives_the_same_bits(options: dict[str, Any]) -> None:
+    _, ours = adapted_projections(**options)
     x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(1)
     kept = gradients(ours, ours(x), x)
+    torch.manual_seed(1)
     anew = gradients(ours, checkpoint(ours, x, use_reentrant=False), x)
     assert all(torch.equal(one, other) for one, other in zip(kept, anew, strict=True))
 
 
 @pytest.mark.parametrize("one", NAMES)
 def test_a_layer_that_is_not_plain_goes_pefts_way(one: str) -> None:
-    """Disabled, with dropout or in evaluation: the other two do not mind."""
+    """Disabled or in evaluation: the other two do not mind, nor that each draws dropout of its own."""
     plain, ours = adapted_projections()
     x = torch.randn(2, 7, 6, dtype=torch.float64)
     for change in (lambda layer: layer.eval(), lambda layer: layer.enable_adapters(False)):
         for model in (plain, ours):
             change(getattr(model.base_model.model.inner, one))
         torch.testing.assert_close(ours(x), plain(x))
-    dropping = adapted_projections(dropout=0.5)[1]
+    dropping = adapted_projections(**DROPPING)[1]
     assert not torch.equal(dropping(x), dropping(x))
 
 
@@ -240,7 +251,7 @@ def test_an_update_far_below_the_rounding_of_bfloat16_is_in_the_outputs(
     base: Any = base_of(weight / 512**0.5, bias).requires_grad_(False)
     x, a, b = (torch.randn(shape, generator=generator) for shape in ((256, 512), (8, 512), (1024, 8)))
     x, a, b = x.bfloat16(), a / 512**0.5, b * size
-    (ours,) = adapted_products(x, [base], [a, b], [1.5], torch.bfloat16)
+    (ours,) = adapted_products(x, [Adapted(base, a, b, 1.5)], torch.bfloat16)
     u = x @ a.bfloat16().T
     theirs = base(x) + u @ b.bfloat16().T * 1.5
     update = 1.5 * u.double() @ b.bfloat16().double().T
@@ -271,9 +282,9 @@ def test_over_weights_in_4_bits_it_is_pefts_forward_and_backward(
     ids = torch.randint(3, 290, (2, 9), generator=generator)
     calls: list[int] = []
 
-    def counted(x: Tensor, bases: Any, *rest: Any, **options: Any) -> tuple[Tensor, ...]:
-        calls.append(len(bases))
-        return adapted_products(x, bases, *rest, **options)
+    def counted(x: Tensor, layers: Any, *rest: Any) -> tuple[Tensor, ...]:
+        calls.append(len(layers))
+        return adapted_products(x, layers, *rest)
 
     monkeypatch.setattr(lora_linear, "adapted_products", counted)
     found = [_results(model, ids, dtype)]
