@@ -28,7 +28,7 @@ from loraft.tokenization.examples import Example
 
 ROOM = 0.9
 """Gradient checkpointing is turned on where a run without it is predicted to need more than this of the memory."""
-HOLES, HOLES_OF_QUANTIZED = 1.25, 1.6
+HOLES, HOLES_OF_QUANTIZED = 1.25, 1.35
 """What glibc's heap takes for activations, in proportion to their bytes: measured, as they come and go, and as weights
 that are dequantized for each product come and go between them."""
 
