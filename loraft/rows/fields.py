@@ -267,9 +267,8 @@ OTHERWISE = (
 """What helps where rows say `en` and a tokenizer `eng_Latn`."""
 
 
-def text_in_language(fields: Fields, key: str, code: str | None) -> str:
-    """The text of a row's `translation` in the language that `key` names; a code such as `fr_XX` finds `fr` too."""
-    texts = fields.mapping("translation")
+def text_in_language(fields: Fields, texts: Mapping[str, object], key: str, code: str | None) -> str:
+    """Of the `texts` of a row's `translation` that in the language that `key` names; `fr_XX` finds `fr` too."""
     found = ", ".join(sorted(texts)) or "none"
     if code is None:
         raise DataError(f"is not set, and the rows have the languages {found}", key=key, remedy="Name one of them.")

@@ -207,7 +207,7 @@ def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | 
     if chat is not None:
         asked = turns_of(fields, chat)
     elif name == "translation":
-        asked = (Message("user", text_in_language(fields, "data.source_lang", languages.source)),)
+        asked = (Message("user", text_in_language(fields, fields.mapping(name), "data.source_lang", languages.source)),)
     else:
         asked = (Message("user", fields.text(name)),)
     if asked[-1].role not in ("user", "tool"):
@@ -235,8 +235,9 @@ def _pair(fields: Fields, languages: LanguagePair) -> Seq2SeqRecord:
     renamed = any(name in fields.columns and fields.has(name) for name in ("source", "target"))
     if renamed or not fields.has("translation"):
         return Seq2SeqRecord(fields.text("source"), fields.text("target"))
-    source = text_in_language(fields, "data.source_lang", languages.source)
-    return Seq2SeqRecord(source, text_in_language(fields, "data.target_lang", languages.target))
+    texts = fields.mapping("translation")
+    source = text_in_language(fields, texts, "data.source_lang", languages.source)
+    return Seq2SeqRecord(source, text_in_language(fields, texts, "data.target_lang", languages.target))
 
 
 def _conversation(fields: Fields, chat: TurnKeys) -> Conversation:
