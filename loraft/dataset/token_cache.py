@@ -41,7 +41,8 @@ SETTINGS = {
     "on_overlength", "on_bad_row", "train_on", "split_turns", "special_tokens_in_text",
 }  # fmt: skip
 """The keys of the data section that decide which tokens a row becomes; sources have their own."""
-LIBRARIES = ("transformers", "tokenizers", "jinja2")
+TOKENIZED_BY = ("transformers", "tokenizers", "jinja2")
+"""The libraries that decide which tokens a row becomes."""
 
 
 def identity_of(
@@ -64,7 +65,7 @@ def identity_of(
     except (OSError, UnicodeDecodeError):  # it is found, and told, on the way to tokens
         return None
     described = {
-        "program": [__version__, _program(), *(version_of(name) for name in LIBRARIES)] if program else None,
+        "program": [__version__, _program(), *(version_of(name) for name in TOKENIZED_BY)] if program else None,
         "task": config.task,
         "settings": config.data.model_dump(mode="json", include=SETTINGS),
         "sources": [[_described(source) for source in part] for part in sources],
