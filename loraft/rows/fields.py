@@ -184,7 +184,9 @@ class Fields:
             return loads(text)
         except RepeatedKeyError as error:
             raise self.wrong(name, str(error)) from None
-        except (ValueError, RecursionError):
+        except RecursionError:
+            raise self.wrong(name, "is nested too deeply") from None
+        except ValueError:
             if otherwise is None:
                 return text
             raise self.wrong(name, otherwise) from None
@@ -287,4 +289,4 @@ def kind(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value as an error shows it."""
-    return repr(value)[:60] if isinstance(value, str) else kind(value)
+    return repr(value)[:60] if type(value) in (str, int, float) else kind(value)

@@ -13,6 +13,7 @@ from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, class_label, kind, shown, text_in_language
 from loraft.rows.row import Row
+from loraft.rows.turns import calls_of_text, check_arguments, says_trained
 
 IMAGES = ("images", "image")
 """Columns of rows with pictures."""
@@ -298,7 +299,7 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
     if content is None and calls:
         content = ""
     if role == CALLS and isinstance(content, str):
-        more["tool_calls"] = calls = _calls(fields, said, content)
+        more["tool_calls"] = calls = calls_of_text(fields, said, content)
         content = ""
     if isinstance(content, list | tuple):
         content = _texts_of_parts(fields, said, content)
@@ -309,16 +310,9 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
         raise fields.wrong(said, "is empty")
     for key, value in more.items():
         fields.clean_inside(f"{place}.{key}", value)
-    train = _says_trained(fields, place, turn, chat.roles[role])
+    check_arguments(fields, f"{place}.tool_calls", calls or ())
+    train = says_trained(fields, place, turn, chat.roles[role])
     return Message(chat.roles[role], fields.clean(said, content), train, more)
-
-
-def _says_trained(fields: Fields, place: str, turn: Mapping[str, object], role: str) -> bool | None:
-    """Whether a turn says by itself that it is trained: by `train`, or as OpenAI's files have it, by `weight: 0`."""
-    train = turn.get("train")
-    if train is not None and not isinstance(train, bool):
-        raise fields.wrong(f"{place}.train", f"must be true or false; found {kind(train)}")
-    return False if train is None and role == "assistant" and turn.get("weight") == 0 else train
 
 
 def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:
@@ -331,14 +325,3 @@ def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:
             raise fields.wrong(f"{place}[{index}]", what or "must be an object with type: text and a text")
         texts.append(text)
     return "".join(texts)
-
-
-def _calls(fields: Fields, place: str, text: str) -> list[dict[str, object]]:
-    """The calls that a turn of the role `function_call` makes, as `messages` have them."""
-    wanted = "must be a call as JSON, with name and arguments"
-    read = fields.json(place, text, wanted)
-    called = read if isinstance(read, list) else [read]
-    if not called or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in called):
-        raise fields.wrong(place, f"{wanted}, or a list of such calls")
-    functions = ({"name": call["name"], "arguments": call.get("arguments", {})} for call in called)
-    return [{"type": "function", "function": function} for function in functions]
