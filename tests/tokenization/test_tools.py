@@ -197,10 +197,6 @@ def test_arguments_that_parquet_holds_as_a_map_are_an_object(tmp_path: Path) -> 
     record = to_record(row, "messages", {})
     assert isinstance(record, Conversation)
     assert record.messages[1].more["tool_calls"] == [CALL]
-    call["function"]["arguments"] *= 2  # type: ignore[index]
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
-    with pytest.raises(DataError, match="duplicate"):
-        read_rows(DataSource(path=str(path)))
 
 
 AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.function.arguments")
