@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from loraft.config.choices import RowFormat
@@ -184,19 +185,21 @@ def to_record(
     return Text(fields.text("text"))
 
 
-def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | None = None) -> Conversation:
+def to_question(
+    row: Row, languages: LanguagePair = NO_LANGUAGES, columns: Mapping[str, str] = MappingProxyType({})
+) -> Conversation:
     """What a row asks: its prompt, its source, or its conversation up to where an answer is due; its `system` before.
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.
 
-    `languages` says which of a `translation` row is the source, and `prompt` the column with the prompts, whatever
-    others there are.
+    `languages` says which of a `translation` row is the source, and `columns` has our column names: theirs. A `prompt`
+    among them is asked, whatever others there are.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
-    fields = Fields(row, {"prompt": prompt} if prompt else {})
-    there = [name for name in ASKED if name in row.values] if prompt is None else ["prompt"]
+    fields = Fields(row, columns)
+    there = ["prompt"] if "prompt" in columns else [name for name in ASKED if name in row.values]
     # Beside a prompt, `source` is a column like any other: where a row comes from, say.
     there = there or [name for name in ASKED_FOR_A_TEXT if name in row.values]
     if len(there) != 1:
@@ -214,7 +217,7 @@ def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | 
     if asked[-1].role not in ("user", "tool"):
         message = f"is the {asked[-1].role}'s, and an answer follows a user's"
         raise fields.wrong(f"{name}[{len(asked) - 1}]", message)
-    turns = after_system(fields, asked) if row.values.get("system") is not None else asked
+    turns = after_system(fields, asked) if fields.optional("system") is not None else asked
     return Conversation(turns, tools_of(fields, chat) if chat is not None else ())
 
 
