@@ -5,8 +5,8 @@ from functools import cache
 __version__ = "0.1.0"
 
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
-"""What loraft computes with."""
+COMPUTES_WITH = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+"""The libraries that a figure of loraft may depend on."""
 
 
 @cache
@@ -19,4 +19,4 @@ def version_of(package: str) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of loraft and of what it computes with."""
-    return {"loraft": __version__, **{name: version_of(name) for name in LIBRARIES}}
+    return {"loraft": __version__, **{name: version_of(name) for name in COMPUTES_WITH}}

@@ -41,10 +41,9 @@ from loraft.models.model_structure import tied_modules
 from loraft.models.modules import embedding_weight, is_within, wrapped_model
 from loraft.tasks import TASKS
 from loraft.tokenization.examples import RowRenderer
-from loraft.version import __version__, version_of
+from loraft.version import __version__, versions
 
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-LIBRARIES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes")
 
 
 def save_adapter(
@@ -266,7 +265,7 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
         "quantization": config.quantization.model_dump() if quantizes else None,
         "task": config.task,
         **renderer.recorded,
-        "versions": {"loraft": __version__, **{name: version_of(name) for name in LIBRARIES}},
+        "versions": versions(),
     }
 
 

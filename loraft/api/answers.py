@@ -272,7 +272,10 @@ def answer_file(
         Interrupted: By a signal; the rows so far are in `output`.
     """
     requested = RequestedModel(model)
-    questions = read_questions(prompts, lambda: requested.source_language, column=prompt_column, observer=observer)
+    learned = requested.learned_columns
+    questions = read_questions(
+        prompts, lambda: requested.source_language, column=prompt_column, learned=learned, observer=observer
+    )
     asked = AskedRows([question.row.values for question in questions], ADDED)
     check_jsonl(output, reads=files_here(str(prompts)), asked=asked, overwrite=overwrite)
     session = requested.session()

@@ -41,7 +41,8 @@ SETTINGS = {
     "on_overlength", "on_bad_row", "train_on", "split_turns", "special_tokens_in_text",
 }  # fmt: skip
 """The keys of the data section that decide which tokens a row becomes; sources have their own."""
-LIBRARIES = ("transformers", "tokenizers", "jinja2")
+TOKENIZED_BY = ("transformers", "tokenizers", "jinja2")
+"""The libraries that decide which tokens a row becomes."""
 
 
 def identity_of(
@@ -64,7 +65,7 @@ def identity_of(
     except (OSError, UnicodeDecodeError):  # it is found, and told, on the way to tokens
         return None
     described = {
-        "program": [__version__, _program(), *(version_of(name) for name in LIBRARIES)] if program else None,
+        "program": [__version__, _program(), *(version_of(name) for name in TOKENIZED_BY)] if program else None,
         "task": config.task,
         "settings": config.data.model_dump(mode="json", include=SETTINGS),
         "sources": [[_described(source) for source in part] for part in sources],
@@ -129,15 +130,15 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         return {path.name: sha256_of(path) for path in sorted(Path(folder).iterdir())}
 
 
-MAKE_TOKENS = ("rows", "tokenization", "tasks", "dataset")
-"""The packages that a row goes through on its way to tokens."""
+MAKE_TOKENS = ("rows/*.py", "tokenization/*.py", "tasks/*.py", "dataset/*.py", "figures.py")
+"""The code that a row goes through on its way to tokens; `figures` tells where two of them begin to differ."""
 
 
 @cache
 def _program(root: Path = Path(__file__).parents[1]) -> str:
     """A sha256 over the code that makes tokens, so that a change of it is noticed between two versions too."""
     digest = hashlib.sha256()
-    for path in sorted(path for package in MAKE_TOKENS for path in (root / package).glob("*.py")):
+    for path in sorted(path for files in MAKE_TOKENS for path in root.glob(files)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

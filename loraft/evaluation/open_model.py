@@ -57,7 +57,7 @@ class RequestedModel:
     @property
     def learned_columns(self) -> Mapping[str, str]:
         """What the rows of its run called our columns; nothing where no run is near."""
-        run = run_of(self.found)
+        run = run_of(self.found) if self.found.metadata.task is not None else None  # else a base beside some config
         return expand_sources(run.config.data)[0][0].columns if run is not None else {}
 
     def session(self) -> Session:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 
 from loraft.adapters.adapter_files import digests
 from loraft.config.sections import DataSource
@@ -20,12 +21,15 @@ from loraft.inference.session import BASE, Session, Speaker, seed_of_row
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import AskedRows, lost_fields, write_answers
 from loraft.io.resources import memory_errors
+from loraft.rows.fields import column_of
 from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, Tools, to_question
 from loraft.rows.raw_rows import RowsRead, rows_to_answer, text_by_of
 from loraft.rows.row import Row
 
 ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""
+BESIDE = ("tools", "system")
+"""What a row is asked with, beside its prompt or its turns."""
 BATCH_SIZE = 8
 
 
@@ -66,24 +70,30 @@ def read_questions(
     source_lang: Callable[[], str | None] | None = None,
     *,
     column: str | None = None,
+    learned: Mapping[str, str] = MappingProxyType({}),
     observer: Observer = ignored,
 ) -> list[BatchPrompt]:
     """Every row of a file of prompts, whose column may be called otherwise; of a plain text each row is a prompt.
 
-    `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows. Rows that
-    are not as they must be are refused, and the first ones named.
+    `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows. Tools and
+    the system prompt are called as in training (`learned`) where the file has such columns. Rows that are not as they
+    must be are refused, and the first ones named.
     """
     read = rows_to_answer(path, "prompts")
     tell(observer, *read.notes)
     if column is None and read.columns == ("text",) and text_by_of(DataSource(path=str(path))) is not None:
         column = "text"
     _require_column(path, read, column)
+    columns = {"prompt": column} if column else {}
+    for ours in BESIDE:
+        if ours in learned and column_of(learned[ours], read.columns) in read.columns:
+            columns[ours] = learned[ours]
     problems, questions = list(read.problems), []
     translated = any("translation" in row.values for row in read.rows)
     languages = LanguagePair(source_lang()) if source_lang and translated else LanguagePair()
     for row in read.rows:
         try:
-            question = to_question(row, languages, column)
+            question = to_question(row, languages, columns)
             questions.append(BatchPrompt(row, question.messages, question.tools))
         except DataError as error:
             problems += error.problems

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraft.config.sections import ModelSection
-from loraft.version import LIBRARIES
+from loraft.version import COMPUTES_WITH
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,7 +35,7 @@ def examine() -> dict[str, dict[str, str | int | bool | Facts]]:
 
 def _versions() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
-    for library in LIBRARIES:
+    for library in COMPUTES_WITH:
         try:
             yield library, importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:

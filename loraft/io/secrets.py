@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from loraft.errors import Problem
@@ -38,22 +39,33 @@ def secret_in(text: str) -> str | None:
     return next(shaped, None) or next(held, None)
 
 
-def redacted(text: str) -> str:
-    """A text in which what kind of secret there was stands in the place of each."""
+def redacted(text: str, key: str = "") -> str:
+    """A text in which what kind of secret there was stands in the place of each.
+
+    Some are known by the name before them, which is `key` where the text is the value of a mapping.
+    """
+    before = f"{key}: " if key else ""
     for kind, shape in SHAPES.items():
-        text = re.sub(shape, f"[{kind}]", text)
+        text = re.sub(shape, partial(_told, f"[{kind}]", len(before)), before + text)[len(before) :]
     for name, value in _of_environment():
         text = text.replace(value, f"[the value of {name}]")
     return text
 
 
-def redacted_all(value: Any) -> Any:
-    """A value of JSON whose texts are `redacted`, the keys of its mappings among them."""
+def _told(kind: str, start: int, found: re.Match[str]) -> str:
+    """What stands in the place of a secret; what of it lies before `start` stays."""
+    if found.end() <= start:
+        return found[0]
+    return found[0][: max(0, start - found.start())] + kind
+
+
+def redacted_all(value: Any, key: str = "") -> Any:
+    """A value of JSON that stands under `key`, with its texts `redacted`, the keys of its mappings among them."""
     if isinstance(value, str):
-        return redacted(value)
+        return redacted(value, key)
     if isinstance(value, Mapping):
-        return {redacted_all(key): redacted_all(inner) for key, inner in value.items()}
-    return [redacted_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {redacted_all(name): redacted_all(inner, str(name)) for name, inner in value.items()}
+    return [redacted_all(inner, key) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def redacted_problem(problem: Problem) -> Problem:

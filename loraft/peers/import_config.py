@@ -94,8 +94,12 @@ def import_file(file: ForeignFile, target: Path | None = None) -> ImportedConfig
     """
     rows, config = _checked(file, translated(file))
     text = redacted(_text(file, rows, target or file.path.with_suffix(".yaml")))
-    told = tuple(TranslatedKey(**redacted_all(vars(row))) for row in rows)
-    return ImportedConfig(file.path, file.peer, told, config, text)
+    return ImportedConfig(file.path, file.peer, tuple(map(_without_secrets, rows)), config, text)
+
+
+def _without_secrets(row: TranslatedKey) -> TranslatedKey:
+    facts = vars(row) | {"value": redacted_all(row.value, row.key)}
+    return TranslatedKey(**redacted_all(facts))
 
 
 def translated(file: ForeignFile) -> list[TranslatedKey]:

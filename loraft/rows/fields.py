@@ -184,7 +184,9 @@ class Fields:
             return loads(text)
         except RepeatedKeyError as error:
             raise self.wrong(name, str(error)) from None
-        except (ValueError, RecursionError):
+        except RecursionError:
+            raise self.wrong(name, "is nested too deeply") from None
+        except ValueError:
             if otherwise is None:
                 return text
             raise self.wrong(name, otherwise) from None
@@ -267,9 +269,8 @@ OTHERWISE = (
 """What helps where rows say `en` and a tokenizer `eng_Latn`."""
 
 
-def text_in_language(fields: Fields, key: str, code: str | None) -> str:
-    """The text of a row's `translation` in the language that `key` names; a code such as `fr_XX` finds `fr` too."""
-    texts = fields.mapping("translation")
+def text_in_language(fields: Fields, texts: Mapping[str, object], key: str, code: str | None) -> str:
+    """Of the `texts` of a row's `translation` that in the language that `key` names; `fr_XX` finds `fr` too."""
     found = ", ".join(sorted(texts)) or "none"
     if code is None:
         raise DataError(f"is not set, and the rows have the languages {found}", key=key, remedy="Name one of them.")
@@ -288,4 +289,4 @@ def kind(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value as an error shows it."""
-    return repr(value)[:60] if isinstance(value, str) else kind(value)
+    return repr(value)[:60] if type(value) in (str, int, float) else kind(value)

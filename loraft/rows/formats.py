@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, class_label, kind, shown, text_in_language
 from loraft.rows.row import Row
+from loraft.rows.turns import calls_of_text, check_arguments, says_trained
 
 IMAGES = ("images", "image")
 """Columns of rows with pictures."""
@@ -183,19 +185,21 @@ def to_record(
     return Text(fields.text("text"))
 
 
-def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | None = None) -> Conversation:
+def to_question(
+    row: Row, languages: LanguagePair = NO_LANGUAGES, columns: Mapping[str, str] = MappingProxyType({})
+) -> Conversation:
     """What a row asks: its prompt, its source, or its conversation up to where an answer is due; its `system` before.
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.
 
-    `languages` says which of a `translation` row is the source, and `prompt` the column with the prompts, whatever
-    others there are.
+    `languages` says which of a `translation` row is the source, and `columns` has our column names: theirs. A `prompt`
+    among them is asked, whatever others there are.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
-    fields = Fields(row, {"prompt": prompt} if prompt else {})
-    there = [name for name in ASKED if name in row.values] if prompt is None else ["prompt"]
+    fields = Fields(row, columns)
+    there = ["prompt"] if "prompt" in columns else [name for name in ASKED if name in row.values]
     # Beside a prompt, `source` is a column like any other: where a row comes from, say.
     there = there or [name for name in ASKED_FOR_A_TEXT if name in row.values]
     if len(there) != 1:
@@ -207,13 +211,13 @@ def to_question(row: Row, languages: LanguagePair = NO_LANGUAGES, prompt: str | 
     if chat is not None:
         asked = turns_of(fields, chat)
     elif name == "translation":
-        asked = (Message("user", text_in_language(fields, "data.source_lang", languages.source)),)
+        asked = (Message("user", text_in_language(fields, fields.mapping(name), "data.source_lang", languages.source)),)
     else:
         asked = (Message("user", fields.text(name)),)
     if asked[-1].role not in ("user", "tool"):
         message = f"is the {asked[-1].role}'s, and an answer follows a user's"
         raise fields.wrong(f"{name}[{len(asked) - 1}]", message)
-    turns = after_system(fields, asked) if row.values.get("system") is not None else asked
+    turns = after_system(fields, asked) if fields.optional("system") is not None else asked
     return Conversation(turns, tools_of(fields, chat) if chat is not None else ())
 
 
@@ -235,8 +239,9 @@ def _pair(fields: Fields, languages: LanguagePair) -> Seq2SeqRecord:
     renamed = any(name in fields.columns and fields.has(name) for name in ("source", "target"))
     if renamed or not fields.has("translation"):
         return Seq2SeqRecord(fields.text("source"), fields.text("target"))
-    source = text_in_language(fields, "data.source_lang", languages.source)
-    return Seq2SeqRecord(source, text_in_language(fields, "data.target_lang", languages.target))
+    texts = fields.mapping("translation")
+    source = text_in_language(fields, texts, "data.source_lang", languages.source)
+    return Seq2SeqRecord(source, text_in_language(fields, texts, "data.target_lang", languages.target))
 
 
 def _conversation(fields: Fields, chat: TurnKeys) -> Conversation:
@@ -297,7 +302,7 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
     if content is None and calls:
         content = ""
     if role == CALLS and isinstance(content, str):
-        more["tool_calls"] = calls = _calls(fields, said, content)
+        more["tool_calls"] = calls = calls_of_text(fields, said, content)
         content = ""
     if isinstance(content, list | tuple):
         content = _texts_of_parts(fields, said, content)
@@ -308,16 +313,9 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
         raise fields.wrong(said, "is empty")
     for key, value in more.items():
         fields.clean_inside(f"{place}.{key}", value)
-    train = _says_trained(fields, place, turn, chat.roles[role])
+    check_arguments(fields, f"{place}.tool_calls", calls or ())
+    train = says_trained(fields, place, turn, chat.roles[role])
     return Message(chat.roles[role], fields.clean(said, content), train, more)
-
-
-def _says_trained(fields: Fields, place: str, turn: Mapping[str, object], role: str) -> bool | None:
-    """Whether a turn says by itself that it is trained: by `train`, or as OpenAI's files have it, by `weight: 0`."""
-    train = turn.get("train")
-    if train is not None and not isinstance(train, bool):
-        raise fields.wrong(f"{place}.train", f"must be true or false; found {kind(train)}")
-    return False if train is None and role == "assistant" and turn.get("weight") == 0 else train
 
 
 def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:
@@ -330,14 +328,3 @@ def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:
             raise fields.wrong(f"{place}[{index}]", what or "must be an object with type: text and a text")
         texts.append(text)
     return "".join(texts)
-
-
-def _calls(fields: Fields, place: str, text: str) -> list[dict[str, object]]:
-    """The calls that a turn of the role `function_call` makes, as `messages` have them."""
-    wanted = "must be a call as JSON, with name and arguments"
-    read = fields.json(place, text, wanted)
-    called = read if isinstance(read, list) else [read]
-    if not called or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in called):
-        raise fields.wrong(place, f"{wanted}, or a list of such calls")
-    functions = ({"name": call["name"], "arguments": call.get("arguments", {})} for call in called)
-    return [{"type": "function", "function": function} for function in functions]

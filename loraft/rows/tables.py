@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import TextIOWrapper
@@ -14,6 +15,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from loraft.errors import DataError, LoraftError, Problem, lacking
+from loraft.rows.json_rows import RepeatedKeyError
 from loraft.rows.opening import MOST_ROW_BYTES, RowFile, check_size, grown_too_much, most_unpacked, opened, seekable
 from loraft.rows.row import RawRow, UnreadableError, look, remedy_of
 
@@ -130,11 +132,13 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
     number = 0
     with seekable(file) as stream:
         try:
-            for batch in parquet.ParquetFile(stream).iter_batches(ROWS_OF_PARQUET):
-                for values in batch.to_pylist(maps_as_pydicts="strict"):
+            table = parquet.ParquetFile(stream)
+            readers = {field.name: _reader(field.type) for field in table.schema_arrow}
+            for batch in table.iter_batches(ROWS_OF_PARQUET):
+                for values in batch.to_pylist():
                     number += 1
-                    yield partial(look, f"{file.name}: row {number}", from_arrow, values)
-        except (pyarrow.ArrowException, ValueError, KeyError) as error:  # no UTF-8, or an object with a key twice
+                    yield partial(look, f"{file.name}: row {number}", _columns, readers, values)
+        except (pyarrow.ArrowException, ValueError) as error:  # no UTF-8, or a struct with two fields of one name
             raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=file.name, key="data") from None
 
 
@@ -144,6 +148,55 @@ def rows_of_parquet(file: RowFile) -> int:
 
     with seekable(file) as stream:
         return int(parquet.ParquetFile(stream).metadata.num_rows)
+
+
+Reader = Callable[[Any], object]
+"""Makes of a value of Arrow, which may be None, what the same row would have in JSON."""
+
+
+def _reader(arrow_type: Any) -> Reader:
+    """What reads the values of a type: maps with text for keys become objects, and no object has nulls inside."""
+    from pyarrow import types
+
+    if types.is_map(arrow_type):
+        key, item = arrow_type.key_type, _reader(arrow_type.item_type)
+        key = key.value_type if types.is_dictionary(key) else key
+        if types.is_string(key) or types.is_large_string(key) or types.is_string_view(key):
+            return partial(_from_map, item)
+        return partial(_from_pairs, _reader(key), item)
+    if types.is_struct(arrow_type):
+        return partial(_from_struct, {field.name: _reader(field.type) for field in arrow_type})
+    if types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type):
+        return partial(_from_list, _reader(arrow_type.value_type))
+    return _present
+
+
+def _columns(readers: Mapping[str, Reader], values: Mapping[str, object]) -> Mapping[str, object]:
+    return {column: readers[column](value) for column, value in values.items()}
+
+
+def _from_map(item: Reader, pairs: Sequence[tuple[str, object]] | None) -> object:
+    if pairs is None:
+        return None
+    for name, many in Counter(name for name, _ in pairs).items():
+        if many > 1:
+            raise RepeatedKeyError(name)
+    return {name: item(value) for name, value in pairs if value is not None}
+
+
+def _from_pairs(key: Reader, item: Reader, pairs: Sequence[tuple[object, object]] | None) -> object:
+    """A map whose keys no object of JSON can have."""
+    return None if pairs is None else [[key(name), item(value)] for name, value in pairs]
+
+
+def _from_struct(fields: Mapping[str, Reader], value: Mapping[str, object] | None) -> object:
+    if value is None:
+        return None
+    return {name: fields[name](inner) for name, inner in value.items() if inner is not None}
+
+
+def _from_list(item: Reader, values: Sequence[object] | None) -> object:
+    return None if values is None else [item(value) for value in values]
 
 
 def from_arrow(values: Mapping[str, object]) -> Mapping[str, object]:

@@ -44,6 +44,7 @@ class RunState:
         logged_loss: The loss summed since the last logged step, in nats.
         logged_weight: What that sum is divided by: the trained tokens since then, or the weights of the rows' classes.
         logged_router_loss: The routers' auxiliary loss of the steps since then, each times its part of that weight.
+        grad_norm: The norm of the gradient of the newest step that was taken, before it was clipped.
         eval_figures: What else the newest evaluation measured.
         best_score: What the best evaluation is the best by: the higher, the better.
         worse: Evaluations since the best one.
@@ -63,6 +64,7 @@ class RunState:
     logged_loss: float = 0.0
     logged_weight: float = 0.0
     logged_router_loss: float = 0.0
+    grad_norm: float = 0.0
     last_loss: float | None = None
     eval_loss: float | None = None
     eval_figures: dict[str, float] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from loraft.events import Note, tell
 from loraft.figures import counted, perplexity
 from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
+from loraft.optimization.schedule import learning_rate
 from loraft.training.checkpoint import RunState, newest_checkpoint
 from loraft.training.out_of_memory import memory_explained
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged, StepSkipped
@@ -150,6 +151,7 @@ def _step(run: Trainer, state: RunState, prepared: PreparedStep, clock: Throughp
         state.tokens += prepared.targets
         state.logged_loss += loss
         state.logged_weight += prepared.weight
+        state.grad_norm = clock.norm
         state.logged_router_loss += prepared.weight * (clock.router_aux_loss or 0.0)
     state.step += 1
     state.window += 1
@@ -229,40 +231,44 @@ def _due(every: int | None, state: RunState) -> bool:
 
 def _tell(run: Trainer, state: RunState, clock: Throughput) -> None:
     """Tell of the newest step where it was taken, and log where that is due: at the end what was left to be logged."""
-    step, steps, taken = state.step, run.plan.steps, not state.skipped_in_a_row
-    if not taken and not (state.finished and state.logged_weight and clock.tokens):
+    step, steps = state.step, run.plan.steps
+    taken, left_over = not state.skipped_in_a_row, state.finished and state.logged_weight > 0
+    if not (taken or left_over):
         return
+    rate = learning_rate(run.settings, step - state.skipped_in_a_row, steps)
+    # A run that is gone on with may have nothing left but steps that are left out.
+    speed = clock.tokens / clock.seconds if clock.tokens else 0.0
     told: dict[str, Any] = {
-        "step": step, "steps": steps, "epoch": run.epochs(step), "learning_rate": clock.rate,
-        "tokens_per_second": clock.tokens / clock.seconds, "peak_bytes": peak_bytes(run.plan.placement.device),
+        "step": step, "steps": steps, "epoch": run.epochs(step), "learning_rate": rate,
+        "tokens_per_second": speed, "peak_bytes": peak_bytes(run.plan.placement.device),
         "seconds_left": clock.seconds / (step - clock.first_step) * (steps - step),
     }  # fmt: skip
     if taken:
         run.observer(StepDone(loss=clock.loss, router_aux_loss=clock.router_aux_loss, **told))
     if step % run.settings.logging_steps == 0 or state.finished:
         state.last_loss = state.logged_loss / state.logged_weight
-        of_routers = None if clock.router_aux_loss is None else state.logged_router_loss / state.logged_weight
+        of_routers = state.logged_router_loss / state.logged_weight if run.router_aux_loss_coef else None
         state.logged_loss, state.logged_weight, state.logged_router_loss = 0.0, 0.0, 0.0
         event = StepLogged(
-            loss=state.last_loss, grad_norm=clock.norm, tokens=state.tokens, router_aux_loss=of_routers, **told
+            loss=state.last_loss, grad_norm=state.grad_norm, tokens=state.tokens, router_aux_loss=of_routers, **told
         )
         record = asdict(event)
         del record["steps"], record["seconds_left"]
         run.folder.append(run.folder.metrics, {key: value for key, value in record.items() if value is not None})
         run.observer(event)
-        _look_for_movement(run, state, clock.norm)
+        _look_for_movement(run, state)
 
 
-def _look_for_movement(run: Trainer, state: RunState, norm: float) -> None:
+def _look_for_movement(run: Trainer, state: RunState) -> None:
     """Say once that nothing is being learned, where the gradient has been as good as zero for long."""
     if state.without_gradient == LOGGED_WITHOUT_GRADIENT:
         return
-    state.without_gradient = state.without_gradient + 1 if norm < NO_GRADIENT else 0
+    state.without_gradient = state.without_gradient + 1 if state.grad_norm < NO_GRADIENT else 0
     if state.without_gradient == LOGGED_WITHOUT_GRADIENT:
         text = (
-            f"the gradient norm has been {norm:.4f} for {LOGGED_WITHOUT_GRADIENT} logged steps in a row, up to step "
-            f"{state.step}: nothing is being learned; at a loss near 0 the rows are known by heart, else the loss does "
-            "not depend on what is trained"
+            f"the gradient norm has been {state.grad_norm:.4f} for {LOGGED_WITHOUT_GRADIENT} logged steps in a row, up "
+            f"to step {state.step}: nothing is being learned; at a loss near 0 the rows are known by heart, else the "
+            "loss does not depend on what is trained"
         )
         run.observer(Note(text))
 

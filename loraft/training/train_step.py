@@ -178,7 +178,6 @@ class Throughput:
     Attributes:
         first_step: The step that this process began after.
         norm: The norm of the newest step's gradient, before it was clipped.
-        rate: The newest step's learning rate.
         loss: Its loss, in nats a trained token.
         router_aux_loss: The auxiliary loss of its routers, where they have one that counts.
     """
@@ -187,7 +186,6 @@ class Throughput:
     seconds: float = 0.0
     tokens: int = 0
     norm: float = 0.0
-    rate: float = 0.0
     loss: float = 0.0
     router_aux_loss: float | None = None
 
@@ -224,9 +222,9 @@ def take_step(
     loss, of_routers = run.ranks.totals(sum(found[: len(losses)]), sum(found[len(losses) :]))
     _require_all_finite(run, step, prepared, found[: len(losses)], loss, norm)
     clock.norm, clock.router_aux_loss = norm, of_routers if run.router_aux_loss_coef else None
-    clock.rate = learning_rate(run.settings, step, run.plan.steps)
+    rate = learning_rate(run.settings, step, run.plan.steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = clock.rate * group.get("rate_factor", 1.0)
+        group["lr"] = rate * group.get("rate_factor", 1.0)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)

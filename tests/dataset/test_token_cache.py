@@ -172,13 +172,13 @@ def test_another_vocabulary_of_a_tokenizer_in_python_is_noticed(place: Place, tm
     assert place.reads == 2
 
 
-@pytest.mark.parametrize("package", ["rows", "tokenization", "tasks", "dataset"])
-def test_the_program_is_all_that_makes_tokens(tmp_path: Path, package: str) -> None:
-    for each in kept.MAKE_TOKENS:
-        shutil.copytree(Path(kept.__file__).parents[1] / each, tmp_path / each)
+@pytest.mark.parametrize("name", ["rows/fields.py", "tokenization/__init__.py", "tasks/__init__.py",
+                                  "dataset/__init__.py", "figures.py"])  # fmt: skip
+def test_the_program_is_all_that_makes_tokens(tmp_path: Path, name: str) -> None:
+    shutil.copytree(Path(kept.__file__).parents[1], tmp_path, dirs_exist_ok=True)
     assert kept._program(tmp_path) == kept._program()
     kept._program.cache_clear()
-    with (tmp_path / package / "__init__.py").open("a") as file:
+    with (tmp_path / name).open("a") as file:
         file.write("# changed")
     assert kept._program(tmp_path) != kept._program()
 

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraft import api
 from loraft.errors import DataError, Interrupted, OutOfMemoryError
 from loraft.events import Event, Progress
 from loraft.inference import batch_generate as batch
-from loraft.inference.batch_generate import AnsweredFile, answer_questions, read_questions
+from loraft.inference.batch_generate import AnsweredFile, BatchPrompt, answer_questions, read_questions
 from loraft.inference.engine import stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from loraft.rows.formats import Message
 from tests.inference.voices import adapter_in, base_in
+from tests.training.building import tiny_config, write_rows
 
 WORDS = (
     "the order is late",
@@ -255,6 +257,33 @@ def test_columns_at_fault_are_one_mistake_and_an_option_names_the_right_one(tmp_
         assert "`prompt_column='NAME'`" in str(caught.value)
     questions = read_questions(path, column="question")
     assert questions[1].messages == (Message("system", "Be kind."), Message("user", "How?"))
+
+
+def test_tools_and_the_system_prompt_are_called_as_in_training(tmp_path: Path) -> None:
+    path, tool = tmp_path / "p.jsonl", {"type": "function", "function": {"name": "weather"}}
+    turns = [{"role": "user", "content": "Rain?"}]
+    rows = [{"messages": turns, "meta": {"tools": [tool]}, "kind": "Be kind."}, {"messages": turns, "meta": {}}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learned = {"messages": "chat", "tools": "meta.tools", "system": "kind"}
+    first, second = read_questions(path, learned=learned)
+    assert first.tools == (tool,)
+    assert first.messages == (Message("system", "Be kind."), Message("user", "Rain?"))
+    assert (second.tools, second.messages) == ((), (Message("user", "Rain?"),))
+    path.write_text(json.dumps({"messages": turns, "tools": [tool], "system": "Be kind."}) + "\n")
+    assert read_questions(path, learned=learned)[0].tools == (tool,), "a file of other columns"
+
+
+def test_a_file_of_prompts_is_read_by_the_columns_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by none where a base lies beside some other config."""
+    config = tiny_config(tmp_path, training__max_steps=1, data__columns={"tools": "meta.tools"})
+    api.train(config)
+    (tmp_path / "config.yaml").write_text("no: config\n")
+    write_rows(tmp_path / "p.jsonl", [{"messages": [{"role": "user", "content": "x"}], "meta": {"tools": [{"a": 1}]}}])
+    questions: list[BatchPrompt] = []
+    monkeypatch.setattr("loraft.api.answers.answer_questions", lambda _, read, *__, **___: questions.extend(read))
+    for target in ("run", "model"):
+        api.answer_file(str(tmp_path / target), prompts=tmp_path / "p.jsonl", output=tmp_path / "o.jsonl")
+    assert [question.tools for question in questions] == [({"a": 1},), ()]
 
 
 def test_many_rows_that_are_bad_in_one_way_are_one_problem(tmp_path: Path) -> None:

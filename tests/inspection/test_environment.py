@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loraft.inspection.environment import examine
-from loraft.version import LIBRARIES
+from loraft.version import COMPUTES_WITH
 
 Parts = dict[str, dict[str, Any]]
 
@@ -28,7 +28,7 @@ def test_versions_are_those_installed(facts: Parts) -> None:
     import torch
 
     assert facts["versions"]["torch"] == torch.__version__
-    assert all(facts["versions"][library] != "not installed" for library in LIBRARIES)
+    assert all(facts["versions"][library] != "not installed" for library in COMPUTES_WITH)
 
 
 def test_the_cpu_has_cores_and_memory(facts: Parts) -> None:

@@ -48,3 +48,9 @@ def test_a_value_of_json_is_searched_to_its_depth() -> None:
     token, shown = SECRETS["a token of Hugging Face"], "[a token of Hugging Face]"
     value = {token: [1, None, ("x", {"y": f"z {token}"})]}
     assert redacted_all(value) == {shown: [1, None, ["x", {"y": f"z {shown}"}]]}
+
+
+def test_a_key_tells_what_its_value_is() -> None:
+    told = "[a key of Weights & Biases]"
+    held = {"env": {"WANDB_API_KEY": HEX}, "wandb_key": [HEX, f"{HEX} of mine"], "revision": HEX, "at": [HEX]}
+    assert redacted_all(held) == held | {"env": {"WANDB_API_KEY": told}, "wandb_key": [told, f"{told} of mine"]}

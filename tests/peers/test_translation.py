@@ -148,6 +148,15 @@ def test_a_secret_is_left_out_of_what_became_of_a_key(tmp_path: Path, key: str) 
     assert "[a token of Hugging Face]" in done.text
 
 
+def test_a_secret_that_its_key_tells_is_left_out(tmp_path: Path) -> None:
+    key = "0123456789abcdef" * 2 + "01234567"
+    keys = f"env: {{WANDB_API_KEY: {key}, CUDA_HOME: /cuda}}\nwandb_key: {key}\n"
+    done = imported(tmp_path, STARTS["axolotl"] + keys)
+    assert key not in f"{done.rows}{done.text}"
+    (row,) = [row for row in done.rows if row.key == "env"]
+    assert row.value == {"WANDB_API_KEY": "[a key of Weights & Biases]", "CUDA_HOME": "/cuda"}
+
+
 def test_a_secret_is_left_out_of_a_refusal(tmp_path: Path) -> None:
     token = f"hf_{'a' * 30}"
     with pytest.raises(ConfigError, match=r"there is no x/\[a token of Hugging Face\] here"):

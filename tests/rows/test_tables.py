@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import pyarrow
 import pytest
 from openpyxl import Workbook
+from pyarrow import parquet
 
 from loraft import errors
 from loraft.config.sections import DataSource
@@ -98,6 +100,33 @@ def test_a_sheet_is_read_to_its_end_whatever_size_it_says(tmp_path: Path) -> Non
         for name in parts.namelist():
             others.writestr(name, parts.read(name).replace(b'ref="A1:B5"', b'ref="A1:A2"'))
     assert [row.values for row in read(tmp_path / "y.xlsx").rows] == [row.values for row in read(told).rows]
+
+
+def test_a_map_of_parquet_spoils_its_row_alone(tmp_path: Path) -> None:
+    """Arrow refuses all rows for one map with a key twice, and fails where keys are no texts."""
+    by_place = pyarrow.struct([("at", pyarrow.int64()), ("of", pyarrow.string())])
+    schema = pyarrow.schema([
+        ("text", pyarrow.string()),
+        ("facts", pyarrow.map_(pyarrow.string(), pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string())))),
+        ("places", pyarrow.map_(by_place, pyarrow.string())),
+        ("numbers", pyarrow.map_(pyarrow.int64(), pyarrow.string())),
+    ])  # fmt: skip
+    rows = [
+        {"text": "a", "facts": [("x", [[("y", "1"), ("z", None)], []])], "places": [({"at": 1}, "p")], "numbers": []},
+        {"text": "b", "facts": [("x", [[("y", "1"), ("y", "2")]])], "places": None, "numbers": None},
+        {"text": "c", "facts": [], "places": [], "numbers": [(7, "q")]},
+        {"text": "d", "facts": None, "places": None, "numbers": None},
+    ]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+    found = read(path)
+    assert [row.values for row in found.rows] == [
+        {"text": "a", "facts": {"x": [{"y": "1"}, {}]}, "places": [[{"at": 1}, "p"]], "numbers": []},
+        {"text": "c", "facts": {}, "places": [], "numbers": [[7, "q"]]},
+        {"text": "d", "facts": None, "places": None, "numbers": None},
+    ]
+    (problem,) = found.problems
+    assert (problem.where, problem.message) == (f"{path}: row 2", "has the key 'y' twice in one object")
 
 
 def test_what_is_no_workbook_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

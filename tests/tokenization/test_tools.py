@@ -82,6 +82,24 @@ def test_c46_bad_tools_are_named_with_their_place(changes: dict[str, Any], field
     assert (caught.value.problems[0].where, caught.value.problems[0].key) == ("a.jsonl:7", field)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('{"city": "Os\\ud800"}', "half a character"),
+        ('{"city": "Os\\u0000"}', "a NUL character"),
+        ('{"city": "Oslo", "city": "Rome"}', "'city' twice"),
+        ('{"city": ' * 200 + "1" + "}" * 200, "nested too deeply"),
+    ],
+)
+def test_c46_arguments_that_are_text_are_looked_into(arguments: str, said: str) -> None:
+    """As OpenAI's files have them: a template is given the object that the text says."""
+    calls = [CALL, {"type": "function", "function": {"name": "weather", "arguments": arguments}}]
+    with pytest.raises(DataError, match=said) as caught:
+        conversation(messages=[TURNS[0], {**TURNS[1], "tool_calls": calls}])
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.key) == ("a.jsonl:7", "messages[1].tool_calls[1].function.arguments")
+
+
 def test_a_call_is_trained_to_its_end_and_what_the_tool_gave_is_not() -> None:
     renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
     example = example_of(renderer, conversation(), "here")
@@ -179,10 +197,6 @@ def test_arguments_that_parquet_holds_as_a_map_are_an_object(tmp_path: Path) -> 
     record = to_record(row, "messages", {})
     assert isinstance(record, Conversation)
     assert record.messages[1].more["tool_calls"] == [CALL]
-    call["function"]["arguments"] *= 2  # type: ignore[index]
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
-    with pytest.raises(DataError, match="duplicate"):
-        read_rows(DataSource(path=str(path)))
 
 
 AS_TEXT = HERMES.replace("(call.function | tojson)", "call.function.name + call.function.arguments")

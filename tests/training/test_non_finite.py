@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraft import api
-from loraft.errors import NonFiniteError
+from loraft.errors import Interrupted, NonFiniteError
 from loraft.events import Event
 from loraft.reporting.report_page import page_of
 from loraft.reporting.run_records import read_records
@@ -22,6 +22,7 @@ from loraft.training.loop import SKIPPED_IN_A_ROW, fit
 from loraft.training.run_events import StepDone, StepSkipped
 from loraft.training.train_step import Trainer, first_output
 from tests.training.building import tiny_config, tiny_fit
+from tests.training.test_trainer import stop_at
 
 MEASURED = {"tokens_per_second", "peak_bytes"}
 DAMAGED = "the files that the run begins with are damaged"
@@ -158,6 +159,26 @@ def test_what_was_trained_before_a_last_step_that_is_left_out_is_logged(
     assert min(losses) <= logged["loss"] <= max(losses)
     assert state.last_loss == logged["loss"]
     assert 0 < logged["grad_norm"] < math.inf
+
+
+def test_a_run_that_goes_on_to_steps_that_are_left_out_logs_what_was_trained_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflowing(monkeypatch, 3, 4)
+    tiny_config(tmp_path)
+    of_skipped = {"training__on_nonfinite": "skip", "training__max_steps": 4, "training__logging_steps": 10}
+    whole, stopped = (
+        tiny_config(tmp_path, training__output_dir=str(tmp_path / name), **of_skipped) for name in ("whole", "stopped")
+    )
+    api.train(whole)
+    with pytest.raises(Interrupted):
+        api.train(stopped, observer=stop_at(2))
+    api.train(stopped, resume=True)
+    lines = lines_of(tmp_path / "stopped")
+    assert lines == lines_of(tmp_path / "whole")
+    (logged,) = [line for line in lines if "loss" in line]
+    assert logged["step"] == 4
+    assert min(logged["loss"], logged["grad_norm"], logged["learning_rate"]) > 0
 
 
 def test_so_many_in_a_row_end_the_run_as_one_does_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
