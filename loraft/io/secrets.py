@@ -35,7 +35,7 @@ SHORTEST = 12
 def secret_in(text: str) -> str | None:
     """What kind of secret a text holds, by the first that it has; None where it holds none."""
     shaped = (kind for kind, shape in SHAPES.items() if re.search(shape, text))
-    held = (f"the value of {name}" for name, value in _of_environment() if value in text)
+    held = (f"the value of {name}" for name, value in _of_environment(text) if value in text)
     return next(shaped, None) or next(held, None)
 
 
@@ -47,7 +47,7 @@ def redacted(text: str, key: str = "") -> str:
     before = f"{key}: " if key else ""
     for kind, shape in SHAPES.items():
         text = re.sub(shape, partial(_told, f"[{kind}]", len(before)), before + text)[len(before) :]
-    for name, value in _of_environment():
+    for name, value in _of_environment(text):
         text = text.replace(value, f"[the value of {name}]")
     return text
 
@@ -73,8 +73,10 @@ def redacted_problem(problem: Problem) -> Problem:
     return Problem(**redacted_all(asdict(problem)))
 
 
-def _of_environment() -> Iterator[tuple[str, str]]:
-    """The variables of the environment that hold secrets."""
+def _of_environment(text: str) -> Iterator[tuple[str, str]]:
+    """The variables of the environment that hold secrets which are no longer than `text`."""
+    if len(text) < SHORTEST:  # as most are: there are many variables
+        return
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST and NAMED.search(name) and not name.endswith(PLACES):
+        if SHORTEST <= len(value) <= len(text) and NAMED.search(name) and not name.endswith(PLACES):
             yield name, value
