@@ -278,7 +278,7 @@ def evaluate(
     purpose = purpose_of(requested, baseline=baseline, limit=limit)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
     source = read_eval_source(run_of(found), found.base, rows_from, purpose)
-    references = [question.reference for question in source.questions.values()]
+    references = [question.reference for asked in source.questions for question in asked.values()]
     names = chosen_metrics(asked, source.purpose.task, references)
     rows, subjects = opened(requested, source, options, batch_size, observer)
     return measure(rows, *subjects, metrics=names, batch_size=batch_size, output=output, observer=observer)
