@@ -114,7 +114,7 @@ def _planned(
     plan = plan_run(config, stated, ranks=ranks, batches_a_step=batches_a_step)
     require_memory(config, plan)
     kept = plan.frozen_prefix_bytes
-    check_disk(folder.path, saved_bytes(plan), keep=config.training.save_total_limit, frozen_prefix=kept)
+    check_disk(folder.path, saved_bytes(plan), checkpoints=plan.checkpoints, frozen_prefix=kept)
     return plan
 
 
