@@ -6,6 +6,7 @@ A run is not written over unless `overwrite` says so.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -126,11 +127,15 @@ class RunFolder:
             raise RunError(message, where=error.filename, remedy="go on with `resume`") from error
 
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Add one JSON line to `metrics` or `samples`; it is in the file when this returns."""
+        """Add one JSON line to `metrics` or `samples`; it is in the file when this returns.
+
+        A number that is not finite is null there: JSON has no other word for it.
+        """
         if not self.writes:
             return
+        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
 
     def sizes(self) -> dict[str, int]:
         """The bytes of the files that grow, flushed: what a checkpoint must remember of them."""
