@@ -199,7 +199,7 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
-    notes = (*source.notes, *prepared.renderer.notes, *told)
+    notes = (*source.notes, *prepared.renderer.notes, *told, *_without_answer(items))
     learned = prepared.train if source.held_out else ()
     return EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes, learned)
 
@@ -217,6 +217,17 @@ def with_questions(
             for place, row in enumerate(rows)
         ]
     return items
+
+
+def _without_answer(items: Sequence[EvalExample]) -> Iterator[str]:
+    """A sentence where some rows have no right answer, and others have."""
+    rows = {item.example.where for item in items}
+    asked = {item.example.where for item in items if item.question is not None}
+    if asked and len(asked) < len(rows):
+        yield (
+            f"{len(rows) - len(asked):,} of {len(rows):,} rows have no right answer in words, as where tools are "
+            "called: what is measured of answers is of the others"
+        )
 
 
 def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterator[str]:

@@ -59,13 +59,19 @@ class CausalLM(Task):
         )
 
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
-        """The assistant's last turn, or the completion; plain text asks nothing."""
+        """The assistant's last turn, or the completion; plain text asks nothing.
+
+        Nor does a turn that calls tools: its text is the template's, and no content is what a model should write.
+        """
         if isinstance(record, PromptCompletion):
             return Reference(record.prompt, record.completion)
         if not isinstance(record, Conversation):
             return None
         last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
-        return Reference(record.messages[:last], record.messages[last].content, tools=record.tools) if last else None
+        answer = record.messages[last]
+        if last == 0 or answer.more.get("tool_calls"):
+            return None
+        return Reference(record.messages[:last], answer.content, tools=record.tools)
 
     def spans(self, example: Example) -> Iterator[TokenSpan]:
         """The text: nothing predicts its first token, whatever the label."""
@@ -94,16 +100,15 @@ class CausalLM(Task):
         return made
 
     def prompt_ids(self, example: Example, asked: Reference, renderer: RowRenderer) -> list[int]:
-        """The tokens before the answer, on which there was no loss."""
+        """The tokens before the answer, on which there was no loss unless all that is read is learned."""
+        from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
         if not isinstance(asked.asked, str):
             return renderer.prompt_ids(asked.asked, asked.tools)
-        start = next((place for place, label in enumerate(example.labels) if label != IGNORED), 0)
-        if start == 0:  # every token is trained
-            from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-
-            assert isinstance(renderer, CausalLMRenderer), "the task makes its own"
+        assert isinstance(renderer, CausalLMRenderer), "the task makes its own"
+        if renderer.train_on == "all":
             return replace(renderer, plain=True).prompt_ids([Message("user", asked.asked)])
-        return example.input_ids[:start]
+        return example.input_ids[: next(place for place, label in enumerate(example.labels) if label != IGNORED)]
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
         """What of a row is learned."""

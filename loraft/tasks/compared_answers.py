@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loraft.config.choices import Method, RowFormat, TaskName
 from loraft.errors import ConfigError, Problem
 from loraft.figures import counted
-from loraft.rows.formats import Answer, LanguagePair, PreferencePair, Record, UnpairedAnswer
+from loraft.rows.formats import Answer, Conversation, LanguagePair, PreferencePair, Record, UnpairedAnswer
 from loraft.rows.preferences import to_pair, to_unpaired
 from loraft.tasks.task import LOSS, Before, MetricFacts, Reference, Task, TaskMetrics, TokenSpan
 from loraft.tokenization.examples import Example, RowRenderer, with_mismatched
@@ -62,10 +62,14 @@ class ComparedAnswers(Task):
         return to_unpaired(row, columns) if row_format == "unpaired" else to_pair(row, columns)
 
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
-        """The prompt, and the better answer; nothing where the only one is undesirable."""
+        """The prompt, and the first turn of the better answer; nothing where the only one is undesirable."""
         if isinstance(record, UnpairedAnswer) and not record.desirable:
             return None
-        return self.one.reference(answer_to_give(record), labels)
+        answer = answer_to_give(record)
+        if isinstance(answer, Conversation):
+            first = next(place for place, turn in enumerate(answer.messages) if turn.train)
+            answer = replace(answer, messages=answer.messages[: first + 1])
+        return self.one.reference(answer, labels)
 
     def spans(self, example: Example) -> Iterator[TokenSpan]:
         """The texts, with what of each is compared; of an encoder-decoder the source before both targets."""

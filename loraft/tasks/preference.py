@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loraft.rows.formats import Conversation, Record
 from loraft.tasks.causal_lm import CausalLM, common_system_prompt
 from loraft.tasks.compared_answers import ComparedAnswers, answer_to_give, stand_alone
-from loraft.tasks.task import Reference, StarterFacts
+from loraft.tasks.task import StarterFacts
 from loraft.tokenization.examples import DatasetFacts
 
 if TYPE_CHECKING:
@@ -47,14 +47,6 @@ class Preference(ComparedAnswers, CausalLM):
             plain=not facts.conversations,
             special_tokens_in_text=data.special_tokens_in_text,
         )
-
-    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
-        """The prompt, and the first turn of the better answer; nothing where the only one is undesirable."""
-        found, answer = super().reference(record, labels), answer_to_give(record)
-        if found is None or not isinstance(answer, Conversation):
-            return found
-        first = next(place for place, turn in enumerate(answer.messages) if turn.train)
-        return Reference(answer.messages[:first], answer.messages[first].content, tools=answer.tools)
 
     @property
     def losses(self) -> tuple[type[PreferenceLoss], type[KTOLoss]]:

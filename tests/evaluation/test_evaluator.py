@@ -302,6 +302,17 @@ def test_a_file_that_is_two_sources_is_asked_in_both_ways(tmp_path: Path, held_o
     assert len({*asked}) == (8 if held_out == "both" else 4)
 
 
+def test_rows_without_a_right_answer_among_others_are_told(tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": "yes"}
+    write_rows(
+        tmp_path / "rows.jsonl", [{"messages": [answer]}, {"messages": [{"role": "user", "content": "q"}, answer]}]
+    )
+    source = read_eval_source(None, "x", DataSource(path=str(tmp_path / "rows.jsonl")), GENERATES)
+    found = rows_of(source, tiny_tokenizer(), positions=None)
+    assert [item.question is None for item in found.items] == [True, False]
+    assert [note for note in found.notes if note.startswith("1 of 2 rows have no right answer in words")]
+
+
 @pytest.mark.slow
 def test_the_training_rows_of_a_stream_are_not_read_to_evaluate(tmp_path: Path) -> None:
     """Only their first rows are looked at: a bad one far behind them is no fault of the held-out rows."""
