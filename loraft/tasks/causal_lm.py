@@ -45,9 +45,7 @@ class CausalLM(Task):
 
     def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> CausalLMRenderer:
         """What renders conversations with the chat template, and completions as they stand."""
-        from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-
-        return CausalLMRenderer.for_tokenizer(
+        return self.renderer_class(facts).for_tokenizer(
             tokenizer,
             chat_template=data.chat_template,
             conversations=facts.conversations,
@@ -57,6 +55,12 @@ class CausalLM(Task):
             split_turns=data.split_turns,
             special_tokens_in_text=data.special_tokens_in_text,
         )
+
+    def renderer_class(self, facts: DatasetFacts) -> type[CausalLMRenderer]:
+        """The class of the renderer of a run."""
+        from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
+        return CausalLMRenderer
 
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
         """The assistant's last turn, or the completion; plain text asks nothing.

@@ -26,7 +26,6 @@ from loraft.tasks.task import Before
 
 ON_AVERAGE = frozenset({"ipo", "orpo", "simpo"})
 """The losses that compare the mean of an answer's tokens, so that its length does not count."""
-FIGURES = ("chosen_reward", "rejected_reward")
 
 
 class PreferenceLoss(LMLoss):
@@ -89,7 +88,8 @@ class PreferenceLoss(LMLoss):
         return {
             "accuracy": fmean(map(in_order, chosen.tolist(), rejected.tolist())),
             "margin": (chosen - rejected).mean().item(),
-            **dict(zip(FIGURES, (chosen.mean().item(), rejected.mean().item()), strict=True)),
+            "chosen_reward": chosen.mean().item(),
+            "rejected_reward": rejected.mean().item(),
         }
 
 
