@@ -63,7 +63,7 @@ class CausalLM(Task):
         return CausalLMRenderer
 
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
-        """The assistant's last turn, or the completion; plain text asks nothing.
+        """The assistant's last turn that may be learned, or the completion; plain text asks nothing.
 
         Nor does a turn that calls tools: its text is the template's, and no content is what a model should write.
         """
@@ -71,7 +71,8 @@ class CausalLM(Task):
             return Reference(record.prompt, record.completion)
         if not isinstance(record, Conversation):
             return None
-        last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
+        turns = enumerate(record.messages)
+        last = max((place for place, turn in turns if turn.role == "assistant" and turn.train is not False), default=0)
         answer = record.messages[last]
         if last == 0 or answer.more.get("tool_calls"):
             return None

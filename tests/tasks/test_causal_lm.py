@@ -30,6 +30,15 @@ def test_an_answer_follows_its_whole_prompt_whatever_is_learned(train_on: Litera
     assert example.input_ids[: len(ids)] == ids
 
 
+def test_a_turn_that_is_not_to_be_learned_is_no_right_answer() -> None:
+    """OpenAI's weight of 0, say, which an answer has that is not to be given."""
+    good, bad = Message("assistant", "yes"), Message("assistant", "no", False)
+    found = TASK.reference(Conversation((*ASKED, good, *ASKED, bad)), ())
+    assert found is not None
+    assert (found.asked, found.reference) == (ASKED, "yes")
+    assert TASK.reference(Conversation((*ASKED, bad)), ()) is None
+
+
 def test_a_turn_that_calls_tools_has_no_right_answer_in_words() -> None:
     """Its content is empty, and an answer that says nothing would be right."""
     answered = (*ASKED, CALL, Message("tool", "1"), Message("assistant", "one", True))
