@@ -132,7 +132,7 @@ def writing(session: Session, name: str, settings: Settings, batch_size: int) ->
     def read(examples: Sequence[Example]) -> list[RowScore]:
         with session.speaking(voice), torch.inference_mode():
             batch = task.collate(examples, layout).to(placement.device)
-            losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
+            losses = loss.of_texts(batch).tolist()
         return [RowScore(each) for each in losses]
 
     def answers(prompts: Sequence[Sequence[int]], first: int) -> list[Answer]:

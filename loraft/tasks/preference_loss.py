@@ -66,7 +66,7 @@ class PreferenceLoss(LMLoss):
 
     def likelihoods(self, batch: Batch) -> Tensor:
         """`[rows, texts]`, float32: the log-likelihood of each answer, in nats, of a pair the better one first."""
-        return -self.of_rows(batch, batch.text_targets).view(-1, self.texts_a_row)
+        return -self.of_texts(batch).view(-1, self.texts_a_row)
 
     def lengths(self, batch: Batch, like: Tensor) -> Tensor:
         """`[rows, texts]`, the tokens that are compared; the host waits for no copy of them."""
