@@ -226,7 +226,7 @@ def _without_answer(items: Sequence[EvalExample]) -> Iterator[str]:
     if asked and len(asked) < len(rows):
         yield (
             f"{len(rows) - len(asked):,} of {len(rows):,} rows have no right answer in words, as where tools are "
-            "called: what is measured of answers is of the others"
+            "called or thoughts stand apart: what is measured of answers is of the others"
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from loraft.config.choices import RowFormat, TaskName
-from loraft.rows.formats import Conversation, Message, PromptCompletion, Record
+from loraft.rows.formats import THOUGHTS, Conversation, Message, PromptCompletion, Record
 from loraft.tasks.task import TEXT_LOSS, TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan
 from loraft.tokenization.examples import IGNORED, DatasetFacts, Example, RowRenderer
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from loraft.tasks.loss import TaskLoss
     from loraft.tasks.training_metadata import TrainingMetadata
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
+MORE_THAN_CONTENT = ("tool_calls", *THOUGHTS)
+"""What a turn may say beside its content, in words that are the chat template's."""
 
 
 class CausalLM(Task):
@@ -65,7 +68,7 @@ class CausalLM(Task):
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
         """The assistant's last turn that may be learned, or the completion; plain text asks nothing.
 
-        Nor does a turn that calls tools: its text is the template's, and no content is what a model should write.
+        Nor does a turn that calls tools or has thoughts beside its content: the content alone is not what is learned.
         """
         if isinstance(record, PromptCompletion):
             return Reference(record.prompt, record.completion)
@@ -74,7 +77,7 @@ class CausalLM(Task):
         turns = enumerate(record.messages)
         last = max((place for place, turn in turns if turn.role == "assistant" and turn.train is not False), default=0)
         answer = record.messages[last]
-        if last == 0 or answer.more.get("tool_calls"):
+        if last == 0 or any(answer.more.get(key) for key in MORE_THAN_CONTENT):
             return None
         return Reference(record.messages[:last], answer.content, tools=record.tools)
 

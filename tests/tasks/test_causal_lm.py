@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from loraft.rows.formats import Conversation, Message, PreferencePair, PromptCompletion
+from loraft.rows.formats import THOUGHTS, Conversation, Message, PreferencePair, PromptCompletion
 from loraft.tasks import TASKS
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from tests.tokenization.chats import MISTRAL, example_of, metaspace_tokenizer
@@ -37,6 +37,13 @@ def test_a_turn_that_is_not_to_be_learned_is_no_right_answer() -> None:
     assert found is not None
     assert (found.asked, found.reference) == (ASKED, "yes")
     assert TASK.reference(Conversation((*ASKED, bad)), ()) is None
+
+
+@pytest.mark.parametrize("key", THOUGHTS)
+def test_nor_has_a_turn_with_thoughts_beside_its_content(key: str) -> None:
+    """A model writes them first, and what it writes is never the content alone."""
+    thought = Message("assistant", "yes", None, {key: "so it is"})
+    assert TASK.reference(Conversation((*ASKED, thought)), ()) is None
 
 
 def test_a_turn_that_calls_tools_has_no_right_answer_in_words() -> None:
