@@ -114,7 +114,7 @@ def _planned(
     plan = plan_run(config, stated, ranks=ranks, batches_a_step=batches_a_step)
     require_memory(config, plan)
     kept = plan.frozen_prefix_bytes
-    check_disk(folder.path, saved_bytes(plan), keep=config.training.save_total_limit, frozen_prefix=kept)
+    check_disk(folder.path, saved_bytes(plan), checkpoints=plan.checkpoints, frozen_prefix=kept)
     return plan
 
 
@@ -278,7 +278,7 @@ def evaluate(
     purpose = purpose_of(requested, baseline=baseline, limit=limit)
     asked = None if metrics is None else known_metrics(metrics, purpose.task)
     source = read_eval_source(run_of(found), found.base, rows_from, purpose)
-    references = [question.reference for question in source.questions.values()]
+    references = [question.reference for asked in source.questions for question in asked.values()]
     names = chosen_metrics(asked, source.purpose.task, references)
     rows, subjects = opened(requested, source, options, batch_size, observer)
     return measure(rows, *subjects, metrics=names, batch_size=batch_size, output=output, observer=observer)

@@ -176,7 +176,7 @@ def _rows(known: KnownRun) -> EvaluatedRows:
     read = read_sources(config)
     questions, _ = questions_of(read.train if isinstance(data.eval, float) else read.held_out, config)
     purpose = EvalPurpose(known.task, SourceFormat(), labels)
-    items = with_questions(known.data.eval, questions)
+    items = with_questions(known.data.eval, known.data.eval_counts, questions)
     return EvaluatedRows(items, "the held-out rows", purpose, known.data.renderer, ())
 
 

@@ -60,6 +60,8 @@ class PreparedData:
 
     Attributes:
         train_sources: Where each source's examples are, and its weight.
+        eval_counts: How many of the rows to evaluate on each source has, in order: of those to train on where a share
+            of these is held out.
         renderer: What made the tokens, and makes prompts the same way.
         fingerprint: sha256 over all tokens and labels, the names of classes too; of a stream over what they depend on.
         contents: What the sources to train on are, and those to evaluate on, by which a later evaluation knows whether
@@ -72,6 +74,7 @@ class PreparedData:
     train: list[Example]
     train_sources: list[SourceSpan]
     eval: list[Example]
+    eval_counts: tuple[int, ...]
     report: DataReport
     renderer: RowRenderer
     fingerprint: str
@@ -117,9 +120,10 @@ def prepare(
         train, held_out, renderer, learned = _made(config, read or read_sources(config), tokenizer)
         keeper.keep(*to_cache(train, held_out, learned))
     stream = _streamed(config, train, renderer) if data.streaming else None
-    evaluation = [example for source in held_out for example in source.examples]
+    evaluated = [source.examples for source in held_out]
     if isinstance(data.eval, float):
-        evaluation = _hold_out(train, task, data.eval, config.seed)
+        evaluated = _hold_out(train, task, data.eval, config.seed)
+    evaluation = [example for examples in evaluated for example in examples]
     examples = [example for source in train for example in source.examples]
     report = _report(config, renderer, train, held_out, examples, evaluation)
     report = replace(report, notes=(*keeper.notes, *report.notes))
@@ -130,6 +134,7 @@ def prepare(
         train=examples,
         train_sources=[SourceSpan(stop - len(source.examples), stop, source.given.weight) for source, stop in spans],
         eval=evaluation,
+        eval_counts=tuple(map(len, evaluated)),
         report=report if stream is None else _report_of_stream(config, report, stream),
         renderer=renderer,
         fingerprint=_fingerprint(*tokens) if stream is None else named(program=False) or "unknown",
@@ -204,10 +209,10 @@ def _nothing_left(key: str, sources: Sequence[SourceRows]) -> list[Problem]:
     return [Problem(message, where=", ".join(source.counts.source for source in sources), key=key, remedy=remedy)]
 
 
-def _hold_out(train: list[SourceRows], task: Task, share: float, seed: int) -> list[Example]:
-    """Take that share of the rows out of `train`."""
+def _hold_out(train: list[SourceRows], task: Task, share: float, seed: int) -> list[list[Example]]:
+    """Take that share of the rows out of `train`: those of each source."""
     taken = held_out_rows([example for source in train for example in source.examples], task, share, seed)
-    out = [example for source in train for example in source.examples if example.where in taken]
+    out = [[example for example in source.examples if example.where in taken] for source in train]
     for source in train:
         source.examples = [example for example in source.examples if example.where not in taken]
     return out

@@ -22,6 +22,7 @@ from loraft.errors import DataError, InvalidInputError, Problem
 from loraft.rows.fields import unread_columns
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import RowsRead, read_rows
+from loraft.rows.turn_keys import unread_keys
 from loraft.tasks import TASKS, check_format, detect_format
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
@@ -112,7 +113,7 @@ class SourceRows:
         examples: What is left of them as tokens.
         lengths: The tokens of each record, before any is cut; of its source where there is a target.
         problems: What is wrong with its bad rows.
-        unread: The columns that nothing is read from.
+        unread: The columns, and the keys of turns, that nothing is read from.
         notes: What there is to say about where its rows come from, a sentence each.
     """
 
@@ -217,17 +218,19 @@ def read_source(given: DataSource, config: RunConfig, read: RowsRead) -> SourceR
     task = TASKS[config.task]
     row_format = format_of(read, given, task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
-    unread = unread_columns(read.columns, row_format, given.columns, as_pair=task.translates)
-    source = SourceRows(given, counts, problems=list(read.problems), unread=unread, notes=read.notes)
+    unread = dict.fromkeys(unread_columns(read.columns, row_format, given.columns, as_pair=task.translates))
+    source = SourceRows(given, counts, problems=list(read.problems), notes=read.notes)
     languages = LanguagePair(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:
             source.records.append(task.record(row, row_format, given.columns, languages))
             source.places.append(row.where)
+            unread |= dict.fromkeys(unread_keys(row, row_format, given.columns))
         except DataError as error:
             if error.problems[0].where is None:  # it is the config's fault, and every row would say so
                 raise
             source.problems += error.problems
+    source.unread = tuple(unread)
     if not source.records and len({(each.message, each.key) for each in source.problems}) == 1 < len(source.problems):
         first = source.problems[0]
         raise DataError.several([replace(first, message=f"{first.message} (as in all {len(source.problems)} rows)")])

@@ -6,9 +6,10 @@ by the same function, with the template of what is evaluated; and what a row say
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +26,9 @@ from loraft.tasks.task import Reference, Task
 from loraft.tasks.training_metadata import SourceFormat
 from loraft.tokenization.examples import Example, RowRenderer
 
+Questions = Mapping[str, Reference]
+"""What the rows of one source ask, by their places: another source may have rows of the same places."""
+
 
 @dataclass(frozen=True)
 class EvalPurpose:
@@ -39,7 +43,7 @@ class EvalPurpose:
 
 @dataclass(frozen=True)
 class EvalSource:
-    """The rows before they are tokens, and what those that have a right answer ask, by their places.
+    """The rows before they are tokens, and what those of each source that have a right answer ask.
 
     Attributes:
         config: A config whose training rows, or whose held-out ones, they are.
@@ -50,7 +54,7 @@ class EvalSource:
     read: ReadSources
     held_out: bool
     called: str
-    questions: Mapping[str, Reference]
+    questions: Sequence[Questions]
     notes: tuple[str, ...]
     run: PastRun | None
     purpose: EvalPurpose
@@ -157,10 +161,12 @@ def learned_source(run: PastRun, purpose: EvalPurpose) -> EvalSource:
     return EvalSource(config, read, False, "the run's training rows", questions, (), run, purpose)
 
 
-def questions_of(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict[str, Reference], list[Problem]]:
-    """What the rows of sources ask, by their places, and what is wrong with those whose class is none of the labels."""
-    task, found, problems = TASKS[config.task], dict[str, Reference](), list[Problem]()
+def questions_of(sources: Sequence[SourceRows], config: RunConfig) -> tuple[list[Questions], list[Problem]]:
+    """What the rows of each source ask, and what is wrong with those whose class is none of the labels."""
+    task, asked, problems = TASKS[config.task], list[Questions](), list[Problem]()
     for source in sources:
+        found = dict[str, Reference]()
+        asked.append(found)
         for record, place in zip(source.records, source.places, strict=True):
             try:
                 reference = task.reference(record, config.data.labels)
@@ -171,7 +177,7 @@ def questions_of(sources: Sequence[SourceRows], config: RunConfig) -> tuple[dict
                 problems.extend(
                     replace(each, where=place, key=names.get(each.key or "", each.key)) for each in error.problems
                 )
-    return found, problems
+    return asked, problems
 
 
 def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions: int | None) -> EvaluatedRows:
@@ -186,23 +192,42 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
         prepared = prepare(source.config.model_copy(update={"data": data}), tokenizer, read=source.read)
     if source.held_out and source.run is not None:
         source.run.check_held_out(prepared.held_out)
-    examples = prepared.eval if source.held_out else prepared.train
-    items = with_questions(examples, source.questions)[: source.purpose.limit]
+    examples, counts = prepared.train, [each.stop - each.start for each in prepared.train_sources]
+    if source.held_out:
+        examples, counts = prepared.eval, [*prepared.eval_counts]
+    items = with_questions(examples, counts, source.questions)[: source.purpose.limit]
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
-    notes = (*source.notes, *prepared.renderer.notes, *told)
+    notes = (*source.notes, *prepared.renderer.notes, *told, *_without_answer(items))
     learned = prepared.train if source.held_out else ()
     return EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes, learned)
 
 
-def with_questions(examples: Sequence[Example], questions: Mapping[str, Reference]) -> list[EvalExample]:
-    """Rows with what they ask, by their places."""
-    last = {example.where: place for place, example in enumerate(examples)}  # of a conversation in one row a turn
-    return [
-        EvalExample(example, questions.get(example.where) if last[example.where] == place else None)
-        for place, example in enumerate(examples)
-    ]
+def with_questions(
+    examples: Iterable[Example], counts: Sequence[int], questions: Sequence[Questions]
+) -> list[EvalExample]:
+    """Rows with what they ask: of each source so many, in order, by their places."""
+    items, left = list[EvalExample](), iter(examples)
+    for count, asked in zip(counts, questions, strict=True):
+        rows = list(islice(left, count))
+        last = {row.where: place for place, row in enumerate(rows)}  # of a conversation in one row a turn
+        items += [
+            EvalExample(row, asked.get(row.where) if last[row.where] == place else None)
+            for place, row in enumerate(rows)
+        ]
+    return items
+
+
+def _without_answer(items: Sequence[EvalExample]) -> Iterator[str]:
+    """A sentence where some rows have no right answer, and others have."""
+    rows = {item.example.where for item in items}
+    asked = {item.example.where for item in items if item.question is not None}
+    if asked and len(asked) < len(rows):
+        yield (
+            f"{len(rows) - len(asked):,} of {len(rows):,} rows have no right answer in words, as where tools are "
+            "called or thoughts stand apart: what is measured of answers is of the others"
+        )
 
 
 def unasked_as_trained(rows: EvaluatedRows, system_prompt: str | None) -> Iterator[str]:

@@ -132,7 +132,7 @@ def writing(session: Session, name: str, settings: Settings, batch_size: int) ->
     def read(examples: Sequence[Example]) -> list[RowScore]:
         with session.speaking(voice), torch.inference_mode():
             batch = task.collate(examples, layout).to(placement.device)
-            losses = loss.of_rows(batch, [example.trained for example in examples]).tolist()
+            losses = loss.of_texts(batch).tolist()
         return [RowScore(each) for each in losses]
 
     def answers(prompts: Sequence[Sequence[int]], first: int) -> list[Answer]:
@@ -208,7 +208,10 @@ def chosen_metrics(asked: Sequence[str] | None, task: Task, references: Collecti
         raise DataError(message, parameter="metrics", remedy=f"There are {', '.join(_names(task))}.")
     if wanted and not references:
         message = f"{wanted[0]} compares answers with references, and no row has one"
-        remedy = "Plain text has only a loss; rows of messages or of prompt and completion have references."
+        remedy = (
+            "Plain text has only a loss; rows of prompt and completion have references, and of messages those that end "
+            "with an answer in words alone: no call of a tool, no thought apart."
+        )
         raise DataError(message, parameter="metrics", remedy=remedy)
     _require_packages(wanted, task)
     return wanted

@@ -66,6 +66,15 @@ class RunPlan(KnownRun):
     frozen_prefix_bytes: int = 0
 
     @property
+    def checkpoints(self) -> int:
+        """The checkpoints on the disk at once: those that are kept, the best one and the one being written, or all.
+
+        All are those that are due, an epoch being as long as the first; evaluations that are better may save more.
+        """
+        keep = self.config.training.save_total_limit
+        return math.ceil(self.steps / (self.save_every or self.batches.steps(0))) if keep is None else keep + 2
+
+    @property
     def rereads_rows(self) -> bool:
         """Whether rows that are held here are read in more than one epoch."""
         return self.data.stream is None and self.steps > self.batches.steps(0)

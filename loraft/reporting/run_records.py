@@ -24,7 +24,7 @@ class LoggedStep:
 
     Attributes:
         loss: The mean loss of a trained token since the last logged step, in nats.
-        grad_norm: The norm of the gradient before clipping.
+        grad_norm: The norm of the gradient before clipping; infinite where it overflowed, which float16 does.
         tokens_per_second: Tokens in the batches, by the clock since the run began or was resumed.
         peak_bytes: The most memory held since the model was loaded.
     """
@@ -159,6 +159,8 @@ def _object(line: str) -> Mapping[str, Any] | None:
 def _step(line: Mapping[str, Any]) -> LoggedStep | None:
     names = ("epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second")
     step, held = _whole(line.get("step")), _whole(line.get("peak_bytes"))
+    if line.get("grad_norm", 0) is None:  # JSON has no infinity, and earlier versions wrote Python's
+        line = {**line, "grad_norm": math.inf}
     values = [value for name in names if (value := _number(line.get(name))) is not None]
     if step is None or held is None or len(values) < len(names):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ PREFERENCES = ("chosen", "rejected", "rejected_response")
 """Columns of rows with a better and a worse answer."""
 DECIMAL = re.compile(r"\s*[-+]?\d*\.\d+\s*")
 """A label that is a number with a point."""
+MOST_DIGITS = sys.int_info.default_max_str_digits
+"""Python reads no number of more."""
 ABSENT = object()
 """The value of a field that is not there."""
 
@@ -259,7 +262,13 @@ def class_label(fields: Fields) -> str | int:
         if float(value).is_integer():
             remedy = f"Write {float(value):.0f}: pandas makes a column of whole numbers decimal where one is missing."
         raise fields.wrong("label", f"is {value}, and a class is text or a whole number", remedy)
-    return value if isinstance(value, int) else fields.text_in("label", value, "text or a whole number").strip()
+    if isinstance(value, int):
+        return value
+    label = fields.text_in("label", value, "text or a whole number").strip()
+    if (digits := label.removeprefix("-")).isdecimal() and len(digits) > MOST_DIGITS:
+        remedy = "Look whether columns are shifted, or what stands there is no label."
+        raise fields.wrong("label", f"is a number of {len(digits):,} digits", remedy)
+    return label
 
 
 OTHERWISE = (

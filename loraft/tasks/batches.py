@@ -42,7 +42,8 @@ class Batch:
         labels: Of texts `[targets]`, the tokens to predict; of pairs `[rows, target time]`, -100 at padding; of
             classified texts `[rows]`, the numbers of the classes.
         tokens: Padding left out.
-        targets: How many tokens are predicted, or rows decided.
+        text_targets: How many tokens of each text are predicted; of a text that is classified one class. Of texts that
+            are compared the better and the worse of each pair come in turn.
         attention_mask: `[rows, time]`, 1 at real tokens; None where no real token attends to padding.
         token_type_ids: `[rows, time]`, which of two texts a token is of; None where the model does not tell them apart.
         position_ids: `[lines, time]`, from 0 in each row, where the model is given them.
@@ -53,8 +54,6 @@ class Batch:
             `row_lengths` and `row_ends`.
         target_positions: Of texts `[targets]`, places in the flattened `[lines · time]` that predict a target; of
             pairs, places in the flattened `[rows · target time]` that are one.
-        text_targets: Of texts that are compared, how many tokens of each: the better and the worse of each pair in
-            turn, or of each answer that stands alone.
         reference: `[rows, texts]`, float32, the log-likelihood of each before training, where that is known: of a pair
             two, of an answer that stands alone one.
         desirable: Of answers that stand alone `[rows]`, bool, whether each is one to be given.
@@ -65,7 +64,7 @@ class Batch:
     input_ids: Tensor
     labels: Tensor
     tokens: int
-    targets: int
+    text_targets: tuple[int, ...]
     attention_mask: Tensor | None = None
     token_type_ids: Tensor | None = None
     position_ids: Tensor | None = None
@@ -74,11 +73,15 @@ class Batch:
     row_ends: Tensor | None = None
     shared_prefix: int = 0
     target_positions: Tensor | None = None
-    text_targets: tuple[int, ...] = ()
     reference: Tensor | None = None
     desirable: Tensor | None = None
     mismatched: Batch | None = None
     host: Batch | None = None
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are predicted, or rows decided."""
+        return sum(self.text_targets)
 
     def to(self, device: str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -92,24 +95,25 @@ class Batch:
 def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
     """Lay texts as `layout` says; the first token of a row is never a target: nothing in its row predicts it."""
     rows = [torch.tensor(example.input_ids, dtype=torch.long) for example in examples]
+    targets = tuple(example.trained for example in examples)
     labels = [torch.tensor(example.labels, dtype=torch.long) for example in examples]
     for row in labels:
         row[:1] = IGNORED
     if layout.packed:
-        return _end_to_end(rows, torch.cat(labels), layout)
+        return _end_to_end(rows, torch.cat(labels), targets, layout)
     flat = pad_sequence(labels, batch_first=True, padding_value=IGNORED).flatten()
     places = (flat != IGNORED).nonzero().squeeze(1)
     return Batch(
         pad_sequence(rows, batch_first=True, padding_value=layout.pad_id),
         flat[places],
         tokens=sum(map(len, rows)),
-        targets=len(places),
+        text_targets=targets,
         real=_padded([[1] * len(row) for row in rows], 0),
         target_positions=places - 1,
     )
 
 
-def _end_to_end(rows: Sequence[Tensor], labels: Tensor, layout: BatchLayout) -> Batch:
+def _end_to_end(rows: Sequence[Tensor], labels: Tensor, targets: tuple[int, ...], layout: BatchLayout) -> Batch:
     """Rows in one line, what they all begin with once where `layout` has it so, and a row of padding that fills it."""
     lengths, tokens = [len(row) for row in rows], len(labels)
     prefix = shared_prefix([row.tolist() for row in rows]) if layout.shares else 0
@@ -127,7 +131,7 @@ def _end_to_end(rows: Sequence[Tensor], labels: Tensor, layout: BatchLayout) -> 
         whole[None],
         labels[places],
         tokens=tokens,
-        targets=len(places),
+        text_targets=targets,
         position_ids=positions[None],
         real=torch.tensor([[1] * real + [0] * padding]),
         row_lengths=row_lengths,
@@ -153,8 +157,7 @@ def collate_compared(lay: Lay, examples: Sequence[Example], layout: BatchLayout)
     texts = [text for example in examples for text in example.texts]
     known = [example.reference for example in examples if example.reference is not None]
     reference = torch.tensor(known) if len(known) == len(examples) else None
-    targets = tuple(text.trained for text in texts)
-    return replace(lay(texts, layout), text_targets=targets, reference=reference)
+    return replace(lay(texts, layout), reference=reference)
 
 
 def collate_unpaired(lay: Lay, examples: Sequence[Example], layout: BatchLayout) -> Batch:
@@ -178,8 +181,8 @@ def collate_labelled(examples: Sequence[Example], layout: BatchLayout) -> Batch:
 def _lines(examples: Sequence[Example], layout: BatchLayout, labels: Tensor, types: Tensor | None = None) -> Batch:
     ids = _padded([example.input_ids for example in examples], layout.pad_id)
     mask = _padded([[1] * len(example.input_ids) for example in examples], 0)
-    tokens, trained = sum(example.tokens for example in examples), sum(example.trained for example in examples)
-    return Batch(ids, labels, tokens, trained, attention_mask=mask, token_type_ids=types)
+    tokens, targets = sum(example.tokens for example in examples), tuple(example.trained for example in examples)
+    return Batch(ids, labels, tokens, targets, attention_mask=mask, token_type_ids=types)
 
 
 def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:

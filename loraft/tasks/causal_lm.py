@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from loraft.config.choices import RowFormat, TaskName
-from loraft.rows.formats import Conversation, Message, PromptCompletion, Record
+from loraft.rows.formats import THOUGHTS, Conversation, Message, PromptCompletion, Record
 from loraft.tasks.task import TEXT_LOSS, TEXT_METRICS, Reference, StarterFacts, Task, TaskMetrics, TokenSpan
 from loraft.tokenization.examples import IGNORED, DatasetFacts, Example, RowRenderer
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from loraft.tasks.loss import TaskLoss
     from loraft.tasks.training_metadata import TrainingMetadata
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
+MORE_THAN_CONTENT = ("tool_calls", *THOUGHTS)
+"""What a turn may say beside its content, in words that are the chat template's."""
 
 
 class CausalLM(Task):
@@ -45,9 +48,7 @@ class CausalLM(Task):
 
     def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> CausalLMRenderer:
         """What renders conversations with the chat template, and completions as they stand."""
-        from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-
-        return CausalLMRenderer.for_tokenizer(
+        return self.renderer_class(facts).for_tokenizer(
             tokenizer,
             chat_template=data.chat_template,
             conversations=facts.conversations,
@@ -58,14 +59,27 @@ class CausalLM(Task):
             special_tokens_in_text=data.special_tokens_in_text,
         )
 
+    def renderer_class(self, facts: DatasetFacts) -> type[CausalLMRenderer]:
+        """The class of the renderer of a run."""
+        from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
+        return CausalLMRenderer
+
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
-        """The assistant's last turn, or the completion; plain text asks nothing."""
+        """The assistant's last turn that may be learned, or the completion; plain text asks nothing.
+
+        Nor does a turn that calls tools or has thoughts beside its content: the content alone is not what is learned.
+        """
         if isinstance(record, PromptCompletion):
             return Reference(record.prompt, record.completion)
         if not isinstance(record, Conversation):
             return None
-        last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
-        return Reference(record.messages[:last], record.messages[last].content, tools=record.tools) if last else None
+        turns = enumerate(record.messages)
+        last = max((place for place, turn in turns if turn.role == "assistant" and turn.train is not False), default=0)
+        answer = record.messages[last]
+        if last == 0 or any(answer.more.get(key) for key in MORE_THAN_CONTENT):
+            return None
+        return Reference(record.messages[:last], answer.content, tools=record.tools)
 
     def spans(self, example: Example) -> Iterator[TokenSpan]:
         """The text: nothing predicts its first token, whatever the label."""
@@ -94,16 +108,15 @@ class CausalLM(Task):
         return made
 
     def prompt_ids(self, example: Example, asked: Reference, renderer: RowRenderer) -> list[int]:
-        """The tokens before the answer, on which there was no loss."""
+        """The tokens before the answer, on which there was no loss unless all that is read is learned."""
+        from loraft.tokenization.causal_lm_rows import CausalLMRenderer
+
         if not isinstance(asked.asked, str):
             return renderer.prompt_ids(asked.asked, asked.tools)
-        start = next((place for place, label in enumerate(example.labels) if label != IGNORED), 0)
-        if start == 0:  # every token is trained
-            from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-
-            assert isinstance(renderer, CausalLMRenderer), "the task makes its own"
+        assert isinstance(renderer, CausalLMRenderer), "the task makes its own"
+        if renderer.train_on == "all":
             return replace(renderer, plain=True).prompt_ids([Message("user", asked.asked)])
-        return example.input_ids[:start]
+        return example.input_ids[: next(place for place, label in enumerate(example.labels) if label != IGNORED)]
 
     def starter_keys(self, start: StarterFacts) -> Iterator[tuple[str, object, str]]:
         """What of a row is learned."""

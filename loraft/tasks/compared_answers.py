@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 from loraft.config.choices import Method, RowFormat, TaskName
 from loraft.errors import ConfigError, Problem
 from loraft.figures import counted
-from loraft.rows.formats import Answer, LanguagePair, PreferencePair, Record, UnpairedAnswer
+from loraft.rows.formats import Answer, Conversation, LanguagePair, PreferencePair, Record, UnpairedAnswer
 from loraft.rows.preferences import to_pair, to_unpaired
 from loraft.tasks.task import LOSS, Before, MetricFacts, Reference, Task, TaskMetrics, TokenSpan
-from loraft.tokenization.examples import Example, RowRenderer, with_mismatched
+from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer, with_mismatched
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
+    from loraft.config.sections import DataSection
     from loraft.rows.row import Row
     from loraft.tasks.batches import Batch, BatchLayout
     from loraft.tasks.kto_loss import KTOLoss
@@ -61,11 +62,20 @@ class ComparedAnswers(Task):
         """
         return to_unpaired(row, columns) if row_format == "unpaired" else to_pair(row, columns)
 
+    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
+        """What the answers tell, as if each stood alone with its prompt; and whether they do, by the first row."""
+        of_one = self.one.facts(data, [answer_to_give(record) for record in records])
+        return replace(of_one, unpaired=bool(records) and isinstance(records[0], UnpairedAnswer))
+
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
-        """The prompt, and the better answer; nothing where the only one is undesirable."""
+        """The prompt, and the first turn of the better answer; nothing where the only one is undesirable."""
         if isinstance(record, UnpairedAnswer) and not record.desirable:
             return None
-        return self.one.reference(answer_to_give(record), labels)
+        answer = answer_to_give(record)
+        if isinstance(answer, Conversation):
+            first = next(place for place, turn in enumerate(answer.messages) if turn.train)
+            answer = replace(answer, messages=answer.messages[: first + 1])
+        return self.one.reference(answer, labels)
 
     def spans(self, example: Example) -> Iterator[TokenSpan]:
         """The texts, with what of each is compared; of an encoder-decoder the source before both targets."""
@@ -196,11 +206,6 @@ def answer_to_give(record: Record) -> Answer:
         return record.answer
     assert isinstance(record, PreferencePair), "the task's own records"
     return record.chosen
-
-
-def stand_alone(records: Sequence[Record]) -> bool:
-    """Whether answers stand alone: the first row tells what all of them must be."""
-    return bool(records) and isinstance(records[0], UnpairedAnswer)
 
 
 def _notes_on_labels(config: RunConfig, examples: Sequence[Example]) -> Iterator[str]:

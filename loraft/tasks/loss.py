@@ -92,15 +92,15 @@ class TaskLoss(nn.Module, ABC):
         return batch.targets
 
     @abstractmethod
-    def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
-        """The summed loss of each row of `batch`, in nats: `[rows]`, float32; `targets` is how many each row has."""
+    def of_texts(self, batch: Batch) -> Tensor:
+        """The summed loss of each text of `batch`, in nats: `[texts]`, float32; none is smoothed or weighs more."""
 
     def with_router_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss, and the auxiliary loss of a mixture's routers: the mean over real tokens."""
         raise NotImplementedError("a run of this task is planned without it")
 
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The summed loss and, where there is more to measure, `[2, rows]`: what `figures` are made of."""
+        """The summed loss and, where there is more to measure, `[numbers, rows]`: what `figures` are made of."""
         return self(batch), None
 
     def before_training(self, batch: Batch) -> Tensor:
@@ -135,10 +135,10 @@ class LMLoss(TaskLoss):
         with self._autocasting(batch):
             return self._sum(*self._predicting(batch), self._smoothing)
 
-    def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
-        """The summed loss of each row of `batch`, in nats: `[rows]`, float32."""
+    def of_texts(self, batch: Batch) -> Tensor:
+        """The summed loss of each text of `batch`, in nats: `[texts]`, float32; none is smoothed."""
         with self._autocasting(batch):
-            parts = (torch.split(tensor, list(targets)) for tensor in self._predicting(batch))
+            parts = (torch.split(tensor, list(batch.text_targets)) for tensor in self._predicting(batch))
             return torch.stack([self._sum(hidden, ids) for hidden, ids in zip(*parts, strict=True)])
 
     @abstractmethod
@@ -257,8 +257,8 @@ class ClassificationLoss(TaskLoss):
         counts = (torch.bincount(each, minlength=classes).numpy() for each in (right, given, right[right == given]))
         return label_figures(*counts)
 
-    def of_rows(self, batch: Batch, targets: Sequence[int]) -> Tensor:
-        """The loss of each row of `batch`, in nats: `[rows]`, float32; no class weighs more than another."""
+    def of_texts(self, batch: Batch) -> Tensor:
+        """The loss of each text of `batch`, in nats: `[texts]`, float32; no class weighs more than another."""
         return cross_entropy(self.logits(batch).float(), batch.labels, reduction="none")
 
     def logits(self, batch: Batch) -> Tensor:

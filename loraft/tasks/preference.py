@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loraft.rows.formats import Conversation, Record
-from loraft.tasks.causal_lm import CausalLM, common_system_prompt
-from loraft.tasks.compared_answers import ComparedAnswers, answer_to_give, stand_alone
-from loraft.tasks.task import Reference, StarterFacts
+from loraft.tasks.causal_lm import CausalLM
+from loraft.tasks.compared_answers import ComparedAnswers
+from loraft.tasks.task import StarterFacts
 from loraft.tokenization.examples import DatasetFacts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from loraft.config.sections import DataSection
     from loraft.tasks.kto_loss import KTOLoss
     from loraft.tasks.preference_loss import PreferenceLoss
     from loraft.tokenization.causal_lm_rows import CausalLMRenderer
@@ -29,32 +25,11 @@ class Preference(ComparedAnswers, CausalLM):
     balances_routers = False
     joins_prompts = False
 
-    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
-        """Whether there are conversations, the system prompt of all of them, and whether answers stand alone."""
-        answers = [answer_to_give(record) for record in records]
-        conversations = not answers or any(isinstance(answer, Conversation) for answer in answers)
-        return DatasetFacts(common_system_prompt(answers), conversations, unpaired=stand_alone(records))
-
-    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> CausalLMRenderer:
+    def renderer_class(self, facts: DatasetFacts) -> type[CausalLMRenderer]:
         """What renders both texts of a pair, or an answer by itself, as those of any decoder."""
         from loraft.tokenization.preference_rows import CausalLMPairRenderer, CausalLMUnpairedRenderer
 
-        return (CausalLMUnpairedRenderer if facts.unpaired else CausalLMPairRenderer).for_tokenizer(
-            tokenizer,
-            chat_template=data.chat_template,
-            conversations=facts.conversations,
-            system_prompt=facts.system_prompt,
-            plain=not facts.conversations,
-            special_tokens_in_text=data.special_tokens_in_text,
-        )
-
-    def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
-        """The prompt, and the first turn of the better answer; nothing where the only one is undesirable."""
-        found, answer = super().reference(record, labels), answer_to_give(record)
-        if found is None or not isinstance(answer, Conversation):
-            return found
-        first = next(place for place, turn in enumerate(answer.messages) if turn.train)
-        return Reference(answer.messages[:first], answer.messages[first].content, tools=answer.tools)
+        return CausalLMUnpairedRenderer if facts.unpaired else CausalLMPairRenderer
 
     @property
     def losses(self) -> tuple[type[PreferenceLoss], type[KTOLoss]]:

@@ -26,7 +26,6 @@ from loraft.tasks.task import Before
 
 ON_AVERAGE = frozenset({"ipo", "orpo", "simpo"})
 """The losses that compare the mean of an answer's tokens, so that its length does not count."""
-FIGURES = ("chosen_reward", "rejected_reward")
 
 
 class PreferenceLoss(LMLoss):
@@ -67,7 +66,7 @@ class PreferenceLoss(LMLoss):
 
     def likelihoods(self, batch: Batch) -> Tensor:
         """`[rows, texts]`, float32: the log-likelihood of each answer, in nats, of a pair the better one first."""
-        return -self.of_rows(batch, batch.text_targets).view(-1, self.texts_a_row)
+        return -self.of_texts(batch).view(-1, self.texts_a_row)
 
     def lengths(self, batch: Batch, like: Tensor) -> Tensor:
         """`[rows, texts]`, the tokens that are compared; the host waits for no copy of them."""
@@ -89,7 +88,8 @@ class PreferenceLoss(LMLoss):
         return {
             "accuracy": fmean(map(in_order, chosen.tolist(), rejected.tolist())),
             "margin": (chosen - rejected).mean().item(),
-            **dict(zip(FIGURES, (chosen.mean().item(), rejected.mean().item()), strict=True)),
+            "chosen_reward": chosen.mean().item(),
+            "rejected_reward": rejected.mean().item(),
         }
 
 

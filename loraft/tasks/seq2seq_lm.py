@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from loraft.config.choices import SpecialTokensInText
     from loraft.config.sections import DataSection
     from loraft.tasks.loss import TaskLoss
+    from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 
 LANGUAGES = {
     "ar": "Arabic", "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
@@ -44,14 +44,17 @@ class Seq2SeqLM(Task):
     starter_model = "google-t5/t5-small"
     starter_rows: ClassVar[tuple[str, RowFormat]] = ("data/train.jsonl", "translation")
 
-    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
-        """Nothing: a pair says all of itself."""
-        return DatasetFacts(conversations=not records)
-
     def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> RowRenderer:
         """What puts the prefix before sources, and the codes of languages where the tokenizer has them."""
         sources = SourceFormat(data.source_prefix, data.source_lang, data.target_lang)
-        return _renderer(tokenizer, sources, data.special_tokens_in_text)
+        in_text = data.special_tokens_in_text
+        return self.renderer_class(facts)(tokenizer, **vars(sources), special_tokens_in_text=in_text)
+
+    def renderer_class(self, facts: DatasetFacts) -> type[Seq2SeqRenderer]:
+        """The class of the renderer of a run."""
+        from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
+
+        return Seq2SeqRenderer
 
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
         """The source, and the target that answers it."""
@@ -80,7 +83,10 @@ class Seq2SeqLM(Task):
 
     def renderer_as_trained(self, tokenizer: PreTrainedTokenizerBase, metadata: TrainingMetadata) -> RowRenderer:
         """What makes sources with the prefix and in the languages of training."""
-        return _renderer(tokenizer, metadata.sources, metadata.special_tokens_in_text)
+        from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
+
+        in_text = metadata.special_tokens_in_text
+        return Seq2SeqRenderer(tokenizer, **vars(metadata.sources), special_tokens_in_text=in_text)
 
     def first_tokens(self, model: nn.Module, renderer: RowRenderer) -> Mapping[str, int | None]:
         """What the decoder reads first and, where the tokenizer knows languages, must say first: as in training.
@@ -114,9 +120,3 @@ class Seq2SeqLM(Task):
             prefix = f"translate {LANGUAGES[source]} to {LANGUAGES[target]}: "
         why = "Stands before every source. T5 was trained with such words, others were not."
         yield "data.source_prefix", prefix, why
-
-
-def _renderer(tokenizer: PreTrainedTokenizerBase, sources: SourceFormat, in_text: SpecialTokensInText) -> RowRenderer:
-    from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
-
-    return Seq2SeqRenderer(tokenizer, **vars(sources), special_tokens_in_text=in_text)

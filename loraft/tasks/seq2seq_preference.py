@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loraft.errors import DataError
@@ -17,14 +17,11 @@ from loraft.rows.formats import (
     Seq2SeqRecord,
     UnpairedAnswer,
 )
-from loraft.tasks.compared_answers import ComparedAnswers, stand_alone
+from loraft.tasks.compared_answers import ComparedAnswers
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
 from loraft.tokenization.examples import DatasetFacts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from loraft.config.sections import DataSection
     from loraft.rows.row import Row
     from loraft.tasks.kto_loss import KTOLoss
     from loraft.tasks.preference_loss import PreferenceLoss
@@ -57,21 +54,11 @@ class Seq2SeqPreference(ComparedAnswers, Seq2SeqLM):
         assert isinstance(found, PreferencePair), "the task's own records"
         return PreferencePair(_as_target(found.chosen, row), _as_target(found.rejected, row))
 
-    def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
-        """Whether answers stand alone."""
-        return DatasetFacts(conversations=not records, unpaired=stand_alone(records))
-
-    def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> Seq2SeqRenderer:
+    def renderer_class(self, facts: DatasetFacts) -> type[Seq2SeqRenderer]:
         """What renders both targets of a source, or one by itself, as those of any encoder-decoder."""
         from loraft.tokenization.preference_rows import Seq2SeqPairRenderer, Seq2SeqUnpairedRenderer
 
-        return (Seq2SeqUnpairedRenderer if facts.unpaired else Seq2SeqPairRenderer)(
-            tokenizer,
-            prefix=data.source_prefix,
-            source_lang=data.source_lang,
-            target_lang=data.target_lang,
-            special_tokens_in_text=data.special_tokens_in_text,
-        )
+        return Seq2SeqUnpairedRenderer if facts.unpaired else Seq2SeqPairRenderer
 
     @property
     def losses(self) -> tuple[type[PreferenceLoss], type[KTOLoss]]:

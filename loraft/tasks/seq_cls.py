@@ -122,6 +122,10 @@ class SequenceClassification(Task):
         if unknown := [name for name, number in called.items() if number is None]:
             message = f"there is no class {', '.join(unknown)}"
             found.append(Problem(message, key=WEIGHTS, remedy=f"The classes are {', '.join(labels)}."))
+        by_class = Counter(called.values())
+        if twice := [name for name, number in called.items() if number is not None and by_class[number] > 1]:
+            message = f"{' and '.join(twice)} are one class"
+            found.append(Problem(message, key=WEIGHTS, remedy="Give each class one weight."))
         if missing := [name for number, name in enumerate(labels) if number not in called.values()]:
             message = f"{', '.join(missing)} has no weight"
             found.append(Problem(message, key=WEIGHTS, remedy="Give each class one; 1 is plain."))

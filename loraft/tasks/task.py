@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from loraft.config.choices import Method, ModelGroup, RowFormat, TaskName
 from loraft.models.registry import GROUPS, ModelSpec
 from loraft.rows.formats import LanguagePair, Message, Record, Tools, to_record
+from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from loraft.tasks.batches import Batch, BatchLayout
     from loraft.tasks.loss import TaskLoss
     from loraft.tasks.training_metadata import TrainingMetadata
-    from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 
 Before = Callable[[], AbstractContextManager[object]]
@@ -118,7 +118,7 @@ class Task(ABC):
     Attributes:
         summary: What is learned, in a sentence.
         formats: The formats of rows that it takes, in the order in which they are recognised.
-        only_if_asked: Formats of these that are never recognised by columns alone: `data.format` must name them.
+        only_if_asked: Formats of these whose columns alone do not mean it: who names no task has them read for another.
         peft_type: What peft calls it.
         auto_class: The class of transformers that the example of a model card loads with; loraft itself goes by
             `models.auto_model.class_of`.
@@ -179,9 +179,9 @@ class Task(ABC):
         """The classes of records in their order, with how many rows each has; none where rows have no classes."""
         return {}
 
-    @abstractmethod
     def facts(self, data: DataSection, records: Sequence[Record]) -> DatasetFacts:
-        """What a renderer takes from the records that it will render."""
+        """What a renderer takes from the records that it will render: nothing, where a record says all of itself."""
+        return DatasetFacts()
 
     @abstractmethod
     def renderer(self, data: DataSection, tokenizer: PreTrainedTokenizerBase, facts: DatasetFacts) -> RowRenderer:

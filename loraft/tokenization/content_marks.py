@@ -186,6 +186,14 @@ def _strings(value: object, path: Steps = ()) -> Iterator[tuple[Steps, str]]:
             yield from _strings(each, (*path, key))
 
 
+def _with_keys(value: object) -> Iterator[str]:
+    """The texts in a value, however deep, and the keys that they stand under."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        yield from chain.from_iterable(map(_with_keys, chain(*value.items()) if isinstance(value, Mapping) else value))
+
+
 KEY = "data.special_tokens_in_text"
 
 
@@ -227,8 +235,7 @@ class ControlTokens:
         Raises:
             DataError: There is one, and the setting is `error`.
         """
-        said = [[message.content, message.more] for message in messages]
-        texts = [text for _, text in _strings([said, tools])]
+        texts = [*_with_keys([[[message.content, message.more] for message in messages], tools])]
         self.refuse(texts)
         findings = self.findings(texts)
         if not findings or not self.as_text:
@@ -239,7 +246,7 @@ class ControlTokens:
             if isinstance(value, str):
                 return self._pattern.sub(lambda found: mark + found[0], value)
             if isinstance(value, Mapping):
-                return {key: marked(each) for key, each in value.items()}
+                return {marked(key): marked(each) for key, each in value.items()}
             return [marked(each) for each in value] if isinstance(value, list | tuple) else value
 
         asked = (replace(each, content=marked(each.content), more=marked(each.more)) for each in messages)

@@ -6,6 +6,7 @@ A run is not written over unless `overwrite` says so.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
+from loraft.figures import counted
 from loraft.io.atomic import write_whole
 from loraft.io.sealed import sealed, sealed_text
 from loraft.io.secrets import redacted_all
@@ -125,11 +127,15 @@ class RunFolder:
             raise RunError(message, where=error.filename, remedy="go on with `resume`") from error
 
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Add one JSON line to `metrics` or `samples`; it is in the file when this returns."""
+        """Add one JSON line to `metrics` or `samples`; it is in the file when this returns.
+
+        A number that is not finite is null there: JSON has no other word for it.
+        """
         if not self.writes:
             return
+        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
 
     def sizes(self) -> dict[str, int]:
         """The bytes of the files that grow, flushed: what a checkpoint must remember of them."""
@@ -252,8 +258,8 @@ def saved_bytes(known: KnownRun) -> SavedBytes:
     return SavedBytes(4 * (known.shape.trainable_parameters + known.saved_starts), sum(states))
 
 
-def check_disk(folder: Path, saved: SavedBytes, *, keep: int | None, frozen_prefix: int = 0) -> None:
-    """Refuse to start where the checkpoints, and the bytes of `frozen_prefix`, will not fit on the disk.
+def check_disk(folder: Path, saved: SavedBytes, *, checkpoints: int, frozen_prefix: int = 0) -> None:
+    """Refuse to start where so many checkpoints, and the bytes of `frozen_prefix`, will not fit on the disk.
 
     What the run's folder holds already takes no more: it is gone on with, and older checkpoints make room for new ones.
 
@@ -261,7 +267,6 @@ def check_disk(folder: Path, saved: SavedBytes, *, keep: int | None, frozen_pref
         RunFolderError: Nothing can be written there at all.
         ResourceError: Less is free than the checkpoints and the adapter need.
     """
-    kept = (keep or 3) + 2  # the best one, and the one being written
     a_checkpoint = saved.trained + saved.optimizer + 16 * 2**20
     there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -270,8 +275,8 @@ def check_disk(folder: Path, saved: SavedBytes, *, keep: int | None, frozen_pref
         raise RunFolderError(message, where=str(folder), key="training.output_dir", remedy=remedy)
     free = shutil.disk_usage(there).free
     held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
-    if free + held < kept * a_checkpoint + saved.trained + frozen_prefix:
-        wanted = f"{kept} checkpoints of {a_checkpoint / 1e9:.2f} GB are to be kept"
+    if free + held < checkpoints * a_checkpoint + saved.trained + frozen_prefix:
+        wanted = f"room is needed for {counted(checkpoints, 'checkpoint')} of {a_checkpoint / 1e9:.2f} GB"
         if frozen_prefix:
             wanted += f", and {frozen_prefix / 1e9:.2f} GB of what frozen layers give (training.cache_frozen_prefix)"
         raise ResourceError(

@@ -63,6 +63,10 @@ def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTo
     ]
     chats = write(tmp_path / "c.jsonl", [{**row(), "topic": "Kindness.", "tools": None}])
     assert f"not read in {chats}, as rows of messages: topic" in prepared(tokenizer, chats).report.notes
+    called = [{"role": "assistant", "content": "Late.", "function_call": {"name": "f"}, "refusal": None, "id": 7}]
+    calling = write(tmp_path / "f.jsonl", [{"messages": [*row()["messages"], *called], "lang": "en"}])
+    note = f"not read in {calling}, as rows of messages: lang, messages[].function_call"
+    assert note in prepared(tokenizer, calling).report.notes
     (tmp_path / "pandas.csv").write_text(",text\n0,late\n")
     of_pandas = str(tmp_path / "pandas.csv")  # its index has no name
     assert prepared(tokenizer, of_pandas).report.notes == (f"not read in {of_pandas}, as rows of text: (no name)",)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from loraft.config.config_file import load_config
 from tests.cli.running import loraft, refused
 from tests.distributed.starting import TWO, Act, Launch, done, torchrun, trained
 from tests.words import Wording
@@ -146,6 +147,18 @@ def test_another_launcher_and_ours_are_not_both_taken(tmp_path: Path, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "4")
     said = refused(loraft("train", "c.yaml", "--num-processes", "2", cwd=tmp_path))
     assert "another launcher has started 4 processes already" in said
+
+
+def test_processes_that_may_be_started_again_are_told_the_folder_of_any_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """YAML takes what stands behind ` #` for a comment."""
+    config, started = place / "exp #1.yaml", list[Sequence[str]]()
+    (place / "c.yaml").rename(config)
+    monkeypatch.setattr("loraft.cli.commands.train.start_ranks", lambda _, arguments: started.append(arguments))
+    words = ("train", str(config), "training.output_dir=null", "--max-restarts", "1")
+    assert loraft(*words, cwd=place).returncode == 0
+    assert load_config(config, started[0][-1:]).training.output_dir == "runs/exp #1-1"
 
 
 def test_a_run_that_is_started_again_has_to_have_a_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,8 +281,36 @@ def test_a_file_is_read_by_the_names_that_are_given_those_of_the_run_or_its_own(
     write_rows(tmp_path / "rows.jsonl", [{names[0]: "who?", names[1]: "me"}] * 3)
     run = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": {"train": "gone.jsonl", **trained}})
     source = read_eval_source(PastRun(tmp_path, run), "x", DataSource(path=path, **given), GENERATES)
-    assert [question.reference for question in source.questions.values()] == ["me"] * 3
+    assert [question.reference for asked in source.questions for question in asked.values()] == ["me"] * 3
     assert len(rows_of(source, tiny_tokenizer(), positions=None).items) == 3
+
+
+@pytest.mark.parametrize("held_out", [0.5, "both"])
+def test_a_file_that_is_two_sources_is_asked_in_both_ways(tmp_path: Path, held_out: object) -> None:
+    """Both directions of a translation have rows of the same places."""
+    path, pairs = tmp_path / "rows.jsonl", [(f"fr {n}", f"en {n}") for n in range(4)]
+    write_rows(path, [{"fr": fr, "en": en} for fr, en in pairs])
+    named = [{"prompt": "fr", "completion": "en"}, {"prompt": "en", "completion": "fr"}]
+    ways = [{"path": str(path), "columns": columns} for columns in named]
+    data = {"train": ways, "eval": ways if held_out == "both" else held_out}
+    run = RunConfig.model_validate({"model": {"name_or_path": "x"}, "data": data})
+    source = read_eval_source(PastRun(tmp_path, run), "x", None, GENERATES)
+    items = rows_of(source, tiny_tokenizer(), positions=None).items
+    asked = [(item.question.asked, item.question.reference) for item in items if item.question is not None]
+    assert len(asked) == len(items)
+    assert {*asked} <= {*pairs, *((en, fr) for fr, en in pairs)}
+    assert len({*asked}) == (8 if held_out == "both" else 4)
+
+
+def test_rows_without_a_right_answer_among_others_are_told(tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": "yes"}
+    write_rows(
+        tmp_path / "rows.jsonl", [{"messages": [answer]}, {"messages": [{"role": "user", "content": "q"}, answer]}]
+    )
+    source = read_eval_source(None, "x", DataSource(path=str(tmp_path / "rows.jsonl")), GENERATES)
+    found = rows_of(source, tiny_tokenizer(), positions=None)
+    assert [item.question is None for item in found.items] == [True, False]
+    assert [note for note in found.notes if note.startswith("1 of 2 rows have no right answer in words")]
 
 
 @pytest.mark.slow

@@ -41,6 +41,17 @@ def test_a_share_of_steps(tmp_path: Path) -> None:
     assert (plan.eval_every, plan.save_every) == (5, 7)
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "keep", "checkpoints"), [(20, 7, 3, 5), (20, 7, None, 3), (21, 7, None, 3), (20, None, None, 7)]
+)
+def test_a_run_that_keeps_all_checkpoints_needs_room_for_each(
+    tmp_path: Path, steps: int, every: int | None, keep: int | None, checkpoints: int
+) -> None:
+    """An epoch has three steps."""
+    saving = {"training__save_steps": every, "training__save_total_limit": keep}
+    assert plan_run(tiny_config(tmp_path, training__max_steps=steps, **saving)).checkpoints == checkpoints
+
+
 def test_problems_of_model_and_data_are_found_together(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     config = tiny_config(

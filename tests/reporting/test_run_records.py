@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def test_lines_that_are_none_are_counted_and_what_is_left_is_read(tmp_path: Path
     assert len(found.steps) == 20
     assert len(found.notes) == 1
     assert found.notes[0].startswith("4 lines of metrics.jsonl")
+
+
+def test_a_norm_that_is_null_or_as_earlier_versions_wrote_it_is_infinite(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path, FALLING, norm=math.inf) / "metrics.jsonl"
+    old = read_records(tmp_path)
+    metrics.write_text(metrics.read_text().replace("Infinity", "null"))
+    assert [step.grad_norm for step in old.steps] == [math.inf] * 20
+    assert read_records(tmp_path) == old
 
 
 def test_a_manifest_that_is_damaged_or_of_before_says_nothing(tmp_path: Path) -> None:

@@ -291,6 +291,7 @@ def test_languages_that_are_not_set_are_asked_for_by_key() -> None:
         ({"text": "x", "label": "4.5"}, "label", "is 4.5", "regression"),
         ({"text": "x", "label": ["a", "b"]}, "label", "has 2 labels, and a row belongs to one class", "Write one row"),
         ({"text": "x", "label": []}, "label", "is an empty list", None),
+        ({"text": "x", "label": "-" + "7" * 4301}, "label", "is a number of 4,301 digits", "columns are shifted"),
         ({"text": "x", "label": None}, "label", "found nothing (null)", None),
         ({"text": "x", "label": ""}, "label", "is empty", None),
         ({"text": "x", "label": {"a": 1}}, "label", "found an object", None),

@@ -55,7 +55,7 @@ def test_c38_the_loss_of_rows_is_that_of_each_row_alone(layout: BatchLayout) -> 
         loss.model.set_attn_implementation(ROWS)
     batch = collate_texts(ROWS_OF, layout)
     with torch.no_grad():
-        each = loss.of_rows(batch, [row.trained for row in ROWS_OF])
+        each = loss.of_texts(batch)
         alone = torch.stack([loss(collate_texts([row], layout)) for row in ROWS_OF])
         torch.testing.assert_close(each, alone, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(each.sum(), loss(batch), rtol=1e-5, atol=1e-5)
@@ -216,7 +216,7 @@ def test_c15_a_beginning_that_is_computed_once_leaves_losses_and_gradients(model
     for layout in (PACKED, BatchLayout(packed=True, pad_id=0, multiple_of=16, shares=True)):
         batch = collate_texts(rows, layout)
         assert batch.shared_prefix == (12 if layout.shares else 0)
-        each = loss.of_rows(batch, [row.trained for row in rows])
+        each = loss.of_texts(batch)
         found.append((each, torch.autograd.grad(loss(batch), parameters, allow_unused=True)))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-5)
     for one, whole in zip(found[1][1], found[0][1], strict=True):

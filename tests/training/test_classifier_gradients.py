@@ -177,6 +177,9 @@ def test_the_weight_of_true_is_that_of_the_class_however_it_is_spelled() -> None
     weights = TASKS["seq_cls"].loss_weights(config, renderer.labels, [], [])
     assert weights is not None
     assert weights.tolist() == [1, 3]
+    values["training"] = {"class_weights": {**given, "True": 2.0}}
+    (problem,) = TASKS["seq_cls"].problems(RunConfig.model_validate(values), renderer)
+    assert (problem.message, problem.key) == ("true and True are one class", "training.class_weights")
 
 
 def test_balanced_counts_rows_as_often_as_they_are_drawn(tmp_path: Path) -> None:

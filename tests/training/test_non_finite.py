@@ -213,6 +213,8 @@ def test_a_scaled_loss_is_left_out_and_the_scale_made_smaller(
     fit(run, state)
     assert (state.step, state.skipped) == (3, 0 if backward else 1)
     assert run.scaler.get_scale() == 128.0
+    norms = [line["grad_norm"] for line in lines_of(tmp_path / "run") if "grad_norm" in line]
+    assert [norm is None for norm in norms] == ([False, True, False] if backward else [False, False])
     assert all(parameter.isfinite().all() for parameter in run.adapted.trainable.values())
 
 

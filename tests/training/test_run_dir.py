@@ -112,10 +112,10 @@ def test_a_folder_that_nothing_can_be_written_to_is_told_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RunFolderError, match="nothing can be written to /dev/null"):
-        check_disk(Path("/dev/null/run"), SavedBytes(0, 0), keep=1)
+        check_disk(Path("/dev/null/run"), SavedBytes(0, 0), checkpoints=3)
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # who runs this may be root
     with pytest.raises(RunFolderError, match=f"nothing can be written to {tmp_path}") as refused:
-        check_disk(tmp_path / "a/run", SavedBytes(0, 0), keep=1)
+        check_disk(tmp_path / "a/run", SavedBytes(0, 0), checkpoints=3)
     assert refused.value.problems[0].key == "training.output_dir"
 
 
@@ -126,12 +126,12 @@ def test_checkpoints_that_are_there_already_need_no_room_of_their_own(
     size = 2**20
     saved = SavedBytes(trained=50 * size, optimizer=50 * size)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=300 * size))
-    with pytest.raises(ResourceError, match=r"5 checkpoints of 0\.12 GB are to be kept"):
-        check_disk(tmp_path, saved, keep=3)
+    with pytest.raises(ResourceError, match=r"room is needed for 5 checkpoints of 0\.12 GB"):
+        check_disk(tmp_path, saved, checkpoints=5)
     (tmp_path / "checkpoints/step-000004").mkdir(parents=True)
     with (tmp_path / "checkpoints/step-000004/model.safetensors").open("wb") as file:
         file.truncate(350 * size)
-    check_disk(tmp_path, saved, keep=3)
+    check_disk(tmp_path, saved, checkpoints=5)
 
 
 LINES = b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'

@@ -59,9 +59,10 @@ def _named_folder(given: ConfigOptions, *, resume: bool, needed: bool) -> list[s
     """The override that names the run's folder, where processes that are started again have to find it."""
     if given.load().training.output_dir is not None or not needed:
         return []
+    from loraft.config.config_file import inline
     from loraft.training.run_dir import choose_run_folder
 
-    return [f"training.output_dir={choose_run_folder(None, given.name, resume=resume)}"]
+    return [f"training.output_dir={inline(str(choose_run_folder(None, given.name, resume=resume)))}"]
 
 
 def _train(given: ConfigOptions, begin: BeginningOptions, as_json: bool) -> None:
