@@ -19,19 +19,14 @@ from loraft.distributed.roll_call import is_lost_contact
 from loraft.errors import DataError, Interrupted, LoraftError, NonFiniteError
 from loraft.events import Note, tell
 from loraft.figures import counted, perplexity
-from loraft.io.held_memory import peak_bytes
 from loraft.models.device import DeviceConfig
-from loraft.optimization.schedule import learning_rate
 from loraft.training.checkpoint import RunState, newest_checkpoint
 from loraft.training.out_of_memory import memory_explained
-from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepDone, StepLogged, StepSkipped
+from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepSkipped
 from loraft.training.save_run import save
+from loraft.training.step_log import log_steps, tell_step
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 
-LOGGED_WITHOUT_GRADIENT = 10
-"""So many logged steps in a row with a gradient of zero are told."""
-NO_GRADIENT = 5e-5
-"""A norm below it is 0.0000 in four decimals."""
 SKIPPED_IN_A_ROW = 5
 """`training.on_nonfinite: skip` ends the run at so many steps in a row that are not finite, or at all that it has."""
 
@@ -196,11 +191,13 @@ def all_trained(run: Trainer, state: RunState) -> bool:
 
 def _after_step(run: Trainer, state: RunState, clock: Throughput, wishes: Wishes) -> None:
     """Tell, log, evaluate and save what is due at this step, in this order; then grant a wish to stop."""
-    _tell(run, state, clock)
+    tell_step(run, state, clock)
     improved = False
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
         improved = _evaluate(run, state, wishes)
+        if state.finished:  # early, perhaps
+            log_steps(run, state, clock)
     wishes.share()
     if _due(run.plan.save_every, state) or improved or wishes.save or wishes.stop:
         _save(run, state, wishes)
@@ -227,50 +224,6 @@ def _stopped(run: Trainer, state: RunState, signal_number: int, *, meanwhile: Ex
 
 def _due(every: int | None, state: RunState) -> bool:
     return state.finished or (state.window == 0 if every is None else state.step % every == 0)
-
-
-def _tell(run: Trainer, state: RunState, clock: Throughput) -> None:
-    """Tell of the newest step where it was taken, and log where that is due: at the end what was left to be logged."""
-    step, steps = state.step, run.plan.steps
-    taken, left_over = not state.skipped_in_a_row, state.finished and state.logged_weight > 0
-    if not (taken or left_over):
-        return
-    rate = learning_rate(run.settings, step - state.skipped_in_a_row, steps)
-    # A run that is gone on with may have nothing left but steps that are left out.
-    speed = clock.tokens / clock.seconds if clock.tokens else 0.0
-    told: dict[str, Any] = {
-        "step": step, "steps": steps, "epoch": run.epochs(step), "learning_rate": rate,
-        "tokens_per_second": speed, "peak_bytes": peak_bytes(run.plan.placement.device),
-        "seconds_left": clock.seconds / (step - clock.first_step) * (steps - step),
-    }  # fmt: skip
-    if taken:
-        run.observer(StepDone(loss=clock.loss, router_aux_loss=clock.router_aux_loss, **told))
-    if step % run.settings.logging_steps == 0 or state.finished:
-        state.last_loss = state.logged_loss / state.logged_weight
-        of_routers = state.logged_router_loss / state.logged_weight if run.router_aux_loss_coef else None
-        state.logged_loss, state.logged_weight, state.logged_router_loss = 0.0, 0.0, 0.0
-        event = StepLogged(
-            loss=state.last_loss, grad_norm=state.grad_norm, tokens=state.tokens, router_aux_loss=of_routers, **told
-        )
-        record = asdict(event)
-        del record["steps"], record["seconds_left"]
-        run.folder.append(run.folder.metrics, {key: value for key, value in record.items() if value is not None})
-        run.observer(event)
-        _look_for_movement(run, state)
-
-
-def _look_for_movement(run: Trainer, state: RunState) -> None:
-    """Say once that nothing is being learned, where the gradient has been as good as zero for long."""
-    if state.without_gradient == LOGGED_WITHOUT_GRADIENT:
-        return
-    state.without_gradient = state.without_gradient + 1 if state.grad_norm < NO_GRADIENT else 0
-    if state.without_gradient == LOGGED_WITHOUT_GRADIENT:
-        text = (
-            f"the gradient norm has been {state.grad_norm:.4f} for {LOGGED_WITHOUT_GRADIENT} logged steps in a row, up "
-            f"to step {state.step}: nothing is being learned; at a loss near 0 the rows are known by heart, else the "
-            "loss does not depend on what is trained"
-        )
-        run.observer(Note(text))
 
 
 def _evaluate(run: Trainer, state: RunState, wishes: Wishes) -> bool:

@@ -29,7 +29,7 @@ def test_a_run_that_was_stopped_and_damaged_ends_with_the_bytes_of_one_that_kept
     """Five batches an epoch; it is stopped in the middle of the second."""
     command = ("train", str(config()), *OPTIONS, "training.logging_steps=1", f"model.dtype={dtype}")
     assert loraft(*command, "training.output_dir=off").exit_code == 0
-    tell = loop._tell
+    tell = loop.tell_step
 
     def told(run: Any, state: Any, clock: Any) -> None:
         tell(run, state, clock)
@@ -37,7 +37,7 @@ def test_a_run_that_was_stopped_and_damaged_ends_with_the_bytes_of_one_that_kept
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(loop, "_tell", told)
+        stopping.setattr(loop, "tell_step", told)
         assert loraft(*command, "training.output_dir=on", KEPT).exit_code == 128 + signal.SIGTERM
     pieces = sorted(Path("on/frozen_prefix").rglob("*.states"))
     pieces[0].write_bytes(pieces[0].read_bytes()[:-7])

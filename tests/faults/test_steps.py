@@ -105,14 +105,14 @@ def test_c17_a_step_that_is_left_out_is_so_in_a_run_that_was_stopped(
         assert "rows.jsonl:" in whole.stderr
         (tmp_path / "run").rename(tmp_path / "whole")
         with monkeypatch.context() as patched:
-            tell = loop._tell
+            tell = loop.tell_step
 
             def stop(run: Trainer, state: Any, clock: Any) -> None:
                 tell(run, state, clock)
                 if state.step == 4:
                     os.kill(os.getpid(), signal.SIGTERM)
 
-            patched.setattr(loop, "_tell", stop)
+            patched.setattr(loop, "tell_step", stop)
             assert loraft("train", "c.yaml", SKIP, cwd=tmp_path).returncode == 143
         assert loraft(*RESUME, SKIP, cwd=tmp_path).returncode == 0
         assert contents(tmp_path / "run") == contents(tmp_path / "whole")

@@ -15,7 +15,7 @@ from loraft.events import Event, Note
 from loraft.inference.requests import GenerationRequest
 from loraft.tasks.batches import BatchLayout, collate_texts
 from loraft.training.loop import fit
-from loraft.training.run_events import Evaluated, StepLogged
+from loraft.training.run_events import Evaluated, StepDone, StepLogged
 from loraft.training.train_step import evaluate_loss
 from loraft.training.trainer import build_model
 from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
@@ -157,7 +157,8 @@ def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
     events: list[Any] = []
     config = tiny_config(
         tmp_path, training__eval_steps=1, training__early_stopping_patience=2, training__max_steps=40,
-        training__learning_rate=0.05, data__eval=str(write_rows(tmp_path / "eval.jsonl", contrary())),
+        training__learning_rate=0.05, training__logging_steps=100,
+        data__eval=str(write_rows(tmp_path / "eval.jsonl", contrary())),
     )  # fmt: skip
     run, state = tiny_fit(config, events.append)
     fit(run, state)
@@ -165,6 +166,10 @@ def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
     assert state.finished
     assert state.step == evaluations[-1].step < 40
     assert [event.best for event in evaluations[-2:]] == [False, False]
+    (logged,) = (event for event in events if isinstance(event, StepLogged))
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
+    assert (logged.step, len(losses)) == (state.step, state.step)
+    assert min(losses) < logged.loss < max(losses), "of all steps, though 100 are a line of metrics"
 
 
 def test_the_first_twenty_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
