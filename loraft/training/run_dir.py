@@ -178,8 +178,10 @@ class RunFolder:
         """Write what the run is, each file whole or not at all, and without tokens that a command line may hold."""
         if not self.writes:
             return
-        told = RunConfig.model_validate(redacted_all(config.model_dump(mode="json")))
-        write_whole(self.config, sealed_text(dump_config(told)), remedy=GO_ON)
+        values = config.model_dump(mode="json")
+        if (told := redacted_all(values)) != values:
+            config = RunConfig.model_validate(told)
+        write_whole(self.config, sealed_text(dump_config(config)), remedy=GO_ON)
         write_whole(self.manifest, json.dumps(sealed(redacted_all(manifest)), indent=1) + "\n", remedy=GO_ON)
 
     def empty(self) -> None:
