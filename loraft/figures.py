@@ -1,4 +1,4 @@
-"""Figures that training and evaluation both give, from losses and from counts."""
+"""Figures that several layers give, from losses and counts, how lists are told, and where sequences part."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
@@ -68,10 +69,8 @@ def train(folder: Path, dtype: str, options: argparse.Namespace, with_pefts_laye
     def leave(*_: object) -> None:
         """In place of what has layers of LoRA train by loraft's functions."""
 
-    if with_pefts_layers:
-        with patch("loraft.adapters.inject.patch_lora_linears", leave):
-            train_run(load_config(config, []), overwrite=True, observer=watch)
-    else:
+    layers = patch("loraft.adapters.inject.patch_lora_linears", leave) if with_pefts_layers else nullcontext()
+    with layers:
         train_run(load_config(config, []), overwrite=True, observer=watch)
     return losses
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from loraft.figures import in_order, label_figures, perplexity
+from loraft.figures import in_order, label_figures, perplexity, shared_beginning
 
 
 def test_a_model_that_guesses_among_eight_has_perplexity_eight() -> None:
@@ -37,3 +37,10 @@ def test_macro_f1_is_over_the_labels_that_are_right_or_given() -> None:
     """Four rows of a, one of b that was given a; nobody is or was given c: F1 is 8/9 and 0, not a third of 8/9."""
     found = label_figures(np.array([4, 1, 0]), np.array([5, 0, 0]), np.array([4, 0, 0]))
     assert found == {"accuracy": 0.8, "macro_f1": pytest.approx(4 / 9)}
+
+
+def test_the_beginning_that_two_sequences_share() -> None:
+    assert shared_beginning([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert shared_beginning([1, 2], [1, 2, 3]) == 2
+    assert shared_beginning([], [1]) == 0
+    assert shared_beginning([2], [1]) == 0

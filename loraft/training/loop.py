@@ -24,7 +24,7 @@ from loraft.training.checkpoint import RunState, newest_checkpoint
 from loraft.training.out_of_memory import memory_explained
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepSkipped
 from loraft.training.save_run import save
-from loraft.training.step_log import log_steps, tell_step
+from loraft.training.step_log import log_steps, progress, tell_step
 from loraft.training.train_step import EvalLoss, Throughput, Trainer, evaluate_loss, take_step
 
 SKIPPED_IN_A_ROW = 5
@@ -196,8 +196,8 @@ def _after_step(run: Trainer, state: RunState, clock: Throughput, wishes: Wishes
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
         improved = _evaluate(run, state, wishes)
-        if state.finished:  # early, perhaps
-            log_steps(run, state, clock)
+        if state.finished and state.logged_weight:  # it stopped early
+            log_steps(run, state, progress(run, state, clock))
     wishes.share()
     if _due(run.plan.save_every, state) or improved or wishes.save or wishes.stop:
         _save(run, state, wishes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,16 @@ NO_GRADIENT = 5e-5
 def tell_step(run: Trainer, state: RunState, clock: Throughput) -> None:
     """Tell of the newest step where it was taken, and log where that is due: at the end what was left to be logged."""
     taken = not state.skipped_in_a_row
+    if not (taken or (state.finished and state.logged_weight)):
+        return
+    told = progress(run, state, clock)
     if taken:
-        run.observer(StepDone(loss=clock.loss, router_aux_loss=clock.router_aux_loss, **_progress(run, state, clock)))
-    if (taken and state.step % run.settings.logging_steps == 0) or state.finished:
-        log_steps(run, state, clock)
+        run.observer(StepDone(loss=clock.loss, router_aux_loss=clock.router_aux_loss, **told))
+    if state.step % run.settings.logging_steps == 0 or state.finished:
+        log_steps(run, state, told)
 
 
-def _progress(run: Trainer, state: RunState, clock: Throughput) -> dict[str, Any]:
+def progress(run: Trainer, state: RunState, clock: Throughput) -> dict[str, Any]:
     """Where a run stands, as its events tell it."""
     step, steps = state.step, run.plan.steps
     rate = learning_rate(run.settings, step - state.skipped_in_a_row, steps)
@@ -42,16 +46,13 @@ def _progress(run: Trainer, state: RunState, clock: Throughput) -> dict[str, Any
     }  # fmt: skip
 
 
-def log_steps(run: Trainer, state: RunState, clock: Throughput) -> None:
-    """Log the mean loss of the steps since the last line of metrics, if there were any."""
-    if not state.logged_weight:
-        return
+def log_steps(run: Trainer, state: RunState, told: Mapping[str, Any]) -> None:
+    """Log the mean loss of the steps since the last line of metrics, with a run's `progress`."""
     state.last_loss = state.logged_loss / state.logged_weight
     of_routers = state.logged_router_loss / state.logged_weight if run.router_aux_loss_coef else None
     state.logged_loss, state.logged_weight, state.logged_router_loss = 0.0, 0.0, 0.0
-    progress = _progress(run, state, clock)
     event = StepLogged(
-        loss=state.last_loss, grad_norm=state.grad_norm, tokens=state.tokens, router_aux_loss=of_routers, **progress
+        loss=state.last_loss, grad_norm=state.grad_norm, tokens=state.tokens, router_aux_loss=of_routers, **told
     )
     record = asdict(event)
     del record["steps"], record["seconds_left"]

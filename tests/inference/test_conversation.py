@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
-from loraft.figures import shared_beginning
 from loraft.inference.conversation import ChatSession, save_conversation
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.requests import GenerationRequest, ModelRequest
@@ -281,13 +280,6 @@ def test_saving_never_writes_over_anything(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     with pytest.raises(DataError, match="no answer"):
         save_conversation(tmp_path / "new.jsonl", [Message("user", "a")])
-
-
-def test_the_beginning_that_two_sequences_share() -> None:
-    assert shared_beginning([1, 2, 3], [1, 2, 4, 5]) == 2
-    assert shared_beginning([1, 2], [1, 2, 3]) == 2
-    assert shared_beginning([], [1]) == 0
-    assert shared_beginning([2], [1]) == 0
 
 
 @pytest.mark.slow

@@ -71,13 +71,13 @@ class Together(nn.Module, LoraLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        if not args and not kwargs and self.is_plain and self.has_form(x):
+        if not args and not kwargs and self.is_plain and self.in_dtype_of(x):
             return self._readers.output_of(self, x) if self._readers else together(x, [self])[0]
         output: Tensor = super().forward(x, *args, **kwargs)
         return output
 
-    def has_form(self, x: Tensor) -> bool:
-        """Whether its products have the dtype of those with `x`: a quantized module may have one of its own."""
+    def in_dtype_of(self, x: Tensor) -> bool:
+        """Whether its products are in the dtype of those with `x`: a quantized module may have one of its own."""
         base: Any = self.base_layer
         return not is_quantized(base) or base.compute_dtype in (None, product_dtype(x))
 
