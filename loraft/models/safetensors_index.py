@@ -112,6 +112,14 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     return headers
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether each file of a folder's weights is there, as far as their names tell."""
+    if (folder / SINGLE).is_file():
+        return True
+    index = folder / INDEX
+    return index.is_file() and all((folder / shard).is_file() for shard in set(weight_map(index).values()))
+
+
 FETCH_AGAIN = "Copy or download the model again."
 
 

@@ -32,7 +32,7 @@ from loraft.io.patience import is_fetched
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted
-from loraft.models.safetensors_index import read_headers
+from loraft.models.safetensors_index import holds_weights, read_headers
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config and tokenizer files; indexes of shards too."""
@@ -75,6 +75,11 @@ class ModelHandle:
     def folder(self) -> Path:
         """The folder with the weights too."""
         return resolve(self.section.name_or_path, self.section.revision)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights can be looked at; those of a Hub model may be fetched later, in part or all of them."""
+        return os.path.isdir(os.path.expanduser(self.section.name_or_path)) or holds_weights(self.small_files)
 
     @cached_property
     def tokenizer_folder(self) -> Path:

@@ -154,7 +154,7 @@ def summarize_model(
     family, skeleton = spec_of(config, group), meta_model(config)
     _require_start(skeleton, folder, family, labels)
     head = new = family.classifier if labels else ()
-    if has_weights := any(folder.glob("*.safetensors*")) or Path(run.model.name_or_path).is_dir():
+    if has_weights := model.has_weights:
         new, _ = require_tensors(folder, skeleton, labels)
     _refuse_own_code(run, config)
     own_rows, stored = grow(skeleton, tokens) if tokens else 0, stored_in(model)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from loraft.errors import InvalidInputError
+from loraft.models import sources
 from loraft.planning.known_run import known_run
 from tests.training.building import tiny_config
 
@@ -18,3 +22,27 @@ def test_layers_above_a_module_that_is_trained_whole_keep_activations(
 ) -> None:
     config = tiny_config(tmp_path, lora__layers="last:1", lora__modules_to_save=saved)
     assert known_run(config).shape.graph_layers("decoder") == layers
+
+
+@pytest.mark.parametrize("fetched", [0, 1, 3])
+def test_a_hub_model_in_shards_is_planned_for_before_all_of_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: int
+) -> None:
+    config = tiny_config(tmp_path)
+    model = Path(config.model.name_or_path)
+    index: dict[str, str] = {}
+    for name, tensor in load_file(model / "model.safetensors").items():
+        shard = f"model-{len(index) % 3 + 1:05}-of-00003.safetensors"
+        index[name] = shard
+        tensors = load_file(model / shard) if (model / shard).is_file() else {}
+        save_file(tensors | {name: tensor}, model / shard)
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    for shard in sorted(set(index.values()))[fetched:]:
+        (model / shard).unlink()
+    monkeypatch.setattr(sources, "snapshot_download", lambda *_, **__: str(model))
+    of_the_hub = config.model_copy(update={"model": config.model.model_copy(update={"name_or_path": "org/name"})})
+    assert known_run(of_the_hub).shape.depths == {"decoder": 3}
+    if fetched < 3:
+        with pytest.raises(InvalidInputError, match="the file is missing, and the index lists it"):
+            known_run(config)
