@@ -57,9 +57,9 @@ class FrozenPrefix:
         loss.register_forward_pre_hook(self._begin)
         loss.register_forward_hook(self._end, always_call=True)
 
-    def _begin(self, loss: nn.Module, given: tuple[Any, ...]) -> None:
+    def _begin(self, _: nn.Module, given: tuple[Any, ...]) -> None:
         batch: Batch = given[0]
-        place = self._folder / f"{content_of(batch, training=loss.training)}.states"
+        place = self._folder / f"{content_of(batch)}.states"
         kept = _kept(place)
         if kept is None:
             keep = self._layers[-1].register_forward_hook(lambda _, __, output: self._keep(place, output))
@@ -125,10 +125,10 @@ def _kept(place: Path) -> tuple[Tensor, int | None] | None:
     return states.clone(), int(others) if in_tuple else None  # a copy is aligned as a tensor's own memory
 
 
-def content_of(batch: Batch, *, training: bool) -> str:
-    """The sha256 of all that a model reads of a batch, where the host has it, and of the mode that it is in."""
+def content_of(batch: Batch) -> str:
+    """The sha256 of all that a model reads of a batch, where the host has it."""
     laid = batch.host or batch
-    digest = hashlib.sha256(f"{training} {laid.row_lengths} {laid.shared_prefix}".encode())
+    digest = hashlib.sha256(f"{laid.row_lengths} {laid.shared_prefix}".encode())
     for tensor in (laid.input_ids, laid.position_ids, laid.attention_mask, laid.real):
         if tensor is not None:
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
