@@ -80,23 +80,15 @@ def own_code(config: PreTrainedConfig) -> Mapping[str, str]:
     return {kind: place for kind, place in named.items() if kind.startswith("AutoModel")}
 
 
-def only_trusted_code(config: PreTrainedConfig, folder: Path) -> None:
-    """Leave a config the code that it names only where that may run; each with the folder that holds it.
+def refuse_code_of_others(written: Mapping[str, Any], file: Path) -> None:
+    """Refuse the contents of a config.json that name code of another model, which would run as this one's.
 
     Raises:
-        ModelError: It names code of another model.
+        ModelError: They do.
     """
-    named = getattr(config, KEY, None)
-    if not named:
-        return
-    if not is_trusted():
-        delattr(config, KEY)
-        return
-    elsewhere = [place for place in named.values() if isinstance(place, str) and "--" in place]
-    if elsewhere:
-        message = f"it names code of another model, {elsewhere[0]}, which is not run"
-        raise ModelError(message, where=str(folder / "config.json"), key=KEY)
-    setattr(config, KEY, {kind: f"{folder}--{place}" for kind, place in named.items() if isinstance(place, str)})
+    named = (written.get(KEY) or {}).values()
+    if elsewhere := [place for place in named if isinstance(place, str) and "--" in place]:
+        raise ModelError(f"it names code of another model, {elsewhere[0]}, which is not run", where=str(file), key=KEY)
 
 
 def drop_code(folder: Path) -> None:

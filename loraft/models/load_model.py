@@ -23,14 +23,15 @@ from loraft.io.checksums import altered_settings, is_weights, refuse_altered, re
 from loraft.kernels.layer_stream import Fed, LayerStream
 from loraft.models.auto_model import class_of, from_pretrained, meta_model
 from loraft.models.device import DeviceConfig
+from loraft.models.hf_config import KEY as AUTO_MAP
 from loraft.models.hf_config import (
     CLASSIFIER,
     check_dtype,
     class_names,
     code_notes,
     in_order,
-    only_trusted_code,
     quietly_reading,
+    refuse_code_of_others,
     written_config,
 )
 from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of
@@ -246,7 +247,9 @@ def load_any_config(model: Model) -> PreTrainedConfig:
 
 def _require_known(written: Mapping[str, Any], file: Path) -> None:
     model_type = str(written["model_type"])
-    brings = "AutoConfig" in (written.get("auto_map") or {})
+    brings = "AutoConfig" in (written.get(AUTO_MAP) or {})
+    if is_trusted():
+        refuse_code_of_others(written, file)
     if model_type in CONFIG_MAPPING or (brings and is_trusted()):
         return
     if brings:
@@ -263,7 +266,8 @@ def _read_config(file: Path, **chosen: str) -> PreTrainedConfig:
     with quietly_reading(file):
         trusted = is_trusted()
         config = AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=trusted, **chosen)
-        only_trusted_code(config, file.parent)
+    if not trusted and hasattr(config, AUTO_MAP):
+        delattr(config, AUTO_MAP)
     return cast("PreTrainedConfig", config)
 
 

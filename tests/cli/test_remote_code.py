@@ -152,6 +152,23 @@ def test_code_of_another_model_is_not_run(place: Path, wording: Wording) -> None
     wording(refused(loraft("check", "c.yaml", TRUST, cwd=place)))
 
 
+def test_code_of_another_model_does_not_run_to_read_the_config_either(place: Path) -> None:
+    other = (place / "model").rename(place / "other")
+    model = save_tiny(place / "model")
+    settings = json.loads((other / "config.json").read_text())
+    settings["auto_map"] = {"AutoConfig": f"{other}--configuration_own.OwnConfig"}
+    (model / "config.json").write_text(json.dumps(settings))
+    assert "names code of another model" in refused(loraft("check", "c.yaml", TRUST, cwd=place))
+    assert not (place / "ran").exists()
+
+
+def test_the_folder_may_be_called_anything(place: Path) -> None:
+    """Each folder in the cache of the Hub has two hyphens in its name, which part two names in transformers' words."""
+    (place / "model").rename(place / "models--org--own")
+    ask = ("--prompt", "the order", "--max-new-tokens", "1", "--temperature", "0")
+    assert len(done(place, "generate", "models--org--own", *ask)["token_ids"]) == 1
+
+
 @pytest.mark.parametrize("model_type", ["own"], indirect=True)
 def test_from_python_it_is_a_parameter_of_a_call_and_ends_with_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
