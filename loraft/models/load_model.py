@@ -57,7 +57,7 @@ Model = ModelSection | ModelHandle
 """A model by its section of a config, or as it was looked up already."""
 OTHER_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
 """Parts of the names of architectures that share a model_type with a language model and are none."""
-FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json")
 """Where a tokenizer's vocabulary is; without one of them transformers makes up an empty tokenizer."""
 
 
@@ -323,7 +323,7 @@ def _tokenizer(
     handle: ModelHandle, config: PreTrainedConfig, group: ModelGroup | None
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     name, folder = handle.section.tokenizer or handle.section.name_or_path, handle.tokenizer_folder
-    if not any((folder / file).is_file() for file in FILES):
+    if not any(file for pattern in FILES for file in folder.glob(pattern)):
         raise ModelError("there is no tokenizer", where=name, remedy="Name the one to use in model.tokenizer.")
     with quietly_reading(folder):
         trusted = is_trusted()

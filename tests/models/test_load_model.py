@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import logging
@@ -211,3 +212,15 @@ def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": 1')
     with pytest.raises(ModelError, match="cannot read it"):
         load_tokenizer(section(folder))
+
+
+def test_a_vocabulary_of_sentencepiece_is_a_tokenizer_whatever_it_is_called(tmp_path: Path) -> None:
+    """DeBERTa v3 has no other file than spm.model, and mBART no other than sentencepiece.bpe.model."""
+    folder = save_tiny(tmp_path / "model", "deberta-v2")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    (tmp_path / "text").write_text("the order is late\nthe text is in the order\n" * 9)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(folder / "spm"), vocab_size=18, minloglevel=2
+    )
+    assert load_tokenizer(section(folder), "classifier").tokenize("the order is late")
