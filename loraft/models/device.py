@@ -7,6 +7,7 @@ as little memory and needs none.
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -149,16 +150,22 @@ def processor_name() -> str:
 
 
 def main_memory() -> tuple[int, int]:
-    """Total and available bytes of this process: the machine's, or its container's where that has less."""
+    """Total and available bytes of this process: the machine's, or its container's where that has less.
+
+    What a container holds of files that were read counts as used, and is given back where memory is asked for.
+    """
     machine = psutil.virtual_memory()
     limit, used = _container_bytes("memory.max"), _container_bytes("memory.current")
     if limit is None or used is None or limit >= machine.total:
         return machine.total, machine.available
-    return limit, min(machine.available, max(limit - used, 0))
+    given_back = _container_bytes("memory.stat", r"^inactive_file (\d+)$") or 0
+    return limit, min(machine.available, max(limit - used + given_back, 0))
 
 
-def _container_bytes(file: str) -> int | None:
+def _container_bytes(file: str, line: str = r"(\d+)\s*") -> int | None:
+    """The number in a file of cgroup v2; None where there is no such file or line, or the number is the word "max"."""
     try:
-        return int((CGROUP / file).read_text())
-    except (OSError, ValueError):  # no cgroup v2 here, or the limit is the word "max"
+        found = re.search(line, (CGROUP / file).read_text(), re.MULTILINE)
+    except OSError:
         return None
+    return None if found is None else int(found[1])

@@ -82,6 +82,8 @@ def test_a_container_may_have_less_memory_than_the_machine(tmp_path: Path, monke
     (tmp_path / "memory.max").write_text("400\n")
     placed = select_device(section())
     assert (placed.total_bytes, placed.available_bytes) == (400, 300)
+    (tmp_path / "memory.stat").write_text("anon 20\nfile 80\nactive_file 10\ninactive_file 70\n")
+    assert select_device(section()).available_bytes == 370, "what was read of files is given back"
 
 
 @pytest.mark.parametrize(("dtype", "said"), [("float32", True), ("bfloat16", False)])
