@@ -21,7 +21,7 @@ from loraft.errors import ModelError
 from loraft.kernels.int32_weights import of_awq, of_gptq
 from loraft.models.hf_config import written_config
 from loraft.models.safetensors_index import TORCH_DTYPES, TensorHeader, header_of, mapped_tensor, read_headers
-from loraft.models.stored_weights import COMPRESSED, IN_INT32, KEY, ORIGINAL, stored_weights
+from loraft.models.stored_weights import COMPRESSED, IN_INT32, KEY, ORIGINAL, layout_of, stored_weights
 
 WORDS = {str(dtype).removeprefix("torch."): word for word, dtype in TORCH_DTYPES.items()}
 Unpack = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
@@ -56,12 +56,15 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
     `model` is on the meta device: what it expects tells the shape of a weight whose tensors do not.
 
     Raises:
-        ModelError: As `read_headers` does.
+        ModelError: As `read_headers` does; or nothing is quantized that is to stay so in memory.
     """
     headers, config = read_headers(folder), written_config(folder / "config.json")
     stored = stored_weights(config)
     if stored is None:
         return headers
+    if stored.quantization is not None and all(header.dtype in TORCH_DTYPES for header in headers.values()):
+        message = f"it says that the weights are quantized ({stored.words}), and the files hold plain ones"
+        raise ModelError(message, where=str(folder / "config.json"), key=KEY, remedy=f"Take {KEY} out of it.")
     named = config.get("dtype") or config.get("torch_dtype")
     usual = WORDS.get(str(named), "BF16")
     transposed = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Conv1D)}
@@ -132,7 +135,7 @@ def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedH
 
 def _in_int32(headers: Mapping[str, TensorHeader], method: str, settings: Mapping[str, Any]) -> Iterator[PackedHeader]:
     """The weights that GPTQ or AWQ stored: four tensors a module, or three."""
-    less_one = settings.get("checkpoint_format", "gptq") == "gptq"
+    less_one = layout_of(method, settings) == "gptq"
     unpack: Unpack = partial(of_gptq, zeros_less_one=less_one) if method == "gptq" else of_awq
     names = ("qweight", "qzeros", "scales", "g_idx") if method == "gptq" else ("qweight", "qzeros", "scales")
     for name, first in headers.items():

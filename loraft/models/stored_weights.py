@@ -92,12 +92,17 @@ def require_readable(file: Path) -> StoredWeights | None:
 
 def _refuse_another_layout(method: str, settings: Mapping[str, Any], where: str) -> None:
     bits, allowed = settings.get("bits", settings.get("w_bit", 4)), (2, 4, 8) if method == "gptq" else (4,)
-    layout = str(settings.get("checkpoint_format") or settings.get("version") or LAYOUTS[method][0]).lower()
+    layout = layout_of(method, settings)
     if bits in allowed and layout in LAYOUTS[method]:
         return
     others = f"{' or '.join(map(str, allowed))} bits, laid out as {' or '.join(LAYOUTS[method])}"
     message = f"the weights are quantized ({method} in {bits} bits, laid out as {layout}); read are those in {others}"
     raise ModelError(message, where=where, key=KEY, remedy=ORIGINAL)
+
+
+def layout_of(method: str, settings: Mapping[str, Any]) -> str:
+    """How the numbers of a method of `IN_INT32` lie side by side."""
+    return str(settings.get("checkpoint_format") or settings.get("version") or LAYOUTS[method][0]).lower()
 
 
 def refuse_another_quantization(stored: StoredWeights | None, asked: QuantizationSection | None) -> None:

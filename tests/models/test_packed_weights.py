@@ -1,0 +1,48 @@
+"""What weights the tensors of a quantized model stand for, by what its config.json says of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loraft.config.sections import ModelSection
+from loraft.errors import ModelError
+from loraft.models.auto_model import meta_model
+from loraft.models.load_model import load_config
+from loraft.models.packed_weights import unpacked_tensors, weight_headers
+from tests.stored import BY_BITSANDBYTES, declare, save_stored
+from tests.tiny import save_tiny
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+def unpacked(folder: Path) -> torch.Tensor:
+    """One of the weights."""
+    skeleton = meta_model(load_config(ModelSection(name_or_path=str(folder))))
+    return unpacked_tensors(folder, skeleton, torch.float32)[NAME]
+
+
+@pytest.mark.parametrize("said", [{}, {"checkpoint_format": None}, {"checkpoint_format": "GPTQ"}])
+def test_a_layout_that_is_not_said_or_is_in_capitals_is_the_usual_one(tmp_path: Path, said: dict[str, Any]) -> None:
+    folder = save_stored(tmp_path / "model", "gptq")
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    expected = unpacked(folder)
+    assert settings.pop("checkpoint_format") == "gptq"
+    declare(folder, settings | said)
+    assert torch.equal(unpacked(folder), expected)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_plain_weights_that_a_config_calls_quantized_are_refused(tmp_path: Path, kind: str) -> None:
+    """A model that was merged, and kept the settings of the base that its adapter was trained on."""
+    folder = save_tiny(tmp_path / "model")
+    skeleton = meta_model(load_config(ModelSection(name_or_path=str(folder))))
+    settings = {name: value for name, value in BY_BITSANDBYTES[kind].items() if "dtype" not in name}
+    declare(folder, {"quant_method": "bitsandbytes", **settings})
+    with pytest.raises(ModelError, match="the files hold plain ones") as caught:
+        weight_headers(folder, skeleton)
+    assert caught.value.problems[0].key == "quantization_config"
