@@ -23,7 +23,7 @@ from loraft.io.resources import require_free_bytes
 from loraft.models.auto_model import meta_model
 from loraft.models.hf_config import code_notes
 from loraft.models.load_model import load_config
-from loraft.models.safetensors_index import TensorHeader, headers_of, mapped_tensor, raw_bytes, write_index
+from loraft.models.safetensors_index import INDEX, TensorHeader, headers_of, mapped_tensor, raw_bytes, write_index
 from loraft.version import __version__
 
 SMALL_FILES_BYTES = 64 << 20
@@ -155,7 +155,7 @@ def _copy_company(weights: PickledWeights, staging: Path) -> tuple[str, ...]:
     folder = weights.folder
     taken = {file for pattern in COMPANY for file in folder.glob(pattern) if file.is_file()}
     for file in taken:
-        if file.name != MODEL_INDEX:
+        if file.name not in (MODEL_INDEX, INDEX):
             shutil.copyfile(file, staging / file.name)
     known = {file.name for file in (*taken, *weights.files)}
     return tuple(sorted({file.name for file in folder.iterdir() if not file.name.startswith(".")} - known))

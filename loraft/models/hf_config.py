@@ -58,7 +58,7 @@ def reason(error: Exception) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-KEY = "auto_map"
+AUTO_MAP = "auto_map"
 FILES = ("config.json", "*_config.json")
 OF_THE_WRITER = frozenset({"_name_or_path", "transformers_version"})
 """What a config.json says of where it came from, and not of the model."""
@@ -71,12 +71,12 @@ def code_notes(*folders: Path) -> tuple[str, ...]:
         return ()
     ran, not_run = "it runs, as `trust_remote_code=True` lets it, and is not saved", "it is neither run nor saved"
     what = ran if is_trusted() else not_run
-    return (f"the model brings code of its own ({KEY} in {', '.join(found)}): {what}",)
+    return (f"the model brings code of its own ({AUTO_MAP} in {', '.join(found)}): {what}",)
 
 
 def own_code(config: PreTrainedConfig) -> Mapping[str, str]:
     """The code that computes a model, by the class of transformers that it stands for; none where it is not trusted."""
-    named = (getattr(config, KEY, None) or {}) if is_trusted() else {}
+    named = (getattr(config, AUTO_MAP, None) or {}) if is_trusted() else {}
     return {kind: place for kind, place in named.items() if kind.startswith("AutoModel")}
 
 
@@ -86,9 +86,10 @@ def refuse_code_of_others(written: Mapping[str, Any], file: Path) -> None:
     Raises:
         ModelError: They do.
     """
-    named = (written.get(KEY) or {}).values()
+    named = (written.get(AUTO_MAP) or {}).values()
     if elsewhere := [place for place in named if isinstance(place, str) and "--" in place]:
-        raise ModelError(f"it names code of another model, {elsewhere[0]}, which is not run", where=str(file), key=KEY)
+        message = f"it names code of another model, {elsewhere[0]}, which is not run"
+        raise ModelError(message, where=str(file), key=AUTO_MAP)
 
 
 def drop_code(folder: Path) -> None:
@@ -113,7 +114,7 @@ def _naming_code(folder: Path) -> Iterator[tuple[Path, object]]:
 def _without(value: object) -> object:
     """A value without the key, at any depth: a model's parts have configs of their own."""
     if isinstance(value, dict):
-        return {key: _without(inner) for key, inner in value.items() if key != KEY}
+        return {key: _without(inner) for key, inner in value.items() if key != AUTO_MAP}
     return [_without(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -23,8 +23,8 @@ from loraft.io.checksums import altered_settings, is_weights, refuse_altered, re
 from loraft.kernels.layer_stream import Fed, LayerStream
 from loraft.models.auto_model import class_of, from_pretrained, meta_model
 from loraft.models.device import DeviceConfig
-from loraft.models.hf_config import KEY as AUTO_MAP
 from loraft.models.hf_config import (
+    AUTO_MAP,
     CLASSIFIER,
     check_dtype,
     class_names,

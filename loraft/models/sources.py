@@ -36,8 +36,8 @@ from loraft.models.safetensors_index import holds_weights, read_headers
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config and tokenizer files; indexes of shards too."""
-BELOW_THE_ROOT = "*/*"
-"""Not fetched: a repository's folders hold the same model for other programs."""
+NOT_FETCHED = ("*/*", "consolidated*.safetensors")
+"""The same model for other programs: a repository's folders, and Mistral's own form of the weights."""
 NO_BASE = {
     "adapter_config.json": ("an adapter", "Name its base here, and the adapter in lora.start_from."),
     "adapter/adapter_config.json": ("a run", "Name its base here, and its adapter in lora.start_from: {}"),
@@ -190,7 +190,7 @@ def from_hub(name: str, revision: str | None, patterns: Sequence[str], *, key: s
     if not HUB_ID.fullmatch(name):
         message = f"there is no file or folder {name!r}, and it is no Hub id"
         raise NoSuchModelError(message, key=key, remedy=_OTHERWISE)
-    asked = {"revision": revision, "allow_patterns": [*patterns], "ignore_patterns": [BELOW_THE_ROOT]}
+    asked = {"revision": revision, "allow_patterns": [*patterns], "ignore_patterns": [*NOT_FETCHED]}
     try:
         with without_bars():
             return whole_files(lambda: _snapshot(name, **asked), patterns)

@@ -67,6 +67,8 @@ def test_shards_stay_shards(tmp_path: Path) -> None:
         torch.save({name: tensors[name] for name in names if shards[name] == shard}, tmp_path / "model" / shard)
     index = whole.with_name("pytorch_model.bin.index.json")
     index.write_text(json.dumps({"weight_map": shards}))
+    stale = index.with_name("model.safetensors.index.json")  # of files that are there no longer
+    stale.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00009.safetensors")}))
     convert(str(tmp_path / "model"), tmp_path / "out")
     found = read_headers(tmp_path / "out")
     assert found.keys() == tensors.keys()

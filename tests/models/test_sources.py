@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from loraft.errors import ModelError
 from loraft.io.paths import cache_folder
@@ -107,15 +108,16 @@ def test_of_a_hub_model_only_the_files_that_are_needed_are_fetched(
     asked = []
 
     def snapshot(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        asked.append((name, revision, "*.safetensors" in allow_patterns, ignore_patterns))
-        assert not any(pattern.endswith((".bin", ".pt")) for pattern in allow_patterns)
+        files = ["config.json", "model-1.safetensors", "consolidated.safetensors", "model.bin", "onnx/config.json"]
+        wanted = [*filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)]
+        asked.append((revision, wanted))
         return str(folder)
 
     monkeypatch.setattr(sources, "snapshot_download", snapshot)
     assert resolve("org/name", "v1") == folder
     assert resolve("org/name", weights=False) == folder
     assert resolve_tokenizer("org/name") == folder
-    assert asked == [("org/name", "v1", True, ["*/*"]), *[("org/name", None, False, ["*/*"])] * 2]
+    assert asked == [("v1", ["config.json", "model-1.safetensors"]), *[(None, ["config.json"])] * 2]
 
 
 def test_c41_a_hub_model_with_pickles_only_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
