@@ -34,7 +34,7 @@ from loraft.models.hf_config import (
     refuse_code_of_others,
     written_config,
 )
-from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of
+from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of, left_apart
 from loraft.models.modules import clear, is_within, mark_text
 from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
@@ -132,6 +132,7 @@ def load_model(
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
     loaded = _with_weights(handle, config, family, placement, quantization, new, to_host=streamed is not None)
+    notes = (*notes, *left_apart(loaded, skeleton))
     stream = _stream_of(loaded, family, placement, streamed)
     tokens = new_tokens(handle, tokenizer)
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None

@@ -224,3 +224,17 @@ def test_a_vocabulary_of_sentencepiece_is_a_tokenizer_whatever_it_is_called(tmp_
         input=str(tmp_path / "text"), model_prefix=str(folder / "spm"), vocab_size=18, minloglevel=2
     )
     assert load_tokenizer(section(folder), "classifier").tokenize("the order is late")
+
+
+def test_a_head_that_a_config_ties_and_the_files_have_apart_stays_apart(tmp_path: Path) -> None:
+    """It is so where embeddings grow, which ties what the config says is tied, and where all is trained."""
+    folder = save_tiny(tmp_path / "model", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["lm_head.weight"] = -tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    loaded = load_model(section(folder, add_tokens=[f"<new {number}>" for number in range(30)]), placed())
+    weight = loaded.model.get_parameter("lm_head.weight")
+    assert len(weight) == 330
+    assert torch.equal(weight[:320], head)
+    assert "ties lm_head.weight and model.embed_tokens.weight" in loaded.notes[-1]
+    assert "lm_head.weight" in dict(meta_model(loaded.model.config).named_parameters())
