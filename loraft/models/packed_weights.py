@@ -22,6 +22,7 @@ from loraft.kernels.int32_weights import of_awq, of_gptq
 from loraft.models.hf_config import written_config
 from loraft.models.safetensors_index import TORCH_DTYPES, TensorHeader, header_of, mapped_tensor, read_headers
 from loraft.models.stored_weights import COMPRESSED, IN_INT32, KEY, ORIGINAL, layout_of, stored_weights
+from loraft.models.weight_names import as_model_names
 
 WORDS = {str(dtype).removeprefix("torch."): word for word, dtype in TORCH_DTYPES.items()}
 Unpack = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
@@ -154,10 +155,11 @@ def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -
     Raises:
         ModelError: One is of no use to the model, and yet not zero: leaving it out would make another model.
     """
-    known, tensors = model.state_dict().keys(), {}
-    for name, header in weight_headers(folder, model).items():
+    headers, tensors = weight_headers(folder, model), {}
+    placed = {part.name for origin in as_model_names(model, headers).values() for part in origin.parts}
+    for name, header in headers.items():
         tensor = header.tensor(dtype)
-        useless = name not in known and name.endswith((".bias", ".scales"))
+        useless = name not in placed and name.endswith((".bias", ".scales"))
         if useless and bool(tensor.any()):
             message = f"tensor {name} has no place in the model, and is not zero"
             raise ModelError(message, where=str(header.file), remedy=ORIGINAL)

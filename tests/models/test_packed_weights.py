@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.models.auto_model import meta_model
-from loraft.models.load_model import load_config
+from loraft.models.device import select_device
+from loraft.models.load_model import load_config, load_model
 from loraft.models.packed_weights import unpacked_tensors, weight_headers
 from tests.stored import BY_BITSANDBYTES, declare, save_stored
 from tests.tiny import save_tiny
@@ -34,6 +36,18 @@ def test_a_layout_that_is_not_said_or_is_in_capitals_is_the_usual_one(tmp_path: 
     assert settings.pop("checkpoint_format") == "gptq"
     declare(folder, settings | said)
     assert torch.equal(unpacked(folder), expected)
+
+
+def test_biases_under_the_names_of_the_files_are_the_models(tmp_path: Path) -> None:
+    """As in files of models that see, of which transformers renames every tensor; here a first part is not there."""
+    folder = save_stored(tmp_path / "model", "awq", "qwen2")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name.removeprefix("model."): each for name, each in tensors.items()}, folder / "model.safetensors")
+    model = ModelSection(name_or_path=str(folder), dtype="float32")
+    loaded = load_model(model, select_device(model))
+    name = "model.layers.0.self_attn.q_proj.bias"
+    assert tensors[name].any()
+    assert torch.equal(loaded.model.get_parameter(name), tensors[name])
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
