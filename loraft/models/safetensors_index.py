@@ -93,8 +93,8 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of the folder by name, from the headers alone.
 
     Raises:
-        ModelError: No weights, pickled weights only, a shard that is absent, a file that is cut short or is no
-            safetensors file; with the file, and the bytes it has and should have.
+        ModelError: No weights, pickled weights only, a shard that is absent, two that hold the same tensor otherwise,
+            a file that is cut short or is no safetensors file; with the file, and the bytes it has and should have.
     """
     if (folder / SINGLE).is_file():
         return headers_of(folder / SINGLE)
@@ -106,7 +106,11 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         if not (folder / shard).is_file():
             message = "the file is missing, and the index lists it"
             raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
-        headers |= headers_of(folder / shard)
+        found = headers_of(folder / shard)
+        if twice := [name for name in headers.keys() & found.keys() if _differ(headers[name], found[name])]:
+            message = f"{listed(sorted(twice))} stands in another file of the index too, with other numbers"
+            raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
+        headers |= found
     if absent := sorted(set(index) - set(headers)):
         raise ModelError(f"no file holds {listed(absent)}, which the index lists", where=str(folder / INDEX))
     return headers
@@ -118,6 +122,11 @@ def holds_weights(folder: Path) -> bool:
         return True
     index = folder / INDEX
     return index.is_file() and all((folder / shard).is_file() for shard in set(weight_map(index).values()))
+
+
+def _differ(one: TensorHeader, other: TensorHeader) -> bool:
+    same_form = (one.dtype, one.shape) == (other.dtype, other.shape)
+    return not same_form or raw_bytes(mapped_tensor(one)) != raw_bytes(mapped_tensor(other))
 
 
 FETCH_AGAIN = "Copy or download the model again."

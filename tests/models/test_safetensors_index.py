@@ -84,6 +84,19 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         read_headers(folder)
 
 
+def test_a_tensor_that_two_shards_hold_otherwise_is_refused(tmp_path: Path) -> None:
+    """Of two the last file has the one that transformers takes, whatever the index lists; other programs do not."""
+    folder = sharded(tmp_path)
+    first, *_, last = sorted(folder.glob("*.safetensors"))
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(last), name: tensor}, last)
+    assert name in read_headers(folder)
+    save_file({**load_file(last), name: -tensor}, last)
+    with pytest.raises(ModelError, match="stands in another file") as caught:
+        read_headers(folder)
+    assert name in str(caught.value)
+
+
 @pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/passwd", "model.bin"])
 def test_an_index_reaches_no_other_files(tmp_path: Path, shard: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
