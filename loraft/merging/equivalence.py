@@ -259,13 +259,14 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype, torch.dtyp
     That is the merge's, where training leaves it open.
     """
     stored = merge.trained_storage
-    held_in = merge.loaded_in if stored or merge.is_packed else merge.dtype
+    held_in = merge.loaded_in if stored else merge.dtype
     placement, labels = _placement(held_in), merge.labels
     loaded = load_model(merge.target.model, placement, quantization=stored, group=None, labels=labels)
     if stored is None and not merge.is_packed:
         return loaded, held_in, held_in
     products = DTYPES.get(stored.compute_dtype, held_in) if stored else held_in
-    if held_in == merge.dtype or products != held_in:  # products of their own: the merge has their rounding in it
+    # The merge has the rounding of products of their own in it, and of files to what they were quantized from.
+    if (held_in == merge.dtype and not merge.is_packed) or products != held_in:
         return loaded, held_in, products
     compute_in(loaded.model, merge.dtype)
     return loaded, held_in, merge.dtype

@@ -53,7 +53,8 @@ class Merge:
         trained_storage: How the base was stored while the adapters were trained, as recorded or else assumed; None is
             unquantized.
         storage: How it is quantized for the merge; None merges into the `original` base.
-        loaded_in: The dtype that it was loaded in for training; where nothing was recorded that of the result.
+        loaded_in: The dtype that it was loaded in for training; that of the result where nothing was recorded, and
+            where its files hold quantized weights, so that their other tensors are taken as they are.
         dtype: Of the result: of most of its bytes, where its tensors differ.
         casts: Whether all tensors get that dtype; if not, each stays in its own.
         headers: The base's tensors, by their names in its files.
@@ -89,7 +90,7 @@ class Merge:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the base's files hold quantized weights, which the merge dequantizes as training did."""
+        """Whether the base's files hold quantized weights, which the merge dequantizes into its dtype."""
         return any(isinstance(header, PackedHeader) for header in self.headers.values())
 
     @property
@@ -166,6 +167,7 @@ def prepare_merge(
     plan = _with_tied_rows(plan_merge(model, adapters, held), sources, model.all_tied_weights_keys)
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
     of_result = _widespread_dtype(headers) if dtype == "auto" else DTYPES[dtype]
+    trained_in = (DTYPES[each.dtype] for each in target.adapters if each.dtype in DTYPES)
     about_base = [note for each in adapters for note in each.files.check_base(own)]
     return Merge(
         target=target,
@@ -175,7 +177,7 @@ def prepare_merge(
         plan=plan,
         trained_storage=trained_storage,
         storage=storage,
-        loaded_in=next((DTYPES[each.dtype] for each in target.adapters if each.dtype in DTYPES), of_result),
+        loaded_in=of_result if is_packed else next(trained_in, of_result),
         dtype=of_result,
         casts=dtype != "auto",
         headers=headers,

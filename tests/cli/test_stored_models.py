@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.running import loraft, refused
@@ -71,6 +72,19 @@ def test_from_a_quantized_folder_to_a_merged_model(tmp_path: Path, kind: str, dt
     seen = answer(folder, "inspect-layers", "run")
     if kind != "mxfp4":  # whose experts are no linear modules
         assert seen["layers"][0]["modules"][0]["dtype"] == WORDS_FOR.get(kind, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained_in"),
+    [(kind, dtype) for kind in ("gptq", "nf4") for dtype in ("bfloat16", "float32")]
+    + [pytest.param(kind, "bfloat16", marks=pytest.mark.slow) for kind in ("int8", "fp8", "awq", "compressed-tensors")],
+)
+def test_a_merge_in_float32_is_exact_whatever_it_was_trained_in(tmp_path: Path, kind: str, trained_in: str) -> None:
+    """And whatever its weights were quantized from, and the tensors are in that are not quantized."""
+    folder = place(tmp_path, "plain", dtype=trained_in)
+    save_stored(folder / "model", kind, dtype=torch.bfloat16 if kind == "nf4" else torch.float32)
+    answer(folder, "train", "c.yaml", "training.max_steps=2")
+    assert answer(folder, "merge", "run", "merged", "--dtype", "float32")["kl_adapted_merged"] <= 1e-8
 
 
 @pytest.mark.slow
