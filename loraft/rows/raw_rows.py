@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loraft.config.choices import TextBy
 from loraft.errors import DataError, Problem
@@ -102,7 +102,7 @@ def _opened(source: DataSource, *, streaming: bool) -> tuple[Iterator[RawRow], l
         return chain.from_iterable(map(rows_in, found.files)), list(found.notes)
     # Of one dataset several parts may be named, and a place is a row's name.
     name = " ".join(filter(None, (source.path, source.name, source.split)))
-    return _plain(_coming(_hub(source, streaming=streaming), source), name), []
+    return _plain(_coming(_with_names_of_classes(_hub(source, streaming=streaming)), source), name), []
 
 
 def count_rows(source: DataSource) -> int | None:
@@ -192,10 +192,22 @@ def _hub(source: DataSource, *, streaming: bool) -> Any:
     try:
         return load_dataset(source.path, source.name, split=split, **({"streaming": True} if streaming else {}))
     except Exception as error:
-        # The library raises a dozen unrelated classes here, one a way in which a dataset cannot be had.
+        # The library raises a dozen unrelated classes here, one a way in which a dataset cannot be had; those of the
+        # system are of one that it did not find.
         message = f"is no file here, and could not be loaded from the Hub (split {split}): {_reason(error)}"
-        remedy = f"check the name, data.name and data.split; perhaps {unreached()}"
+        of_name = f"check the name; perhaps {unreached()}"
+        remedy = of_name if isinstance(error, OSError) else "check data.name and data.split, or the source's own"
         raise DataError(message, where=source.path, key="data", remedy=remedy) from None
+
+
+def _with_names_of_classes(dataset: Any) -> Iterator[Mapping[str, object]]:
+    """The rows of a dataset, with the names of classes that it numbers; -1 is its number of none."""
+    from datasets import ClassLabel
+
+    features = (dataset.features or {}).items()
+    names = {column: dict(enumerate(kind.names)) for column, kind in features if isinstance(kind, ClassLabel)}
+    for row in dataset:
+        yield row | {column: of.get(row[column]) for column, of in names.items()}
 
 
 def _coming(dataset: Iterable[Mapping[str, object]], source: DataSource) -> Iterator[Mapping[str, object]]:
@@ -208,7 +220,10 @@ def _coming(dataset: Iterable[Mapping[str, object]], source: DataSource) -> Iter
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What the library says of an error in one line, without what it shows of Python."""
+    if str(error) == "An error occurred while generating the dataset" and error.__cause__ is not None:
+        error = cast("Exception", error.__cause__)
+    return " ".join(str(error).partition("Example of usage")[0].split()) or type(error).__name__
 
 
 def _builtin(source: DataSource) -> tuple[Mapping[str, object], ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import Any, cast
 
+import datasets
 import pytest
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from loraft.config.sections import DataSource
 from loraft.errors import DataError
@@ -179,35 +180,79 @@ def test_the_builtin_splits() -> None:
             read_rows(source)
 
 
-def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.fixture
+def of_hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is asked of the library of datasets, which has one of three rows, and of others an error."""
+    asked: list[dict[str, Any]] = []
+    classes = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": classes})
+    rows = [{"text": f"row {label}", "label": label} for label in (1, 0, -1)]
 
-    def load_dataset(path: str, name: str | None = None, *, split: str) -> list[dict[str, str]]:
-        asked.append((path, name, split))
-        if path == "some/missing":
-            raise ValueError("Unknown split\nand more lines")
-        return [{"text": "x"}]
+    def load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
+        asked.append({"path": path, "name": name, **options})
+        if path in ERRORS:
+            raise ERRORS[path]
+        whole = datasets.Dataset.from_list(rows, features=features)
+        return whole.to_iterable_dataset() if options.get("streaming") else whole
 
-    module = ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    assert len(read_rows(DataSource(path="some/set", name="main", split="validation")).rows) == 1
-    assert asked.pop() == ("some/set", "main", "validation")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def _failed(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+ERRORS = {
+    "some/configs": ValueError("Config name is missing.\nPlease pick one: ['a', 'b']\nExample of usage:\n\t`load()`"),
+    "some/bad": _failed(
+        DatasetGenerationError("An error occurred while generating the dataset"), ValueError("JSON error in row 5")
+    ),
+    "some/missing": DatasetNotFoundError("Dataset 'some/missing' doesn't exist on the Hub or cannot be accessed."),
+}
+
+
+def test_a_dataset_of_the_hub(of_hub: list[dict[str, Any]]) -> None:
+    assert len(read_rows(DataSource(path="some/set", name="main", split="validation")).rows) == 3
+    assert of_hub.pop() == {"path": "some/set", "name": "main", "split": "validation"}
     places = [read_rows(DataSource(path="some/set", split=split)).rows[0].where for split in (None, "test")]
     assert places == ["some/set: row 1", "some/set test: row 1"], "a place is a row's name, and both may be named"
-    with pytest.raises(DataError, match="Unknown split") as caught:
-        read("some/missing")
-    assert "and more lines" not in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_that_a_dataset_of_the_hub_numbers_have_their_names(
+    of_hub: list[dict[str, Any]], streaming: bool
+) -> None:
+    found = [cast("Row", raw()).values for raw in raw_rows(DataSource(path="some/set"), streaming=streaming)]
+    assert [row["label"] for row in found] == ["good", "bad", None], "-1 is the library's number of no class"
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "asks"),
+    [
+        ("some/configs", "Config name is missing. Please pick one: ['a', 'b']", "data.name"),
+        ("some/bad", "JSON error in row 5", "data.name"),
+        ("some/missing", "doesn't exist on the Hub or cannot be accessed.", "perhaps the Hub"),
+    ],
+)
+def test_why_a_dataset_of_the_hub_cannot_be_had_is_told_in_a_line(
+    of_hub: list[dict[str, Any]], path: str, said: str, asks: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(path)
+    (problem,) = caught.value.problems
+    assert problem.message.endswith(said)
+    assert asks in str(problem.remedy)
 
 
 def test_a_dataset_of_the_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(path: str, name: str | None = None, *, split: str, streaming: bool) -> Iterator[dict[str, str]]:
+    def broken() -> Iterator[dict[str, str]]:
         yield {"text": "x"}
         raise ConnectionError("Server disconnected")
 
-    module = ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    breaks_off = datasets.IterableDataset.from_generator(broken)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: breaks_off)
     rows = raw_rows(DataSource(path="some/set"), streaming=True)
     assert isinstance(next(rows)(), Row)
     with pytest.raises(DataError, match="some/set data: gives no more rows: Server disconnected"):
