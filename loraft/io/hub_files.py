@@ -88,7 +88,8 @@ def adapter_from_hub(name: str) -> Path | None:
 
 def _damaged(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files that are others than their checksums say; one that is not kept under its checksum cannot be told."""
-    named = (file for file in sorted(folder.iterdir()) if any(fnmatch(file.name, pattern) for pattern in patterns))
+    found = sorted(folder.iterdir()) if folder.is_dir() else ()  # there is no folder where no file was fetched
+    named = (file for file in found if any(fnmatch(file.name, pattern) for pattern in patterns))
     return [file for file in named if file.is_symlink() and not file.is_dir() and _is_damaged(_blob(file))]
 
 

@@ -32,7 +32,7 @@ from loraft.io.patience import is_fetched
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
 from loraft.models.gguf_import import convert
 from loraft.models.remote_code import is_trusted
-from loraft.models.safetensors_index import holds_weights, read_headers
+from loraft.models.safetensors_index import INDEX, SINGLE, holds_weights, read_headers
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config and tokenizer files; indexes of shards too."""
@@ -99,7 +99,7 @@ def resolve(name_or_path: str, revision: str | None = None, *, weights: bool = T
     Args:
         name_or_path: A local folder, a .gguf file, `builtin:NAME`, or a Hub id.
         revision: A branch, tag or commit; of Hub models only.
-        weights: False fetches only config and tokenizer files of a Hub model, and looks at no weights.
+        weights: False fetches only config and tokenizer files of a Hub model, and looks into no weights.
 
     Raises:
         ModelError: Nothing of that name, no config.json, no weights, pickled weights, a file cut short.
@@ -114,9 +114,12 @@ def resolve(name_or_path: str, revision: str | None = None, *, weights: bool = T
         return _converted_builtin(builtin_named(builtin))
     if os.path.isfile(path):
         return _converted(path)
-    folder = path if os.path.isdir(path) else _base_from_hub(name_or_path, revision, weights=weights)
+    is_here = os.path.isdir(path)
+    folder = path if is_here else _base_from_hub(name_or_path, revision, weights=weights)
     if not (folder / "config.json").is_file():
-        raise _no_base(folder, name_or_path)
+        raise _no_base(folder, name_or_path, () if is_here else files_at_hub(name_or_path, revision))
+    if not is_here and not holds_weights(folder):
+        _refuse_without_weights(name_or_path, revision)
     if weights:
         read_headers(folder)
     return folder
@@ -134,12 +137,16 @@ def resolve_tokenizer(name_or_path: str) -> Path:
     return path if os.path.isdir(path) else _base_from_hub(name_or_path, None, weights=False, key="model.tokenizer")
 
 
-def _no_base(folder: Path, name: str) -> ModelError:
+def _no_base(folder: Path, name: str, at_hub: Sequence[str]) -> ModelError:
+    """What a folder is that has no config.json, or a repository of the Hub with these files."""
     for inside, (kind, remedy) in NO_BASE.items():
         if (folder / inside).is_file():
             instead = remedy.format((Path(name) / inside).parent)
             return ModelError(f"is {kind}, not a base model", where=name, key="model.name_or_path", remedy=instead)
-    return ModelError("the folder has no config.json, so it holds no model", where=name, key="model.name_or_path")
+    gguf = next((file for file in at_hub if file.endswith(".gguf")), None)
+    fetch = f"Fetch one of its GGUF files and name that: hf download {name} {gguf} --local-dir ." if gguf else None
+    message = "has no config.json, so it holds no model"
+    return ModelError(message, where=name, key="model.name_or_path", remedy=fetch)
 
 
 def _converted(file: Path) -> Path:
@@ -175,10 +182,7 @@ def at_hand(name_or_path: str) -> Path | None:
 
 def _base_from_hub(name: str, revision: str | None, *, weights: bool, key: str = "model.name_or_path") -> Path:
     code = ["*.py"] if is_trusted() else []
-    folder = from_hub(name, revision, [*SMALL_FILES, *(["*.safetensors"] if weights else []), *code], key=key)
-    if weights and not any(folder.glob("*.safetensors")):
-        _refuse_pickles_at_hub(name, revision)
-    return folder
+    return from_hub(name, revision, [*SMALL_FILES, *(["*.safetensors"] if weights else []), *code], key=key)
 
 
 def from_hub(name: str, revision: str | None, patterns: Sequence[str], *, key: str = "model.name_or_path") -> Path:
@@ -236,14 +240,21 @@ def _why(error: Exception) -> str:
     return f"it answers {status}" if status else type(cause).__name__
 
 
-def _refuse_pickles_at_hub(name: str, revision: str | None) -> None:
-    """A repository with other weights than safetensors gets an answer that names them."""
-    if pickled := [file for file in files_at_hub(name, revision) if file.endswith((".bin", ".pt", ".pth"))]:
+def _refuse_without_weights(name: str, revision: str | None) -> None:
+    """Refuse a repository without weights that can be read, before any is fetched, by what it has instead."""
+    files = files_at_hub(name, revision)
+    if not files or not {SINGLE, INDEX}.isdisjoint(files):
+        return
+    message, remedy = f"the Hub's {name} has neither {SINGLE} nor {INDEX}", None
+    if others := [file for file in files if file.endswith(".safetensors")]:
+        message += f", and loraft reads no other weights, such as {others[0]}"
+    elif pickled := [file for file in files if file.endswith((".bin", ".pt", ".pth"))]:
         message = f"the Hub's {name} has pickled weights only ({pickled[0]}), and loraft opens safetensors only: "
+        message += "a pickle can run code"
         asked = f"{name!r}, 'OUT'" + (f", revision={revision!r}" if revision else "")
-        remedy = f"Make safetensors of them, in a process that runs none: `loraft.convert({asked})`. Or take a copy "
-        remedy += "that has them, which is often a pull request: try model.revision: refs/pr/1."
-        raise ModelError(f"{message}a pickle can run code", key="model.name_or_path", remedy=remedy)
+        remedy = f"Make safetensors of them, in a process that runs none: `loraft.convert({asked})`. A copy that "
+        remedy += "has them is often a pull request, which is the revision refs/pr/1."
+    raise ModelError(message, key="model.name_or_path", remedy=remedy)
 
 
 def files_at_hub(name: str, revision: str | None) -> list[str]:

@@ -125,11 +125,25 @@ def test_c41_a_hub_model_with_pickles_only_is_refused_by_name(monkeypatch: pytes
     monkeypatch.setattr(sources, "snapshot_download", lambda *_, **__: str(tmp_path))
     files = ["config.json", "pytorch_model.bin"]
     monkeypatch.setattr(sources.HfApi, "list_repo_files", lambda *_, **__: files)
-    with pytest.raises(ModelError, match=r"pickled weights only \(pytorch_model\.bin\)"):
-        resolve("org/name")
-    files.remove("pytorch_model.bin")
-    with pytest.raises(ModelError, match="has no weights"):
-        resolve("org/name")
+    for weights in (True, False):
+        with pytest.raises(ModelError, match=r"pickled weights only \(pytorch_model\.bin\)"):
+            resolve("org/name", weights=weights)
+    files[1:] = ["model.fp16.safetensors"]
+    for weights in (True, False):
+        with pytest.raises(ModelError, match=r"reads no other weights, such as model\.fp16\.safetensors"):
+            resolve("org/name", weights=weights)
+    files[1:] = ["model.safetensors.index.json", "model-1.safetensors"]
+    assert resolve("org/name", weights=False) == tmp_path, "they are fetched later"
+
+
+def test_a_hub_model_of_gguf_files_alone_is_told_how_they_are_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sources, "snapshot_download", lambda *_, **__: str(tmp_path / "absent"))  # as of no file
+    monkeypatch.setattr(sources.HfApi, "list_repo_files", lambda *_, **__: ["README.md", "x.Q4_K_M.gguf"])
+    with pytest.raises(ModelError, match=r"has no config\.json") as caught:
+        resolve("org/name", weights=False)
+    assert "hf download org/name x.Q4_K_M.gguf" in str(caught.value.problems[0].remedy)
 
 
 def test_a_hub_that_does_not_answer_lists_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
