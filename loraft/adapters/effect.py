@@ -42,6 +42,8 @@ from loraft.tasks.task import Before
 
 PIECE = 1 << 18
 """The numbers of a piece: in float32 a MiB, which stays in the cache from reading to writing."""
+LEAST = 1e-30
+"""No norm is less, so that an output whose weights are all zero stays zero, as in training."""
 Run = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 """Makes a piece of each span, in their order: `map`, or something like it that works ahead."""
 _own = local()
@@ -87,7 +89,7 @@ def updated_pieces(
         if by_column is not None:
             summed.mul_(by_column)
         elif magnitude is not None:
-            summed.mul_((magnitude[rows] / torch.linalg.vector_norm(summed, dim=1))[:, None])
+            summed.mul_((magnitude[rows] / torch.linalg.vector_norm(summed, dim=1).clamp_min(LEAST))[:, None])
         return summed.clone() if dtype == torch.float32 else summed.to(dtype)
 
     yield from run(piece, row_spans(weight))
@@ -152,7 +154,7 @@ def _column_norms(weight: Tensor, updates: Sequence[LoraFactors]) -> Tensor:
     squares = torch.zeros(weight.shape[1], dtype=torch.float64)
     for rows in row_spans(weight):
         squares += _sum(weight, updates, rows, transposed=True).double().square().sum(dim=0)
-    return squares.sqrt().float()
+    return squares.sqrt().float().clamp_min(LEAST)
 
 
 @contextmanager

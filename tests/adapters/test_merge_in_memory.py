@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from loraft.adapters.effect import merged
+from loraft.adapters.effect import merged, updated
+from loraft.adapters.lora_factors import LoraFactors
 from loraft.adapters.save_adapter import load_adapters
 from loraft.config.sections import QuantizationSection
 from loraft.merging.equivalence import kl_divergence
@@ -49,6 +50,16 @@ def test_c27_merged_is_adapted(tmp_path: Path, shape: str) -> None:
         shape == "tied" or "gpt2" in kind
     )
     assert not unties or model.config.tie_word_embeddings is False
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_dora_of_an_output_whose_weights_are_zero_is_merged_to_zeros(transposed: bool) -> None:
+    """Its norm is 0, and so is its magnitude: in training the factor of both is 0."""
+    weight = torch.randn(4, 6)
+    weight[1] = 0
+    update = LoraFactors(torch.randn(2, 6), torch.zeros(4, 2), 0.5, magnitude=weight.norm(dim=1))
+    stored = weight.T.contiguous() if transposed else weight
+    torch.testing.assert_close(updated(stored, [update], transposed=transposed), stored)
 
 
 def test_the_adapter_that_is_named_is_merged_and_no_other(tmp_path: Path) -> None:
