@@ -14,6 +14,7 @@ from pathlib import Path
 
 from loraft.config.choices import Method, TaskName
 from loraft.config.schema import RunConfig, TrainingSection
+from loraft.config.sections import StackLayers
 from loraft.figures import perplexity
 from loraft.tasks import TASKS
 
@@ -186,7 +187,6 @@ STARTS = {"pissa": "PiSSA", "olora": "OLoRA", "loftq": "LoftQ", "eva": "EVA"}
 def _adapter_rows(config: RunConfig) -> dict[str, str]:
     lora = config.lora
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(map(code, lora.target_modules))
-    layers = lora.layers if isinstance(lora.layers, str) else ", ".join(map(str, lora.layers))
     plus = f"LoRA+ (B at {lora.plus_ratio:g} times the rate)"
     kinds = (
         ("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora), (STARTS.get(lora.init, ""), lora.init in STARTS),
@@ -196,7 +196,7 @@ def _adapter_rows(config: RunConfig) -> dict[str, str]:
     rows = {
         "rank, alpha, dropout": ", ".join([f"{lora.r}, {lora.alpha:g}, {lora.dropout:g}", *extras]),
         "target modules": targets,
-        "layers": layers,
+        "layers": _layers(lora.layers),
     }
     if lora.modules_to_save:
         rows["trained whole"] = ", ".join(map(code, lora.modules_to_save))
@@ -205,6 +205,12 @@ def _adapter_rows(config: RunConfig) -> dict[str, str]:
     if lora.bias != "none":
         rows["trained biases"] = "all" if lora.bias == "all" else "those of the adapted modules"
     return rows
+
+
+def _layers(chosen: str | Sequence[int] | StackLayers) -> str:
+    if isinstance(chosen, StackLayers):
+        return "; ".join(f"{stack} {_layers(layers)}" for stack, layers in chosen if layers is not None)
+    return chosen if isinstance(chosen, str) else ", ".join(map(str, chosen))
 
 
 def _result(facts: TrainingFacts, task: TaskName) -> Iterator[str]:

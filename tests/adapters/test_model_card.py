@@ -77,6 +77,18 @@ def test_the_card_of_hostile_names_is_whole(name: str, method: str) -> None:
     assert re.search(r"Its 2 classes, in the order of their scores: .*, `fine`\.$", body, flags=re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("layers", "shown"),
+    [
+        ("last:2", "last:2"),
+        ([0, 5], "0, 5"),
+        ({"encoder": "last:1", "decoder": [0, 5]}, "encoder last:1; decoder 0, 5"),
+    ],
+)
+def test_the_card_says_which_layers_are_adapted(layers: Any, shown: str) -> None:
+    assert f"| layers | {shown} |" in model_card(run_config(layers=layers), FACTS, "1")
+
+
 def report(**changed: Any) -> MergeReport:
     facts: dict[str, Any] = {
         "out": Path("out"), "base": "original", "dtype": "float32", "max_abs_logit_difference": 0.1,
