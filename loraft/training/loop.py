@@ -93,7 +93,7 @@ def told_if_stopped(run: Trainer, state: RunState) -> Iterator[None]:
 def _train(run: Trainer, state: RunState, wishes: Wishes) -> None:
     clock = Throughput(state.step)
     if state.owes_evaluation:
-        _evaluate(run, state, wishes)
+        _evaluate(run, state, wishes, clock)
         if not state.owes_evaluation:  # the checkpoint of this step still says so
             _save(run, state, wishes)
         _grant_a_stop(run, state, wishes.share())
@@ -195,9 +195,7 @@ def _after_step(run: Trainer, state: RunState, clock: Throughput, wishes: Wishes
     improved = False
     if run.plan.data.eval and _due(run.plan.eval_every, state):
         state.owes_evaluation = True
-        improved = _evaluate(run, state, wishes)
-        if state.finished and state.logged_weight:  # it stopped early
-            log_steps(run, state, progress(run, state, clock))
+        improved = _evaluate(run, state, wishes, clock)
     wishes.share()
     if _due(run.plan.save_every, state) or improved or wishes.save or wishes.stop:
         _save(run, state, wishes)
@@ -226,7 +224,7 @@ def _due(every: int | None, state: RunState) -> bool:
     return state.finished or (state.window == 0 if every is None else state.step % every == 0)
 
 
-def _evaluate(run: Trainer, state: RunState, wishes: Wishes) -> bool:
+def _evaluate(run: Trainer, state: RunState, wishes: Wishes, clock: Throughput) -> bool:
     """Read the evaluation rows once and answer the samples; True when the model is better than at any one before.
 
     When a signal comes in the middle the evaluation stays owed, and is made up for on resuming.
@@ -258,6 +256,8 @@ def _evaluate(run: Trainer, state: RunState, wishes: Wishes) -> bool:
     if not state.finished and stops_early(run, state):
         state.finished = True
         run.observer(Note(_why_early(run, state)))
+        if state.logged_weight:
+            log_steps(run, state, progress(run, state, clock))
     return best
 
 

@@ -42,7 +42,7 @@ def progress(run: Trainer, state: RunState, clock: Throughput) -> dict[str, Any]
     return {
         "step": step, "steps": steps, "epoch": run.epochs(step), "learning_rate": rate,
         "tokens_per_second": speed, "peak_bytes": peak_bytes(run.plan.placement.device),
-        "seconds_left": clock.seconds / (step - clock.first_step) * (steps - step),
+        "seconds_left": clock.seconds / max(1, step - clock.first_step) * (steps - step),
     }  # fmt: skip
 
 

@@ -172,6 +172,18 @@ def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
     assert min(losses) < logged.loss < max(losses), "of all steps, though 100 are a line of metrics"
 
 
+def test_an_evaluation_that_was_owed_and_ends_the_run_logs_the_steps_that_are_left(tmp_path: Path) -> None:
+    events: list[Any] = []
+    held_out = str(write_rows(tmp_path / "eval.jsonl", contrary()))
+    config = tiny_config(tmp_path, training__early_stopping_patience=1, data__eval=held_out)
+    run, state = tiny_fit(config, events.append)
+    state.step, state.window, state.logged_loss, state.logged_weight = 2, 2, 6.0, 3.0
+    state.owes_evaluation, state.best_step, state.best_loss, state.best_score = True, 1, 0.0, 0.0
+    fit(run, state)
+    assert (state.finished, state.step) == (True, 2)
+    assert [(event.step, event.loss) for event in events if isinstance(event, StepLogged)] == [(2, 2.0)]
+
+
 def test_the_first_twenty_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     """Same data, seed and order, float32: a loop of twelve lines over transformers' own loss, to 1e-4."""
     config = tiny_config(
