@@ -95,6 +95,7 @@ class _FrozenHead(torch.autograd.Function):
                 total += _losses_to_gradients(logits[rows], ids, head, smoothing, wanted=wanted)
             if gradient is not None:
                 gradient[part] = logits @ head.weight
+            del logits  # else it is held until the next ones are there
         ctx.save_for_backward(gradient)
         return total
 

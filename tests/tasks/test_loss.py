@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from loraft.kernels import cross_entropy as loss_module
 from loraft.kernels.cross_entropy import HeadWeights, chunked_loss, frozen_head_loss, targets_in_chunk
@@ -163,6 +165,21 @@ def test_a_frozen_head_gives_the_same_loss_and_gradient_in_one_pass(softcap: flo
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         torch.testing.assert_close(frozen_head_loss(hidden, ids, weights, 20), results[0][0])
+
+
+def test_the_logits_of_one_chunk_are_let_go_before_the_next_ones_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def seen(*given: torch.Tensor | None) -> torch.Tensor:
+        assert all(chunk() is None for chunk in made)
+        logits = linear(*given)
+        made.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(loss_module, "linear", seen)
+    states = torch.ones(53, 8, requires_grad=True)
+    frozen_head_loss(states, torch.zeros(53, dtype=torch.long), HeadWeights(torch.ones(50, 8), None, 1.0, None), 20)
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])
