@@ -112,7 +112,7 @@ def _planned(
 ) -> RunPlan:
     """The plan of a run that memory and disk suffice for."""
     plan = plan_run(config, stated, ranks=ranks, batches_a_step=batches_a_step)
-    require_memory(config, plan)
+    require_memory(config, plan, stated, ranks)
     kept = plan.frozen_prefix_bytes
     check_disk(folder.path, saved_bytes(plan), checkpoints=plan.checkpoints, frozen_prefix=kept)
     return plan

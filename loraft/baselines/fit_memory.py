@@ -9,7 +9,8 @@ from itertools import product
 from loraft.config.change_config import with_values
 from loraft.config.config_file import inline
 from loraft.config.schema import RunConfig
-from loraft.errors import ModelError, ResourceError
+from loraft.distributed.ranks import ALONE, Ranks
+from loraft.errors import InvalidInputError, ResourceError
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
@@ -55,15 +56,18 @@ def fit_memory(config: RunConfig, *, gpu_memory: int | None = None, trust_remote
         ResourceError: No such change is enough.
         InvalidInputError: The run cannot be, whatever memory there is.
     """
-    stated = None if gpu_memory is None else StatedDevice("cuda", gpu_memory)
+    return _fitting(config, None if gpu_memory is None else StatedDevice("cuda", gpu_memory), ALONE)
+
+
+def _fitting(config: RunConfig, stated: StatedDevice | None, ranks: Ranks) -> Fitting:
     device = select_device(config.model, stated).device
     for changes in _in_order_of_cost(config, beside_host=has_own_memory(device)):
         try:
-            plan = plan_run(with_values(config, changes), stated)
-        except ModelError:
-            if "model.stream_layers" not in changes:
+            plan = plan_run(with_values(config, changes), stated, ranks=ranks)
+        except InvalidInputError:
+            if not changes:
                 raise
-            break  # these layers cannot be fed
+            continue  # the run cannot be so
         message = too_large(plan, plan.memory)
         if message is None:
             return Fitting(changes, plan)
@@ -71,8 +75,8 @@ def fit_memory(config: RunConfig, *, gpu_memory: int | None = None, trust_remote
     raise ResourceError(f"at its smallest {message}", key="model.name_or_path", remedy=remedy)
 
 
-def require_memory(config: RunConfig, plan: RunPlan) -> None:
-    """Refuse a run that is foreseen not to fit, with what makes it fit.
+def require_memory(config: RunConfig, plan: RunPlan, stated: StatedDevice | None = None, ranks: Ranks = ALONE) -> None:
+    """Refuse a run that is foreseen not to fit, with what makes it fit the device and the ranks that it is planned for.
 
     Raises:
         ResourceError: More is needed than is available.
@@ -80,8 +84,7 @@ def require_memory(config: RunConfig, plan: RunPlan) -> None:
     message = too_large(plan, plan.memory)
     if message is None:
         return
-    stated = plan.placement.total_bytes if plan.placement.stated else None
-    fitting = fit_memory(config, gpu_memory=stated)
+    fitting = _fitting(config, stated, ranks)
     if not fitting.changes:  # the memory of this machine that others held was freed meanwhile
         return
     raise ResourceError(message, key=next(iter(fitting.changes)), remedy=f"It fits with {fitting.words}.")

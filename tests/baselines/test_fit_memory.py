@@ -11,9 +11,11 @@ import pytest
 from loraft import api
 from loraft.baselines.fit_memory import fit_memory, require_memory
 from loraft.config.schema import RunConfig
+from loraft.distributed.ranks import Ranks
 from loraft.errors import ResourceError
 from loraft.models import device as placement
 from loraft.models.device import CUDA_TAKES, StatedDevice
+from loraft.planning import known_run
 from loraft.planning.run_plan import plan_run
 from tests.training.building import tiny_config
 
@@ -88,6 +90,29 @@ def test_memory_that_was_freed_meanwhile_suffices(config: RunConfig) -> None:
     plan = plan_run(config)
     tight = replace(plan, placement=replace(plan.placement, available_bytes=plan.memory.peak_bytes - 1))
     require_memory(config, tight)
+
+
+def test_what_does_not_fit_several_ranks_is_refused_though_it_fits_one(config: RunConfig) -> None:
+    """Two on one machine have half of its memory each."""
+    config, ranks = changed(config, method="lora", optim="adafactor"), Ranks(0, 2, 0, 2)
+    alone = plan_run(config)
+    there = replace(alone.placement, available_bytes=2 * alone.memory.peak_bytes - 10**6)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(known_run, "select_device", lambda *_: there)
+        plan = plan_run(config, ranks=ranks)
+        with pytest.raises(ResourceError):
+            require_memory(config, plan, None, ranks)
+
+
+def test_a_change_that_cannot_be_is_not_named(config: RunConfig) -> None:
+    """Where each rank is to hold a part, the optimizer's state cannot be in 8 bits."""
+    config, ranks = changed(config, per_device_train_batch_size=1), Ranks(0, 2, 0, 2)
+    config = config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": "fsdp2"})})
+    needed_by_each = plan_run(config, StatedDevice("cuda", 10**12), ranks=ranks).memory.peak_bytes + CUDA_TAKES
+    tight = StatedDevice("cuda", needed_by_each - 1)
+    with pytest.raises(ResourceError, match="It fits with") as refused:
+        require_memory(config, plan_run(config, tight, ranks=ranks), tight, ranks)
+    assert "adamw_8bit" not in str(refused.value)
 
 
 def test_what_no_change_makes_fit_is_refused(config: RunConfig) -> None:
