@@ -8,7 +8,7 @@ from typing import Any
 
 from loraft.adapters.model_card import shown
 from loraft.api.exchanged import ASSUMED, strategies
-from loraft.api.predicted_time import predicted_time
+from loraft.api.predicted_time import predicted_time, work_of_a_step
 from loraft.api.served_by_vllm import vllm_notes
 from loraft.baselines.compare_methods import compare_methods
 from loraft.config.schema import RunConfig
@@ -77,14 +77,12 @@ def measured_steps(plan: RunPlan, config: RunConfig, steps: int, observer: Obser
     ).methods
     cost = tried.measured
     assert cost is not None, "else it is refused"
-    tokens = sum(example.tokens for example in plan.data.train) / len(plan.data.train)
-    settings = plan.config.training
-    rows = plan.steps * settings.per_device_train_batch_size * plan.batches.accumulation
+    tokens, _ = work_of_a_step(plan)
     return {
         "steps": steps,
         "tokens_per_second": cost.tokens_per_second,
         "peak_bytes": cost.memory["peak_bytes"],
-        "all_steps_seconds": rows * tokens / cost.tokens_per_second,
+        "all_steps_seconds": plan.steps * tokens / cost.tokens_per_second,
     }
 
 

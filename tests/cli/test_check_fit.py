@@ -112,14 +112,13 @@ def test_a_gpu_that_is_not_here_needs_its_memory_said(
 
 
 @pytest.mark.slow
-def test_time_is_measured_by_a_few_steps(loraft: Loraft, config: WriteConfig) -> None:
-    measured = json.loads(loraft("check", str(config()), "--measure", "2", "--json").stdout)["measured"]
+@pytest.mark.parametrize("packing", ["auto", "fill"])
+def test_time_is_measured_by_a_few_steps(loraft: Loraft, config: WriteConfig, packing: str) -> None:
+    """Of one epoch it is that of all its tokens, however many rows are filled into one."""
+    words = (f"data.packing={packing}", "training.max_steps=null", "training.num_train_epochs=1")
+    told = json.loads(loraft("check", str(config()), *words, "--measure", "2", "--json").stdout)
+    measured = told["measured"]
     assert measured["steps"] == 2
     assert measured["tokens_per_second"] > 0
-    rows_and_tokens = measured["all_steps_seconds"] * measured["tokens_per_second"]
-    assert rows_and_tokens == pytest.approx(4 * 4 * _tokens_a_row(loraft), rel=1e-6)
-
-
-def _tokens_a_row(loraft: Loraft) -> float:
-    data = json.loads(loraft("check", "tickets.yaml", "--json").stdout)["data"]
-    return float(data["tokens"] / data["train_rows"])
+    tokens = measured["all_steps_seconds"] * measured["tokens_per_second"]
+    assert tokens == pytest.approx(told["data"]["tokens"], rel=1e-6)
