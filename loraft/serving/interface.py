@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -54,6 +55,7 @@ class Server:
         self._limits, self._api_key, self._hosts = limits, api_key, hosts
         self._thread = ModelThread(session, rows=limits.rows, queue=limits.queue)
         self._voices = session.voices
+        self._asking: WeakSet[asyncio.Queue[Event]] = WeakSet()
         self._talking, self._why_not = _conversing(session.voices)
         self._started = int(time.time())
 
@@ -73,6 +75,11 @@ class Server:
         self._thread.start()
         yield
         await asyncio.to_thread(self._thread.stop)
+
+    def end(self) -> None:
+        """Let what is still being answered end by an error; to be called in the loop of the application."""
+        for events in self._asking:
+            events.put_nowait(Failed(RunError("the server is ending")))
 
     def _guarded(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """The same for those who bring the key, with what is refused as the interface says it."""
@@ -143,6 +150,7 @@ class Server:
 
     async def _answer(self, request: Request, body: Body, voice: Speaker) -> Response:
         events: asyncio.Queue[Event] = asyncio.Queue()
+        self._asking.add(events)
         loop = asyncio.get_running_loop()
 
         def tell(event: Event) -> None:

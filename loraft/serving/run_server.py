@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
-from starlette.applications import Starlette
 
 from loraft.errors import ConfigError
 from loraft.evaluation.open_model import RequestedModel
@@ -20,6 +21,8 @@ from loraft.serving.interface import Limits, Server
 
 GRACE_SECONDS = 30
 """How long what is being answered may go on once the end is asked for."""
+LAST_SECONDS = 5
+"""And how long clients then have to take the error that it ends by."""
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -53,9 +56,9 @@ def serve(
         session = RequestedModel(model).session()
         tell(observer, *session.notes)
         hosts = sorted({*THIS_MACHINE, host}) if is_loopback(host) else ()
-        app = Server(session, limits, api_key, hosts).app()
+        server = Server(session, limits, api_key, hosts)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
-        asyncio.run(_serve(app, listening, lambda: on_ready(address, tuple(session.voices))))
+        asyncio.run(_serve(server, listening, lambda: on_ready(address, tuple(session.voices))))
 
 
 def is_loopback(host: str) -> bool:
@@ -94,11 +97,12 @@ def _no_address(host: str, error: OSError) -> ConfigError:
 
 
 class _Announced(uvicorn.Server):
-    """A server that tells once it answers."""
+    """A server that tells once it answers, and ends what it is still answering when that has to end."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_end: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._on_ready, self._on_end = on_ready, on_end
+        self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn does it."""
@@ -106,14 +110,26 @@ class _Announced(uvicorn.Server):
         if self.started:
             self._on_ready()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """As uvicorn does it, but for a second Ctrl-C, by which it would leave clients without a word."""
+        if self.should_exit and sig == signal.SIGINT:
+            self._loop.call_soon_threadsafe(self._on_end)
+        else:
+            super().handle_exit(sig, frame)
 
-async def _serve(app: Starlette, listening: socket.socket, on_ready: Callable[[], None]) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does it."""
+        self._loop.call_later(GRACE_SECONDS, self._on_end)
+        await super().shutdown(sockets)
+
+
+async def _serve(server: Server, listening: socket.socket, on_ready: Callable[[], None]) -> None:
     config = uvicorn.Config(
-        app,
+        server.app(),
         log_level="warning",
         access_log=False,
         lifespan="on",
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS + LAST_SECONDS,
         h11_max_incomplete_event_size=1 << 16,
     )
-    await _Announced(config, on_ready).serve(sockets=[listening])
+    await _Announced(config, on_ready, server.end).serve(sockets=[listening])

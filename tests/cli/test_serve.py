@@ -45,6 +45,14 @@ def ended(child: int, number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def listens(client: openai.OpenAI) -> bool:
+    """Whether a server still takes what is new."""
+    try:
+        return bool(client.models.list())
+    except openai.APIConnectionError:
+        return False
+
+
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_was_trained_answers_until_a_signal_ends_it(trained: Trained, place: Path, number: int) -> None:
@@ -57,6 +65,24 @@ def test_what_was_trained_answers_until_a_signal_ends_it(trained: Trained, place
         assert ended(child, number) == 0
     assert (place / ".stderr").read_text().endswith("ended.\n")
     assert (place / ".stdout").read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_by_an_error_what_is_still_being_answered(trained: Trained, place: Path) -> None:
+    with serving(place, "run") as (client, child):
+        tokens = iter(client.completions.create(model="base", prompt="a", max_tokens=4000, stream=True))
+        next(tokens)
+        os.kill(child, signal.SIGINT)
+        while listens(client):
+            pass
+        next(tokens)
+        os.kill(child, signal.SIGINT)
+        with pytest.raises(openai.APIError, match="the server is ending"):
+            list(tokens)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    said = (place / ".stderr").read_text()
+    assert said.endswith("ended.\n")
+    assert "Traceback" not in said
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
