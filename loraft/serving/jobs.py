@@ -13,13 +13,21 @@ from loraft.rows.formats import Message, Tools
 
 
 @dataclass(frozen=True)
-class ChoiceToken:
-    """A token of one of the answers: how it is spelled, the text that it made readable, the likeliest in its place."""
+class ScoredToken:
+    """A token: how it is spelled, its bytes where they are known, and its log-probability."""
 
     spelled: str
-    text: str
+    utf8: bytes | None
     logprob: float
-    likeliest: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class ChoiceToken:
+    """A token of one of the answers, the text that it made readable, and the likeliest in its place."""
+
+    said: ScoredToken
+    text: str
+    likeliest: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True)

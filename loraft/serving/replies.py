@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from loraft.serving.bodies import BadRequestError, Body, ChatBody
-from loraft.serving.jobs import ChoiceToken, Failed, Grown, Opened
+from loraft.serving.jobs import ChoiceToken, Failed, Grown, Opened, ScoredToken
 
 
 def error_reply(error: BadRequestError) -> dict[str, Any]:
@@ -105,17 +105,17 @@ class Reply:
             return {"content": [_of_token(token) for token in tokens], "refusal": None}
         offsets = list(accumulate((len(token.text) for token in tokens), initial=start))
         return {
-            "tokens": [token.spelled for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(token.likeliest) for token in tokens],
+            "tokens": [token.said.spelled for token in tokens],
+            "token_logprobs": [token.said.logprob for token in tokens],
+            "top_logprobs": [{each.spelled: each.logprob for each in token.likeliest} for token in tokens],
             "text_offset": offsets[:-1],
         }
 
 
 def _of_token(token: ChoiceToken) -> dict[str, Any]:
-    likeliest = [_spelled(text, logprob) for text, logprob in token.likeliest]
-    return {**_spelled(token.spelled, token.logprob), "top_logprobs": likeliest}
+    return {**_scored(token.said), "top_logprobs": list(map(_scored, token.likeliest))}
 
 
-def _spelled(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _scored(token: ScoredToken) -> dict[str, Any]:
+    known = None if token.utf8 is None else list(token.utf8)
+    return {"token": token.spelled, "logprob": token.logprob, "bytes": known}

@@ -21,7 +21,7 @@ from loraft.inference.session import Speaker
 from loraft.kernels.transfer import to_device
 from loraft.models.modules import wrapped_model
 from loraft.models.probe import spec_of
-from loraft.serving.jobs import ChoiceToken, Failed, Grown, Job, Opened
+from loraft.serving.jobs import ChoiceToken, Failed, Grown, Job, Opened, ScoredToken
 from loraft.tokenization.boundaries import Pieces
 
 ALIKE = 2
@@ -37,7 +37,7 @@ class GrowingAnswer:
     job: Job
     choice: int
     answer: PartialCompletion
-    likeliest: list[tuple[tuple[str, float], ...]]
+    likeliest: list[tuple[ScoredToken, ...]]
     told: int = 0
 
     def tell(self, pieces: Pieces) -> None:
@@ -51,8 +51,12 @@ class GrowingAnswer:
 
     def _token(self, place: int, pieces: Pieces) -> ChoiceToken:
         answer, likeliest = self.answer, self.likeliest[place] if self.likeliest else ()
-        spelled = pieces.of(answer.token_ids[place]).text
-        return ChoiceToken(spelled, answer.pieces[place], answer.logprobs[place], likeliest)
+        said = _scored(answer.token_ids[place], answer.logprobs[place], pieces)
+        return ChoiceToken(said, answer.pieces[place], likeliest)
+
+
+def _scored(token_id: int, logprob: float, pieces: Pieces) -> ScoredToken:
+    return ScoredToken(pieces.of(token_id).text, pieces.utf8(token_id), logprob)
 
 
 @dataclass(eq=False)
@@ -194,8 +198,8 @@ class VoiceBatch:
         for place, row in enumerate(rows):
             if row.job.asked.likeliest is not None:
                 values, ids = (logits[place] - normalizers(logits[place])).topk(row.job.asked.likeliest)
-                spelled = (self._pieces.of(token_id).text for token_id in ids.tolist())
-                row.likeliest.append(tuple(zip(spelled, values.tolist(), strict=True)))
+                told = zip(ids.tolist(), values.tolist(), strict=True)
+                row.likeliest.append(tuple(_scored(token_id, logprob, self._pieces) for token_id, logprob in told))
             row.tell(self._pieces)
         return chosen
 

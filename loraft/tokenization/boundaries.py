@@ -7,15 +7,17 @@ learned behind the tokens that generation feeds.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from loraft.tokenization.long_texts import LongTexts, Span
 
@@ -42,13 +44,12 @@ class Pieces:
         self._tokenizer = tokenizer
         # Behind a word, where SentencePiece keeps the space that it drops at the start of a text.
         self._before = list(tokenizer.encode("a", add_special_tokens=False))
-        self._known: dict[int, Piece] = {}
+        self._known: dict[int, str | None] = {}
 
     def of(self, token_id: int) -> Piece:
         """This token."""
-        if token_id not in self._known:
-            self._known[token_id] = Piece(token_id, self._text(token_id))
-        return self._known[token_id]
+        text = self._inside(token_id)
+        return Piece(token_id, self._name(token_id) if text is None else text)
 
     def all(self, token_ids: Sequence[int]) -> tuple[Piece, ...]:
         """These tokens."""
@@ -71,16 +72,36 @@ class Pieces:
             spelled += [self.of(token_ids[at]).text if count == 1 else text, *[""] * (count - 1)]
         return spelled
 
-    def _text(self, token_id: int) -> str:
-        before, both = self._decode(self._before), self._decode([*self._before, token_id])
-        text = both[len(before) :] if both.startswith(before) else self._decode([token_id])
-        if text and "\N{REPLACEMENT CHARACTER}" not in text:
-            return text
+    def utf8(self, token_id: int) -> bytes | None:
+        """The bytes of this token, of a part of a character too; None where the vocabulary does not tell them."""
+        if (text := self._inside(token_id)) is not None:
+            return text.encode()
+        name = self._name(token_id)
+        if re.fullmatch("<0x[0-9A-F]{2}>", name):
+            return bytes.fromhex(name[3:5])
+        letters = _letters_of_bytes()
+        return bytes(map(letters.__getitem__, name)) if letters.keys() >= set(name) else None
+
+    def _inside(self, token_id: int) -> str | None:
+        """What this token spells inside a text; None of a part of a character."""
+        if token_id not in self._known:
+            before, both = self._decode(self._before), self._decode([*self._before, token_id])
+            text = both[len(before) :] if both.startswith(before) else self._decode([token_id])
+            self._known[token_id] = text if text and "\N{REPLACEMENT CHARACTER}" not in text else None
+        return self._known[token_id]
+
+    def _name(self, token_id: int) -> str:
         name = self._tokenizer.convert_ids_to_tokens(token_id)
         return name if isinstance(name, str) else f"<{token_id}>"  # an id beyond the vocabulary has no name
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+@cache
+def _letters_of_bytes() -> dict[str, int]:
+    """The byte that a letter stands for in the names of GPT-2's vocabulary, and of others of its kind."""
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
 
 
 GUARDS = ("\n", "a", "1", ".")

@@ -50,7 +50,7 @@ class Asking:
         grown = [event for event in self.told[job] if isinstance(event, Grown) and event.choice == choice]
         assert [event.finish_reason for event in grown[:-1]] == [None] * (len(grown) - 1)
         assert grown[-1].finish_reason is not None
-        return [(token.spelled, round(token.logprob, 3)) for event in grown for token in event.tokens]
+        return [(token.said.spelled, round(token.said.logprob, 3)) for event in grown for token in event.tokens]
 
     def alone(self, job: Job, answers: int = 1) -> list[list[tuple[str, float]]]:
         voice, prompts = self.voice, [job.prompt_ids] * answers
