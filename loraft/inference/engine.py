@@ -147,8 +147,9 @@ def open_answers(
             problems.append(Problem(message, f"prompt {number}", remedy=remedy))
     if problems:
         raise DataError.several(problems)
-    # Special tokens among the stop texts are in no answer's text: their ids end it.
-    special = {str(tokenizer.convert_ids_to_tokens(token_id)): token_id for token_id in tokenizer.all_special_ids}
+    # Special tokens among the stop texts are in no answer's text: their ids end it. Llama 3 declares two of its 256.
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    special |= {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     stop_ids = frozenset([*settings["stop_ids"], *(special[text] for text in stop_texts if text in special)])
     for index, ids in enumerate(prompts):
         generator = torch.Generator()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 
 from loraft.errors import ConfigError, DataError, NonFiniteError
@@ -165,6 +166,16 @@ def test_a_special_token_is_a_stop_text_too() -> None:
     stopped = stream(model, TOKENIZER, [5, 6], stop_texts=["<|im_start|>"], **options)  # type: ignore[arg-type]
     assert (stopped.completion.token_ids, stopped.completion.finish_reason) == ((), "stop")
     assert stream(model, TOKENIZER, [5, 6], **options).completion.token_ids[0] == 1  # type: ignore[arg-type]
+
+
+def test_a_special_token_that_is_nobodys_end_or_beginning_is_a_stop_text_too() -> None:
+    """As most of Llama 3's are: none of those that the tokenizer declares by a name."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|eom|>", special=True)], special_tokens=True)
+    end = tokenizer.convert_tokens_to_ids("<|eom|>")
+    assert end not in tokenizer.all_special_ids
+    options = {"rules": SamplingParams(first=end), "max_new_tokens": 4, "stop_ids": (), "stop_texts": ["<|eom|>"]}
+    assert stream(tiny_model("llama"), tokenizer, [5, 6], **options).completion.token_ids == ()  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
