@@ -97,7 +97,7 @@ def predict_file(
     requested = RequestedModel(model)
     given = {"text": text_column, "text_pair": pair_column}
     columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
-    rows = read_texts(texts, columns, requested.learned_columns, observer)
+    rows = read_texts(texts, columns, requested.learned_columns or {}, observer)
     check_output(output, rows, texts, overwrite=overwrite)
     classifier = requested.classifier(observer)
     tell(observer, *classifier.about((row.text, row.second) for row in rows))

@@ -55,10 +55,12 @@ class RequestedModel:
         return in_languages(self.found.metadata.sources, self.choice).source_lang
 
     @property
-    def learned_columns(self) -> Mapping[str, str]:
-        """What the rows of its run called our columns; nothing where no run is near."""
-        run = run_of(self.found) if self.found.metadata.task is not None else None  # else a base beside some config
-        return expand_sources(run.config.data)[0][0].columns if run is not None else {}
+    def learned_columns(self) -> Mapping[str, str] | None:
+        """What the rows of its run called our columns; None where it was trained, and no run is near that says so."""
+        if self.found.metadata.task is None:  # a base, which may lie beside some config
+            return {}
+        run = run_of(self.found)
+        return expand_sources(run.config.data)[0][0].columns if run is not None else None
 
     def session(self) -> Session:
         """It, loaded and ready to answer."""

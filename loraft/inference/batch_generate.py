@@ -70,14 +70,15 @@ def read_questions(
     source_lang: Callable[[], str | None] | None = None,
     *,
     column: str | None = None,
-    learned: Mapping[str, str] = MappingProxyType({}),
+    learned: Mapping[str, str] | None = MappingProxyType({}),
     observer: Observer = ignored,
 ) -> list[BatchPrompt]:
     """Every row of a file of prompts, whose column may be called otherwise; of a plain text each row is a prompt.
 
     `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows. Tools and
-    the system prompt are called as in training (`learned`) where the file has such columns. Rows that are not as they
-    must be are refused, and the first ones named.
+    the system prompt are called as in training (`learned`) where the file has such columns; where nobody knows how that
+    was, columns that nothing is read from are told. Rows that are not as they must be are refused, and the first ones
+    named.
     """
     read = rows_to_answer(path, "prompts")
     tell(observer, *read.notes)
@@ -85,6 +86,11 @@ def read_questions(
         column = "text"
     _require_column(path, read, column)
     columns = {"prompt": column} if column else {}
+    known = {column, *ASKED, *ASKED_FOR_A_TEXT, *BESIDE}
+    if learned is None and (unread := [name for name in read.columns if name not in known]):
+        what = "no run is near that says what the rows of training called their columns"
+        observer(Note(f"{what}: nothing is read from {', '.join(unread)}"))
+    learned = learned or {}
     for ours in BESIDE:
         if ours in learned and column_of(learned[ours], read.columns) in read.columns:
             columns[ours] = learned[ours]

@@ -11,7 +11,8 @@ import torch
 
 from loraft import api
 from loraft.errors import DataError, Interrupted, OutOfMemoryError
-from loraft.events import Event, Progress
+from loraft.evaluation.open_model import RequestedModel
+from loraft.events import Event, Note, Progress
 from loraft.inference import batch_generate as batch
 from loraft.inference.batch_generate import AnsweredFile, BatchPrompt, answer_questions, read_questions
 from loraft.inference.engine import stream
@@ -284,6 +285,18 @@ def test_a_file_of_prompts_is_read_by_the_columns_of_the_run(tmp_path: Path, mon
     for target in ("run", "model"):
         api.answer_file(str(tmp_path / target), prompts=tmp_path / "p.jsonl", output=tmp_path / "o.jsonl")
     assert [question.tools for question in questions] == [({"a": 1},), ()]
+
+
+def test_columns_that_only_a_run_could_explain_are_told_where_none_is_near(session: Session, tmp_path: Path) -> None:
+    """An adapter that was copied from its run, and rows whose tools it called otherwise."""
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "x", "system": "Be kind.", "meta": {"tools": []}}])
+    for learned, told in ((None, ["meta"]), ({}, [])):
+        notes: list[Event] = []
+        read_questions(tmp_path / "p.jsonl", learned=learned, observer=notes.append)
+        assert [note.text.rpartition(" ")[2] for note in notes if isinstance(note, Note)] == told
+    adapter, base = session.voice().folder, session.loaded.folder
+    assert RequestedModel(str(adapter)).learned_columns is None
+    assert RequestedModel(str(base)).learned_columns == {}
 
 
 def test_many_rows_that_are_bad_in_one_way_are_one_problem(tmp_path: Path) -> None:
