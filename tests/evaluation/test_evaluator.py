@@ -27,11 +27,12 @@ from loraft.io.held_memory import peak_bytes
 from loraft.tasks import TASKS
 from loraft.tasks.training_metadata import SourceFormat
 from tests.inference.voices import adapter_in, base_in
-from tests.tiny import mostly_slow, tiny_sizes, tiny_tokenizer
+from tests.tiny import CHATML, mostly_slow, tiny_sizes, tiny_tokenizer
 from tests.training.building import pairs, rows, tiny_config, write_rows
 from tests.training.classifiers import labelled_rows
 
 GENERATES = EvalPurpose(TASKS["causal_lm"], SourceFormat())
+QUESTION = {"role": "user", "content": "q"}
 SHORT = GenerationRequest(temperature=0, num_beams=1, max_new_tokens=6)
 
 
@@ -311,6 +312,23 @@ def test_rows_without_a_right_answer_among_others_are_told(tmp_path: Path) -> No
     found = rows_of(source, tiny_tokenizer(), positions=None)
     assert [item.question is None for item in found.items] == [True, False]
     assert [note for note in found.notes if note.startswith("1 of 2 rows have no right answer in words")]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"messages": [QUESTION, {"role": "assistant", "content": "yes", "thinking": "hm"}]}, 1),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "yes"}]}, 0),
+        ({"text": "plain text, which asks nothing"}, 0),
+    ],
+)
+def test_that_no_conversation_has_a_right_answer_is_told(tmp_path: Path, row: dict[str, object], told: int) -> None:
+    write_rows(tmp_path / "rows.jsonl", [row, row])
+    source = read_eval_source(None, "x", DataSource(path=str(tmp_path / "rows.jsonl")), GENERATES)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHATML.replace("message['content']", "(message.thinking or '') + message.content")
+    found = rows_of(source, tokenizer, positions=None)
+    assert len([note for note in found.notes if "only the loss is measured" in note]) == told
 
 
 @pytest.mark.slow
