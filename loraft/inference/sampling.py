@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -169,18 +170,25 @@ class _Heeded(BaseModel):
     eos_token_id: NonNegativeInt | list[NonNegativeInt] | None = None
 
 
-def saved_defaults(folder: Path) -> GenerationConfig | None:
-    """The defaults that lie in a folder, if the values that loraft heeds have their types; None where none do."""
+FORCED = ("suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id")
+"""What names tokens that are looked up in the logits or the embeddings."""
+
+
+def saved_defaults(folder: Path, vocabulary: int | None = None) -> GenerationConfig | None:
+    """The defaults that lie in a folder, if the values that loraft heeds have their types; None where none do.
+
+    Tokens beyond the `vocabulary`, where that is known, are refused.
+    """
     file = folder / "generation_config.json"
     if not file.is_file():
         return None
     with quietly_reading(file):
         defaults: GenerationConfig = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return checked(defaults, file)
+    return checked(defaults, file, vocabulary)
 
 
-def checked(defaults: GenerationConfig, file: Path) -> GenerationConfig:
-    """Defaults that a file gives, if the values that loraft heeds have their types."""
+def checked(defaults: GenerationConfig, file: Path, vocabulary: int | None = None) -> GenerationConfig:
+    """Defaults that a file gives, if the values that loraft heeds have their types, and the model has their tokens."""
     try:
         _Heeded.model_validate(defaults)
     except ValidationError as error:
@@ -189,7 +197,22 @@ def checked(defaults: GenerationConfig, file: Path) -> GenerationConfig:
             Problem(f"{detail['input']!r} is not taken here: {detail['msg']}", str(file), key)
             for key, detail in wrong.items()
         ) from error
+    problems = [
+        Problem(f"names the token {last:,}, and the model has {vocabulary:,}", str(file), key)
+        for key in FORCED
+        if vocabulary is not None and (last := max(_numbers(getattr(defaults, key)), default=0)) >= vocabulary
+    ]
+    if problems:
+        raise ModelError.several(problems)
     return defaults
+
+
+def _numbers(value: object) -> Iterator[int]:
+    """The numbers in a value: itself, or those of a list."""
+    if isinstance(value, list):
+        yield from chain.from_iterable(map(_numbers, value))
+    elif isinstance(value, int):
+        yield value
 
 
 def apply_logit_rules(

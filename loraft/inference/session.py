@@ -26,6 +26,7 @@ from loraft.io.resources import memory_errors
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype
 from loraft.models.load_model import LoadedModel, load_config, load_model, load_tokenizer
+from loraft.models.modules import embedding_weight
 from loraft.models.probe import spec_of
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import Message
@@ -215,16 +216,17 @@ def in_languages(sources: SourceFormat, choice: ModelRequest) -> SourceFormat:
 def _voices(found: ResolvedTarget, loaded: LoadedModel, choice: ModelRequest) -> dict[str, Speaker]:
     """The voice of each adapter and of the base; one tokenizer for all that have the same."""
     tokenizers, task = {found.model.section.tokenizer: loaded.tokenizer}, task_of_base(loaded)
+    vocabulary = len(embedding_weight(loaded.model))
 
     def voice(name: str, folder: Path, tokenizer: str | None, metadata: TrainingMetadata) -> Speaker:
         if tokenizer not in tokenizers:
             tokenizers[tokenizer] = load_tokenizer(found.model.with_tokenizer(tokenizer), None)
         own = tokenizers[tokenizer]
-        defaults = saved_defaults(folder) or saved_defaults(loaded.folder)
+        defaults = saved_defaults(folder, vocabulary) or saved_defaults(loaded.folder, vocabulary)
         metadata = replace(metadata, sources=in_languages(metadata.sources, choice))
         renderer = task.renderer_as_trained(own, metadata)
         if defaults is None and renderer.reads_source:  # its config.json may say how answers begin and end
-            defaults = checked(loaded.model.generation_config, loaded.folder / "config.json")
+            defaults = checked(loaded.model.generation_config, loaded.folder / "config.json", vocabulary)
         first = task.first_tokens(loaded.model, renderer) if renderer.knows_languages else {}
         return Speaker(name, folder, own, renderer, defaults, first, choice.cuda_graphs)
 

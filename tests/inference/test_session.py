@@ -210,6 +210,8 @@ def broken_defaults_of_another_tool(folder: Path) -> None:
         (broken_defaults_of_another_tool, "generation_config.json: transformers cannot read it"),
         (edited("generation_config.json", max_new_tokens=[3]), "generation_config.json"),
         (edited("generation_config.json", temperature="hot", do_sample=True), "temperature: 'hot' is not taken here"),
+        (edited("generation_config.json", suppress_tokens=[5, 320]), "suppress_tokens: names the token 320, and the"),
+        (edited("generation_config.json", forced_bos_token_id=320), "forced_bos_token_id: names the token 320"),
         (edited("generation_config.json", eos_token_id=["a"]), "eos_token_id: 'a' is not taken here"),
     ],
 )
