@@ -209,7 +209,7 @@ def to_question(
     (name,) = there
     chat = next((chat for chat in CHATS.values() if chat.column == name), None)
     if chat is not None:
-        asked = turns_of(fields, chat)
+        asked = turns_of(fields, chat, teach=False)
     elif name == "translation":
         asked = (Message("user", text_in_language(fields, fields.mapping(name), "data.source_lang", languages.source)),)
     else:
@@ -280,13 +280,13 @@ def tools_of(fields: Fields, chat: TurnKeys = CHATS["messages"]) -> Tools:
     )
 
 
-def turns_of(fields: Fields, chat: TurnKeys) -> tuple[Message, ...]:
-    """The turns in the column of `chat`, each checked."""
+def turns_of(fields: Fields, chat: TurnKeys, *, teach: bool = True) -> tuple[Message, ...]:
+    """The turns in the column of `chat`, each checked; those that `teach` have no empty answer among them."""
     turns, name = enumerate(fields.sequence(chat.column)), chat.column
-    return tuple(_message(fields, f"{name}[{index}]", turn, chat) for index, turn in turns)
+    return tuple(_message(fields, f"{name}[{index}]", turn, chat, teach=teach) for index, turn in turns)
 
 
-def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Message:
+def _message(fields: Fields, place: str, turn: object, chat: TurnKeys, *, teach: bool) -> Message:
     if not isinstance(turn, Mapping):
         raise fields.wrong(place, f"must be an object with {chat.role} and {chat.content}; found {kind(turn)}")
     if chat.role not in turn:
@@ -309,7 +309,7 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys) -> Messag
     # Only an assistant's empty turn has nothing to teach; an empty system prompt is a choice.
     if not isinstance(content, str):
         raise fields.wrong(said, f"must be text; found {kind(content)}")
-    if not content.strip() and chat.roles[role] == "assistant" and not calls:
+    if teach and not content.strip() and chat.roles[role] == "assistant" and not calls:
         raise fields.wrong(said, "is empty")
     for key, value in more.items():
         fields.clean_inside(f"{place}.{key}", value)

@@ -22,7 +22,7 @@ def error_reply(error: BadRequestError) -> dict[str, Any]:
 def refused(failed: Failed) -> BadRequestError:
     """A failure as the client is told it: what it asked for is wrong, or the server could not."""
     problem = failed.error.problems[0]
-    named = f"{problem.key}: " if problem.key else ""
+    named = f"{problem.key or problem.where}: " if problem.key or problem.where else ""
     remedy = f". {problem.remedy}" if problem.remedy else ""
     status = 400 if failed.error.exit_code == 2 else 500
     return BadRequestError(f"{named}{problem.message}{remedy}", param=problem.key, status=status)

@@ -339,6 +339,14 @@ def test_c46_a_source_that_cannot_be_asked_is_named(values: dict[str, object], s
         to_question(Row(values, "a.jsonl:7"), LanguagePair("en_XX"))
 
 
+def test_an_answer_that_was_empty_may_stand_before_a_question_and_teaches_nothing() -> None:
+    turns = [{"role": role, "content": said} for role, said in (("user", "a"), ("assistant", ""), ("user", "b"))]
+    row = Row({"messages": turns}, "a.jsonl:7")
+    assert to_question(row).messages[1] == Message("assistant", "")
+    with pytest.raises(DataError, match=r"messages\[1\]\.content: is empty"):
+        to_record(row, "messages", {})
+
+
 def test_the_language_of_a_translation_must_be_said() -> None:
     with pytest.raises(DataError, match=r"data\.source_lang: is not set, and the rows have the languages en, fr"):
         to_question(Row({"translation": {"en": "hello", "fr": "bonjour"}}, "a.jsonl:7"))

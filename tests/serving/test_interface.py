@@ -48,6 +48,18 @@ def test_the_models_are_the_adapters_and_the_base(port: int) -> None:
     assert request(port, "/health", method="GET") == (200, {"status": "ok", "answering": 0, "waiting": 0})
 
 
+def test_a_conversation_goes_on_after_an_answer_that_was_empty(port: int) -> None:
+    turns = [*ASKED["messages"], {"role": "assistant", "content": ""}, {"role": "user", "content": "hello?"}]
+    status, reply = request(port, "/v1/chat/completions", {**ASKED, "messages": turns})
+    assert (status, reply["usage"]["prompt_tokens"] > 30) == (200, True)
+
+
+def test_a_prompt_that_does_not_fit_is_named_in_the_refusal(port: int) -> None:
+    status, reply = chat(port, "word " * 300, max_tokens=4)
+    assert status == 400
+    assert reply["error"]["message"].startswith("prompt 1: has ")
+
+
 @pytest.mark.parametrize("name", ["brief", "base"])
 def test_a_greedy_answer_is_that_of_generate(port: int, session: Session, name: str) -> None:
     """The adapter's with the system prompt that it was trained with."""
