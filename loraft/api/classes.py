@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from loraft.adapters.resolve_target import classes_of
 from loraft.evaluation.open_model import RequestedModel
 from loraft.events import Note, Observer, ignored, tell
 from loraft.inference.classifier import Classifier
@@ -98,7 +99,7 @@ def predict_file(
     given = {"text": text_column, "text_pair": pair_column}
     columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
     rows = read_texts(texts, columns, requested.learned_columns or {}, observer)
-    check_output(output, rows, texts, overwrite=overwrite)
+    check_output(output, rows, texts, classes_of(requested.found), overwrite=overwrite)
     classifier = requested.classifier(observer)
     tell(observer, *classifier.about((row.text, row.second) for row in rows))
     return predict_rows(classifier, rows, output, batch_size=batch_size, overwrite=overwrite, observer=observer)

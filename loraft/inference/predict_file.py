@@ -28,6 +28,8 @@ from loraft.rows.row import Row
 
 ADDED = ("prediction", "probabilities")
 """What a prediction adds to its row."""
+PROBABILITY = "probability_{}"
+"""The column of a table that has the probability of a class."""
 BATCH_SIZE = 32
 
 
@@ -135,9 +137,14 @@ def predict_rows(
     return PredictedFile(output, total, held, cut, dict(given.most_common()), perf_counter() - begun)
 
 
-def check_output(output: Path, texts: Sequence[TextRow], source: Path, *, overwrite: bool) -> None:
+def check_output(
+    output: Path, texts: Sequence[TextRow], source: Path, labels: Sequence[str], *, overwrite: bool
+) -> None:
     """Refuse, before anything is loaded, a file that the classes of `texts` cannot be written to."""
     lines = _lines_of(output)
+    columns = list(map(PROBABILITY.format, labels)) if lines != output else []
+    if problems := [lost for each in texts for lost in lost_fields(each.row.where, each.row.values, columns)]:
+        raise DataError.several(shortened(problems, remedy=None))
     asked = AskedRows([each.row.values for each in texts], ADDED)
     check_jsonl(lines, reads=files_here(str(source)), asked=asked, overwrite=overwrite)
     if lines != output and output.exists() and not overwrite:
@@ -155,7 +162,7 @@ def _write_csv(lines: Path, output: Path) -> None:
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n")[:-1]]
     flat = [
         {key: value for key, value in row.items() if key not in ("probabilities", ANSWERED_BY)}
-        | {f"probability_{label}": share for label, share in row["probabilities"].items()}
+        | {PROBABILITY.format(label): share for label, share in row["probabilities"].items()}
         for row in rows
     ]
     columns = list(dict.fromkeys(column for row in flat for column in row))

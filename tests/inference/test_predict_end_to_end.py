@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from loraft.adapters.resolve_target import resolve_target
-from tests.cli.running import Done, loraft
+from tests.cli.running import Done, loraft, refused
 from tests.tiny import mostly_slow, save_tiny
 from tests.training.building import write_rows
 from tests.training.classifiers import labelled_rows
@@ -323,6 +323,10 @@ def test_the_columns_of_the_run_are_those_of_a_new_file(tmp_path: Path) -> None:
     assert [{label: float(row[f"probability_{label}"]) for label in labels} for row in rows] == found[0]
     assert [row["prediction"] for row in rows] == [max(each, key=each.__getitem__) for each in found[0]]
     assert not list(tmp_path.glob(".o.csv*")), "nothing is left beside it"
+    write_rows(tmp_path / "named.jsonl", [{"text": "a", "probability_late": 1.0}])
+    lost = ("predict", "run", "--input", "named.jsonl", "--output")
+    assert "named.jsonl:1 probability_late: an answer adds this field" in refused(loraft(*lost, "n.csv", cwd=tmp_path))
+    assert loraft(*lost, "n.jsonl", cwd=tmp_path).returncode == 0
     again = loraft(*table, cwd=tmp_path)
     assert again.returncode == 2
     assert "is there already" in again.stderr

@@ -69,7 +69,7 @@ def predict(
         _predict_text(model, given.text[0], given.text_pair[0] if given.text_pair else None, as_json=as_json)
     elif given.output is not None:
         told = _classify(model, given, given.output)
-        names = {"held": "there before", "cut": "texts cut to the model's positions"}
+        names = {"held": "there before", "cut": "texts cut"}
         held = {key: value for key, value in told.items() if key == "rows" or value not in ({}, None, 0)}
         shown = {names.get(key, key): value for key, value in held.items()}
         print_either(told, document(shown, rest="rows"), as_json=as_json)
