@@ -47,8 +47,8 @@ def paired_differences(first: Drawn, second: Drawn, rows: int, *, seed: int = 0)
             drawn.setdefault(name, []).append(value)
     found, whole = {}, minus(second(None), first(None))
     for name, values in drawn.items():
-        # Not a number where some are not, as the difference of two infinities.
-        known = all(map(math.isfinite, values))
+        # Not a number where some are not, as the difference of two infinities; of one row all draws are the same.
+        known = rows > 1 and all(map(math.isfinite, values))
         ends = np.quantile(values, quantiles) if known else (math.nan, math.nan)
         found[name] = PairedDifference(whole[name], *map(float, ends))
     return found

@@ -16,8 +16,8 @@ from time import perf_counter
 from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_differences
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows
-from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, losses, pair_figures
-from loraft.events import Observer, Progress, ignored
+from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, beyond_rouge, losses, pair_figures
+from loraft.events import Observer, Progress, ignored, tell
 from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.resources import memory_errors
 from loraft.tasks.task import Task
@@ -206,8 +206,10 @@ def evaluate(
     """
     if not rows.items:
         raise DataError("no row is left to evaluate on", where=rows.called)
-    references = sum(item.question is not None for item in rows.items)
-    metrics, labels = metrics if references else (), rows.purpose.labels
+    right = [item.question.reference for item in rows.items if item.question is not None]
+    references, labels = len(right), rows.purpose.labels
+    metrics = metrics if references else ()
+    tell(observer, *beyond_rouge(metrics, right))
     begun, models = perf_counter(), [subject] if baseline is None else [subject, baseline]
     tallies = [Tallies(model.name, metrics, rows.purpose, keep=baseline is not None) for model in models]
     measured, base = tallies[0], None if baseline is None else tallies[1]

@@ -7,8 +7,9 @@ bootstrap of two models the few numbers that each row adds are kept, so that the
 from __future__ import annotations
 
 import json
+import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -151,6 +152,16 @@ def rouge() -> RowMetric:
 
     signature = f"measure:f1|stemmer:no|script:a-z0-9|version:{version('rouge-score')}"
     return RowMetric(ROUGE, 4, numbers, figures, signature)
+
+
+def beyond_rouge(names: Sequence[str], references: Sequence[str]) -> Iterator[str]:
+    """A sentence where right answers have nothing that ROUGE reads: their rows count as 0, whatever the answer."""
+    lacking = sum(re.search("[a-z0-9]", text.lower()) is None for text in references)
+    if lacking and not {*ROUGE}.isdisjoint(names):
+        yield (
+            f"ROUGE reads the letters a to z and digits alone: {lacking:,} of {len(references):,} right answers have "
+            "none of them, and count as 0"
+        )
 
 
 METRICS: Mapping[str, Callable[[], RowMetric]] = {

@@ -63,6 +63,14 @@ def test_infinities_have_no_interval() -> None:
     assert math.isnan(found["perplexity"].low)
 
 
+def test_one_row_tells_no_interval() -> None:
+    """Every draw is that row: the interval would have no width, and be sure of what one row happens to be."""
+    found = paired_differences(mean_of(0), mean_of(1), 1)["mean"]
+    assert found.difference == 1
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
 def test_there_must_be_rows() -> None:
     with pytest.raises(ValueError, match="no rows"):
         paired_differences(mean_of(), mean_of(), 0)

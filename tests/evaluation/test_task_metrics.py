@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loraft.errors import DataError
+from loraft.evaluation.metrics import METRICS, beyond_rouge
 from loraft.evaluation.open_model import chosen_metrics, known_metrics
 from loraft.tasks import TASKS
 
@@ -49,6 +50,15 @@ def test_a_metric_of_another_task() -> None:
 def test_a_metric_with_nothing_to_compare() -> None:
     with pytest.raises(DataError, match="bleu compares answers with references, and no row has one"):
         chosen_metrics(("bleu",), TASKS["causal_lm"], [])
+
+
+def test_right_answers_that_rouge_does_not_read_are_told() -> None:
+    """It gives a right answer in Chinese 0, as the package does."""
+    (told,) = beyond_rouge(("bleu", "rougeL"), ["日本語", "Yes", "42", "…"])
+    assert "2 of 4 right answers" in told
+    assert METRICS["rougeL"]().numbers("日本語", "日本語")[2] == 0
+    assert not list(beyond_rouge(("bleu", "chrf"), ["日本語"]))
+    assert not list(beyond_rouge(("rouge1",), ["日本 2", "É a"]))
 
 
 def test_what_is_proposed_belongs_to_the_task() -> None:

@@ -27,6 +27,7 @@ from loraft.cli.text_tables import (
 )
 from loraft.cli.views.plots import COLOURS, dress, picture
 from loraft.cli.wording import in_options
+from loraft.figures import counted
 
 if TYPE_CHECKING:
     from loraft.baselines.baseline_report import BaselineReport, ComparedNetwork
@@ -139,7 +140,8 @@ def _gradient(report: BaselineReport) -> RenderableType:
     distances = [each for each in DISTANCES if each < most] + [most]
     rows = [[str(at), *(_power(each.relative[at - 1]) for each in reached.networks)] for at in distances]
     rows.append(["× a token", *(f"{each.factor:.3f}" for each in reached.networks)])
-    title = f"gradient of the last loss by distance, relative ({reached.texts} texts of {reached.length} tokens)"
+    texts = f"{counted(reached.texts, 'text')} of {reached.length} tokens"
+    title = f"gradient of the last loss by distance, relative ({texts})"
     return text_table(title, ["tokens back", *(NUMBERS + each.name for each in reached.networks)], rows)
 
 
