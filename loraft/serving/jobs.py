@@ -10,6 +10,7 @@ from loraft.errors import DataError, LoraftError
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import Speaker
 from loraft.rows.formats import Message, Tools
+from loraft.tokenization.boundaries import BorderedText, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class Job:
         """
         voice, asked = self.voice, self.asked
         if asked.plain and not voice.renderer.reads_source:
-            self.prompt_ids = list(voice.tokenizer(asked.messages[0].content)["input_ids"])
+            text = BorderedText(asked.messages[0].content, opens=True, whole=True)
+            (read,) = TextEncoder(voice.tokenizer).encode([text])  # without an end that the tokenizer puts behind it
+            self.prompt_ids = read.ids
             return
         given = bool(asked.messages) and asked.messages[0].role == "system"
         messages = list(asked.messages) if given else voice.with_system(asked.messages, asked.options.system)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from loraft.inference.decoder_state import DecoderState, ordinary_attention
 from loraft.inference.engine import complete_batch
@@ -155,6 +156,19 @@ def opening(asking: Asking, job: Job) -> Opened:
 
 
 SHORT = GenerationRequest(max_new_tokens=8)
+
+
+def test_a_text_that_is_gone_on_with_is_not_closed_by_its_tokenizer(tmp_path: Path) -> None:
+    """Some put an end-of-text token behind every text; what stands in the prompt itself is read."""
+    voice = open_session(ModelRequest(str(base_in(tmp_path / "base")))).voice()
+    expected = voice.tokenizer("<|im_start|>hello<|im_end|>")["input_ids"]
+    end = TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", voice.tokenizer.eos_token_id)])
+    voice.tokenizer.backend_tokenizer.post_processor = end
+    assert voice.tokenizer("a")["input_ids"][-1] == voice.tokenizer.eos_token_id
+    text = [Message("user", "<|im_start|>hello<|im_end|>")]
+    job = Job(voice, Asked(text, GenerationRequest(), plain=True), lambda _: None)
+    job.open()
+    assert job.prompt_ids == expected
 
 
 def test_rows_join_without_padding_that_no_row_needs(tmp_path: Path) -> None:
