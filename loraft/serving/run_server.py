@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -15,7 +15,8 @@ import uvicorn
 from loraft.errors import ConfigError
 from loraft.evaluation.open_model import RequestedModel
 from loraft.events import Observer, tell
-from loraft.inference.requests import ModelRequest
+from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.session import Session
 from loraft.models.remote_code import as_trusted
 from loraft.serving.interface import Limits, Server
 
@@ -54,11 +55,19 @@ def serve(
     """
     with _bound(host, port) as listening:
         session = RequestedModel(model).session()
-        tell(observer, *session.notes)
+        tell(observer, *session.notes, *about_beams(session))
         hosts = sorted({*THIS_MACHINE, host}) if is_loopback(host) else ()
         server = Server(session, limits, api_key, hosts)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
         asyncio.run(_serve(server, listening, lambda: on_ready(address, tuple(session.voices))))
+
+
+def about_beams(session: Session) -> Iterator[str]:
+    """A sentence for each voice whose answers elsewhere are found by beams: answers that grow together follow one."""
+    for name, voice in session.voices.items():
+        beams = voice.settings(GenerationRequest())["rules"].num_beams
+        if beams > 1:
+            yield f"{name}: the {beams} beams that generation_config.json asks for cannot be served: it is one here"
 
 
 def is_loopback(host: str) -> bool:

@@ -18,6 +18,7 @@ from loraft.inference.engine import complete_batch
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from loraft.serving.interface import Limits
+from loraft.serving.run_server import about_beams
 from loraft.serving.voice_batch import VoiceBatch
 from tests.inference.voices import adapter_in, base_in
 from tests.serving.serving import chat, request, served
@@ -46,6 +47,15 @@ def test_the_models_are_the_adapters_and_the_base(port: int) -> None:
     assert request(port, "/v1/models/brief", method="GET")[1]["id"] == "brief"
     assert request(port, "/v1/models/other", method="GET")[0] == 404
     assert request(port, "/health", method="GET") == (200, {"status": "ok", "answering": 0, "waiting": 0})
+
+
+def test_beams_that_are_not_followed_are_told(session: Session, tmp_path: Path) -> None:
+    assert list(about_beams(session)) == []
+    base = base_in(tmp_path / "base")
+    defaults = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(defaults | {"num_beams": 4}))
+    (told,) = about_beams(open_session(ModelRequest(str(base))))
+    assert told.startswith("base: the 4 beams")
 
 
 def test_a_conversation_goes_on_after_an_answer_that_was_empty(port: int) -> None:
