@@ -76,11 +76,11 @@ class HeldPrefixes:
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._held: deque[tuple[list[int], DecoderState]] = deque()
+        self._held: deque[tuple[list[int], DecoderState, int]] = deque()
 
     def beginning_of(self, ids: Sequence[int]) -> DecoderState | None:
         """A copy of the longest beginning of a prompt that was read before, all but its last token at most."""
-        shared = [(shared_beginning(held, ids[:-1]), place) for place, (held, _) in enumerate(self._held)]
+        shared = [(shared_beginning(held, ids[:-1]), place) for place, (held, *_) in enumerate(self._held)]
         length, place = max(shared, default=(0, 0))
         if length < WORTH_HOLDING:
             return None
@@ -93,9 +93,10 @@ class HeldPrefixes:
         """Keep what was read of a row; what is a beginning of it goes, and the oldest go where there is no room."""
         ids = row.first_row
         others = (each for each in self._held if each[0] != ids[: len(each[0])])
-        self._held = deque([(ids, row), *others])
-        while sum(state.cache_bytes for _, state in self._held) > self._room:
-            self._held.pop()
+        self._held = deque([(ids, row, row.cache_bytes), *others])
+        taken = sum(size for *_, size in self._held)
+        while taken > self._room:
+            taken -= self._held.pop()[-1]
 
 
 class VoiceBatch:

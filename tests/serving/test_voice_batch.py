@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
 
 from loraft.inference.decoder_state import DecoderState, ordinary_attention
@@ -14,10 +15,10 @@ from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session, open_session
 from loraft.rows.formats import Message
 from loraft.serving.jobs import Asked, Event, Failed, Grown, Job, Opened
-from loraft.serving.voice_batch import VoiceBatch
+from loraft.serving.voice_batch import HeldPrefixes, VoiceBatch
 from loraft.tokenization.boundaries import Pieces
 from tests.inference.voices import base_in
-from tests.tiny import mostly_slow
+from tests.tiny import mostly_slow, tiny_model
 
 WORDS = ("the order is late", "and", "hello, the customer has an answer and a question", "so", "text " * 12)
 ROOM = 2**24
@@ -118,6 +119,18 @@ def test_a_prompt_that_begins_as_an_earlier_one_is_read_from_there_on(tmp_path: 
     assert opening(asking, first).held == opening(asking, short).held == 0
     assert opening(asking, again).held == len(again.prompt_ids) - 1  # the last one is read for its logits
     assert asking.tokens(again) == asking.tokens(first)
+
+
+def test_of_what_was_read_the_newest_is_held_as_far_as_there_is_room() -> None:
+    model, rows = tiny_model("llama"), [[number] * 20 for number in range(3, 6)]
+    states = [DecoderState(model, rewinds=True) for _ in rows]
+    with ordinary_attention(model):
+        for state, ids in zip(states, rows, strict=True):
+            state.read(torch.tensor([ids]))
+    held = HeldPrefixes(2 * states[0].cache_bytes)
+    for state in states:
+        held.hold(state)
+    assert [held.beginning_of([*ids, 9]) is not None for ids in rows] == [False, True, True]
 
 
 def test_an_answer_that_nobody_waits_for_leaves_and_the_others_go_on(tmp_path: Path) -> None:
