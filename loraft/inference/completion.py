@@ -19,9 +19,9 @@ from loraft.tokenization.boundaries import Piece
 
 @dataclass(frozen=True)
 class Finish:
-    """Why an answer ended: at a stop id, a stop text, or a limit: one that was set, or the end of a position table."""
+    """Why an answer ended: at a stop id, a stop text, the limit that was set, or the end of a position table."""
 
-    by: Literal["stop_id", "stop_text", "limit"]
+    by: Literal["stop_id", "stop_text", "limit", "positions"]
     token_id: int | None = None
     text: str | None = None
     limit: int | None = None
@@ -52,7 +52,11 @@ class Completion:
 
 @dataclass
 class PartialCompletion:
-    """An answer while it grows: its tokens, and what each made readable; of a stop id the seconds alone."""
+    """An answer while it grows: its tokens, and what each made readable; of a stop id the seconds alone.
+
+    Attributes:
+        limited_by: What its limit is: the one that was set, or as many tokens as there are positions for.
+    """
 
     prompt_ids: Sequence[int]
     limit: int
@@ -61,6 +65,7 @@ class PartialCompletion:
     detokenizer: Detokenizer
     generator: torch.Generator = field(default_factory=torch.Generator)
     text_end: StopStringMatcher = field(default_factory=lambda: StopStringMatcher(()))
+    limited_by: Literal["limit", "positions"] = "limit"
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -80,13 +85,13 @@ class PartialCompletion:
     @property
     def finish_reason(self) -> Literal["stop", "length"] | None:
         """Why it ended, as its `Completion` says it; None until it has."""
-        return None if self.ending is None else "length" if self.ending.by == "limit" else "stop"
+        return None if self.ending is None else "length" if self.ending.by == self.limited_by else "stop"
 
     def take(self, token_id: int, logprob: float, seconds: float, *, is_cut: bool) -> None:
         """Take the token of one step; where the limit forced it (`is_cut`), a stop id is no word of the model's."""
         self.seconds.append(seconds)
         if token_id in self.stop_ids:
-            self.ending = Finish("limit", limit=self.limit) if is_cut else Finish("stop_id", token_id=token_id)
+            self.ending = Finish(self.limited_by, limit=self.limit) if is_cut else Finish("stop_id", token_id=token_id)
         else:
             self.token_ids.append(token_id)
             self.logprobs.append(logprob)
@@ -95,7 +100,7 @@ class PartialCompletion:
                 self.ending = Finish("stop_text", text=self.text_end.found)
                 return
             if len(self.token_ids) == self.limit:
-                self.ending = Finish("limit", limit=self.limit)
+                self.ending = Finish(self.limited_by, limit=self.limit)
         if self.ending is not None and self.waits:
             self.pieces[-1] += self.text_end.add(self.detokenizer.flush()) + self.text_end.flush()
 

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from time import perf_counter
-from typing import NotRequired, TypedDict, Unpack
+from typing import Literal, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,8 @@ def open_answers(
         taken = 1 if wrapped_model(model).config.is_encoder_decoder else len(ids)
         limit = longest if positions is None else min(longest, positions - taken + 1)
         detokenizer, text_end = Detokenizer(tokenizer), StopStringMatcher(stop_texts)
-        answers.append(PartialCompletion(ids, limit, settings["rules"], stop_ids, detokenizer, generator, text_end))
+        by: Literal["limit", "positions"] = "limit" if limit == longest else "positions"
+        answers.append(PartialCompletion(ids, limit, settings["rules"], stop_ids, detokenizer, generator, text_end, by))
     return answers
 
 

@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 
 from loraft.errors import ConfigError, DataError, NonFiniteError
-from loraft.inference.completion import Completion, stop_texts_of
+from loraft.inference.completion import Completion, Finish, stop_texts_of
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import complete_batch, stream
 from loraft.inference.prompt_limits import prompt_limit
@@ -271,6 +271,10 @@ def test_an_answer_ends_where_learned_positions_end(model_type: str) -> None:
     ended = answer(model, row, max_new_tokens=50)
     assert (len(ended.token_ids), ended.finish_reason) == (7, "length")
     assert len(answer(model, list(range(20, 36))).token_ids) == 1
+    for most, by in ((50, "positions"), (7, "limit")):  # no larger limit helps in the first case
+        answered = stream(model, TOKENIZER, row, rules=GREEDY, max_new_tokens=most, stop_ids=())
+        assert len(answered.completion.token_ids) == 7
+        assert answered.ending == Finish(by, limit=7)  # type: ignore[arg-type]
     rows = [row, row[:4]]
     together = complete_batch(model, TOKENIZER, rows, rules=GREEDY, max_new_tokens=50, stop_ids=())
     assert [len(a.token_ids) for a in together] == [7, 13]

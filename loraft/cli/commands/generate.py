@@ -262,7 +262,11 @@ def _tell_end(completion: Completion, ending: Finish | None) -> None:
     """How many tokens, how fast, and why there are no more."""
     told = [counted(len(completion.token_ids), "token"), speed_words(completion)]
     if ending is not None:
-        ends = {"stop_id": "the model ended its answer", "limit": "cut at the limit (--max-new-tokens)"}
+        ends = {
+            "stop_id": "the model ended its answer",
+            "limit": "cut at the limit (--max-new-tokens)",
+            "positions": "cut where the model's positions end",
+        }
         told.append(ends.get(ending.by) or f"ended at the stop text {printable(repr(ending.text))}")
     say((" · ".join(told), "dim"), prose=True)
 

@@ -177,4 +177,6 @@ def _ending(trace: Trace) -> str:
         return f"stop id {ending.token_id}, {visible(trace.ended_with or '')}"
     if ending.by == "stop_text":
         return f"the stop text {visible(ending.text or '')}"
+    if ending.by == "positions":
+        return f"the model's positions end after {as_count(ending.limit or 0)} tokens"
     return f"the limit of {as_count(ending.limit or 0)} tokens"
