@@ -218,7 +218,7 @@ def to_question(
         message = f"is the {asked[-1].role}'s, and an answer follows a user's"
         raise fields.wrong(f"{name}[{len(asked) - 1}]", message)
     turns = after_system(fields, asked) if fields.optional("system") is not None else asked
-    return Conversation(turns, tools_of(fields, chat) if chat is not None else ())
+    return Conversation(turns, () if name in ASKED_FOR_A_TEXT else tools_of(fields, chat or CHATS["messages"]))
 
 
 def instruction_of(fields: Fields) -> str:

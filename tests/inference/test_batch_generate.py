@@ -274,6 +274,12 @@ def test_tools_and_the_system_prompt_are_called_as_in_training(tmp_path: Path) -
     assert read_questions(path, learned=learned)[0].tools == (tool,), "a file of other columns"
 
 
+def test_tools_stand_beside_a_prompt_as_beside_turns(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "weather"}}
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "Rain?", "tools": [tool]}, {"source": "Rain?", "tools": [tool]}])
+    assert [question.tools for question in read_questions(tmp_path / "p.jsonl")] == [(tool,), ()]
+
+
 def test_a_file_of_prompts_is_read_by_the_columns_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And by none where a base lies beside some other config."""
     config = tiny_config(tmp_path, training__max_steps=1, data__columns={"tools": "meta.tools"})
