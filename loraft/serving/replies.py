@@ -58,7 +58,7 @@ class Reply:
             tokens = self.tokens.get(choice, [])
             text = "".join(token.text for token in tokens)
             said = {"message": {"role": "assistant", "content": text, "refusal": None}} if chat else {"text": text}
-            ending = {"finish_reason": self.reasons[choice], "logprobs": self._logprobs(tokens, 0)}
+            ending = {"finish_reason": self.reasons[choice], "logprobs": self._logprobs(tokens)}
             choices.append({"index": choice, **said, **ending})
         return self._object(choices, is_piece=False) | {"usage": self.usage()}
 
@@ -86,8 +86,7 @@ class Reply:
 
     def _piece(self, grown: Grown, said: dict[str, Any]) -> dict[str, Any]:
         before = self.tokens.get(grown.choice, [])[: -len(grown.tokens)] if grown.tokens else []
-        start = sum(len(token.text) for token in before)
-        logprobs = self._logprobs(grown.tokens, start) if grown.tokens else None
+        logprobs = self._logprobs(grown.tokens, before) if grown.tokens else None
         ending = {"finish_reason": grown.finish_reason, "logprobs": logprobs}
         return self._object([{"index": grown.choice, **said, **ending}], is_piece=True)
 
@@ -96,13 +95,14 @@ class Reply:
         kind = of_chat if isinstance(self.body, ChatBody) else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model, "choices": choices}
 
-    def _logprobs(self, tokens: Sequence[ChoiceToken], start: int) -> dict[str, Any] | None:
-        """The log-probabilities where they were asked for, of tokens whose text begins at `start` of the answer."""
+    def _logprobs(self, tokens: Sequence[ChoiceToken], before: Sequence[ChoiceToken] = ()) -> dict[str, Any] | None:
+        """The log-probabilities where they were asked for, of tokens that follow those `before` in their answer."""
         asked = getattr(self.body, "logprobs", None)
         if asked is None or asked is False:
             return None
         if isinstance(self.body, ChatBody):
             return {"content": [_of_token(token) for token in tokens], "refusal": None}
+        start = sum(len(token.text) for token in before)
         offsets = list(accumulate((len(token.text) for token in tokens), initial=start))
         return {
             "tokens": [token.said.spelled for token in tokens],
