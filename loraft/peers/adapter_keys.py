@@ -39,8 +39,10 @@ def translate_method(translation: Translation) -> None:
     translation.of_itself({"method": method})
     _write_bits(translation, bits)
     if translation.file.peer == "trl" and method == "qlora":
-        translation.by_table("use_bnb_nested_quant", "bnb_4bit_use_double_quant")
         translation.of_itself({"quantization.double_quant": False})
+    if translation.file.peer == "trl":
+        why = "where TRL names none peft chooses, of Llama q_proj and v_proj alone: write these for that"
+        translation.of_itself({"lora.target_modules": "all-linear"}, why)
     _write_targets(translation)
 
 

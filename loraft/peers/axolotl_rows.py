@@ -79,35 +79,49 @@ class _Dataset:
 
 def translate_rows(translation: Translation) -> None:
     """`datasets`, `test_datasets` and `pretraining_dataset`, and the share that is held out."""
-    kinds = set[str]()
     for name, ours in (("datasets", "data.train"), ("test_datasets", "data.eval")):
         if translation.value(name) is not None:
-            kinds |= _translate(translation, name, ours)
+            _translate(translation, name, ours)
     if translation.value("pretraining_dataset") is not None:
-        kinds |= _translate(translation, "pretraining_dataset", "data.train", {"data.streaming": True})
+        _translate(translation, "pretraining_dataset", "data.train", {"data.streaming": True})
         translation.leave("val_set_size", "rows that are read as a stream are not held out: name data.eval")
         translation.of_itself({"data.eval": None}, "nothing is evaluated where rows are streamed")
     write_evaluation(translation, "val_set_size", "test_datasets")
-    if kinds == {"alpaca"} and translation.value("chat_template") is None:
+    if _all_are_alpaca(translation):
         why = "as type: alpaca prints it, but for its opening words (Below is an instruction …)"
         translation.of_itself({"data.chat_template": "alpaca"}, why)
 
 
-def _translate(translation: Translation, name: str, ours: str, besides: Mapping[str, Value] | None = None) -> set[str]:
-    said = translation.value(name)
-    entries = said if isinstance(said, list) else [said]
-    datasets = [
-        _read(f"{name}[{number}]", {"path": each} if isinstance(each, str) else each, translation)
-        for number, each in enumerate(entries)
-        if isinstance(each, str | dict)
-    ]
+def _translate(translation: Translation, name: str, ours: str, besides: Mapping[str, Value] | None = None) -> None:
+    entries = enumerate(_entries(translation, name))
+    datasets = [_read(f"{name}[{number}]", each, translation) for number, each in entries]
     if not datasets or any("path" not in each.source for each in datasets):
         translation.refuse(name, "must name its rows by a path", "Write the path of each dataset.")
     translation.write(name, {ours: written_sources([each.source for each in datasets]), **(besides or {})})
     for each in datasets:
         for key, value, why in each.details:
             translation.detail(name, key, value, why)
-    return {str(each.said.get("type")).partition(":")[0] for each in datasets}
+
+
+def _entries(translation: Translation, name: str) -> list[Mapping[str, Value]]:
+    """The datasets under a key, each as a mapping."""
+    said = translation.value(name)
+    entries = said if isinstance(said, list) else [said]
+    return [{"path": each} if isinstance(each, str) else each for each in entries if isinstance(each, str | dict)]
+
+
+def _all_are_alpaca(translation: Translation) -> bool:
+    """Whether every dataset is printed as Alpaca: then one template prints them all."""
+    names = ("datasets", "test_datasets", "pretraining_dataset")
+    kinds = [_known(each.get("type")) for name in names for each in _entries(translation, name)]
+    is_said = translation.value("chat_template", "chat_template_jinja") is not None
+    return not (is_said or translation.compares) and all(kind is not None and kind[0] == "alpaca" for kind in kinds)
+
+
+def _known(kind: Value) -> tuple[str, Mapping[str, str]] | None:
+    """The format and the columns of a type: `alpaca:chat` and `alpaca.load_x` are read as alpaca is."""
+    words = str(kind).partition(":")[0]
+    return TYPES.get(words) or TYPES.get(words.partition(".")[0])
 
 
 def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _Dataset:
@@ -118,7 +132,7 @@ def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _D
         dataset.source["format"], compared = translation.compared_as, {*rows_of(translation.loss).fields}
         _answers(dataset, translation.loss)
     else:
-        _type(dataset)
+        _type(dataset, is_printed_so=_all_are_alpaca(translation))
     for key, ours in COLUMNS.items():
         if said.get(key) is not None and key not in compared:
             dataset.columns[ours] = said[key]
@@ -165,8 +179,8 @@ def _answers(dataset: _Dataset, loss: str) -> None:
         dataset.tell("type", "there is no such type: rows are read by their columns, text as it stands")
 
 
-def _type(dataset: _Dataset) -> None:
-    """The format of the rows, and the columns that it names."""
+def _type(dataset: _Dataset, *, is_printed_so: bool) -> None:
+    """The format of the rows, and the columns that it names; whether the template is that of the format."""
     kind = dataset.said.get("type")
     if isinstance(kind, dict):
         _tell_formats(dataset)
@@ -175,13 +189,12 @@ def _type(dataset: _Dataset) -> None:
             dataset.source["format"] = "alpaca"
         dataset.columns.update({ours: theirs for ours, theirs in names.items() if ours != theirs and theirs})
         return
-    words = str(kind).partition(":")[0]
-    if words.startswith("chat_template"):
+    if str(kind).startswith("chat_template"):
         _conversations(dataset)
-    elif (known := TYPES.get(words) or TYPES.get(words.partition(".")[0])) is not None:
+    elif (known := _known(kind)) is not None:
         dataset.source["format"] = known[0]
         dataset.columns.update(known[1])
-        if ":" in str(kind):
+        if ":" in str(kind) or (known[0] == "alpaca" and not is_printed_so):
             dataset.tell("type", f"is read as {known[0]}; data.chat_template prints it")
     elif kind is not None:
         dataset.tell("type", "there is no such type: data.format: auto recognises rows by their columns")

@@ -120,10 +120,9 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
     translate_schedule(translation)
     translate_cadence(translation)
     translate_trackers(translation)
-    translation.by_table()
     add_what_goes_without_saying(translation)
     order = {key.written: number for number, key in enumerate(file.keys.values())}
-    return sorted(translation.rows, key=lambda row: order.get(row.key.partition("[")[0], len(order)))
+    return sorted(translation.finished(), key=lambda row: order.get(row.key.partition("[")[0], len(order)))
 
 
 def _refuse_what_trains_nothing(translation: Translation) -> None:

@@ -91,8 +91,11 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
         if said.get(theirs) is not None:
             source[ours] = said[theirs]
     formatting = "sharegpt" if said.get("formatting") in ("sharegpt", "openai") else "alpaca"
-    source["format"] = translation.compared_as if translation.compares else formatting
-    if translation.compares:
+    learns_texts = translation.value("stage") == "pt" and formatting == "alpaca"
+    source["format"] = translation.compared_as if translation.compares else "text" if learns_texts else formatting
+    if learns_texts:
+        renamed = _column_of_texts(columns)
+    elif translation.compares:
         renamed = _columns_of_answers(formatting, columns, labelled=translation.compared_as == "unpaired")
     else:
         renamed = _columns(formatting, columns)
@@ -148,6 +151,12 @@ def _place(said: Mapping[str, Any], dataset: str, folder: str) -> Source:
         return {"path": hub}
     named = said.get("file_name")
     return {"path": str(Path(folder) / (named if isinstance(named, str) else dataset))}
+
+
+def _column_of_texts(said: Mapping[str, Any]) -> dict[str, Value]:
+    """Where texts that are learned whole stand: in the column of instructions."""
+    theirs = str(said.get("prompt") or COLUMNS["prompt"])
+    return {} if theirs == "text" else {"text": theirs}
 
 
 def _columns(row_format: Value, said: Mapping[str, Any]) -> dict[str, Value]:

@@ -106,12 +106,12 @@ def _loss(translation: Translation, otherwise: str) -> PreferenceLossName:
 
 
 def _add_what_goes_without_saying(translation: Translation) -> None:
-    if translation.loss == "simpo" and translation.value("pref_beta", "rl_beta", "beta") is None:
+    if translation.loss == "simpo":
         translation.of_itself({"preference.beta": 0.1})
-    if translation.loss == "simpo" and translation.file.peer == "axolotl" and translation.value("cpo_alpha") is None:
+    if translation.loss == "simpo" and translation.file.peer == "axolotl":
         translation.of_itself({"preference.sft_weight": 1})
     if translation.file.peer == "trl":
-        translation.of_itself({"training.learning_rate": 1e-6} if translation.value("learning_rate") is None else {})
+        translation.of_itself({"training.learning_rate": 1e-6})
 
 
 def refuse_without_a_reference(translation: Translation) -> None:

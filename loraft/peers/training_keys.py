@@ -168,7 +168,10 @@ def translate_trackers(translation: Translation) -> None:
 def add_what_goes_without_saying(translation: Translation) -> None:
     """What the tool does of itself, where loraft would do otherwise."""
     translation.of_itself(OF_ITSELF[translation.file.peer])
-    if translation.file.peer == "llama-factory" and translation.value("lora_alpha") is None:
+    if translation.file.peer != "axolotl" and translation.value("stage") != "pt":
+        why = f"{translation.tool} cuts a longer row; here its beginning is kept"
+        translation.of_itself({"data.on_overlength": "truncate"}, why)
+    if translation.file.peer == "llama-factory":
         rank = translation.number("lora_rank")
         why = "LLaMA-Factory's default is twice the rank"
         translation.of_itself({"lora.alpha": 2 * int(8 if rank is None else rank)}, why)

@@ -52,6 +52,7 @@ class Translation:
         self.file = file
         self.rows: list[TranslatedKey] = []
         self._left = dict(file.keys)
+        self._of_itself: list[tuple[Mapping[str, Value], str]] = []
         self.method: str = "lora"
         self.loss: str | None = None
 
@@ -97,11 +98,18 @@ class Translation:
             self.rows.append(TranslatedKey(key.written, key.value, {}, why, key.where))
 
     def of_itself(self, becomes: Mapping[str, Value], why: str = "") -> None:
-        """What the tool does where its file says nothing, and loraft would do otherwise."""
-        said = {ours for row in self.rows for ours in row.becomes}
-        unsaid = {ours: value for ours, value in becomes.items() if ours not in said}
-        if unsaid:
-            self._add(ForeignKey(None, "", ""), unsaid, why or f"{self.tool}'s default")
+        """What the tool does where its file says nothing, and loraft otherwise; of two the first one counts."""
+        self._of_itself.append((becomes, why or f"{self.tool}'s default"))
+
+    def finished(self) -> list[TranslatedKey]:
+        """What became of every key, of the rest by the table, and behind that what the tool does of itself."""
+        self.by_table()
+        for becomes, why in self._of_itself:
+            said = {ours for row in self.rows for ours in row.becomes}
+            unsaid = {ours: value for ours, value in becomes.items() if ours not in said}
+            if unsaid:
+                self._add(ForeignKey(None, "", ""), unsaid, why)
+        return self.rows
 
     def detail(self, name: str, key: str, value: Value, why: str) -> None:
         """A part of the key `name`, such as the type of one of its datasets, of which nothing is written."""

@@ -61,6 +61,33 @@ def test_alpaca_alone_is_printed_as_alpaca(tmp_path: Path) -> None:
     assert imported(tmp_path, alpaca + "chat_template: chatml\n").config.data.chat_template == "chatml"
 
 
+@pytest.mark.parametrize(
+    ("kinds", "template", "told"),
+    [
+        (["alpaca", "gpteacher"], "alpaca", 0),
+        (["alpaca_w_system.load_open_orca"], "alpaca", 0),
+        (["alpaca", "chat_template"], "auto", 1),
+    ],
+)
+def test_one_template_prints_all_datasets(tmp_path: Path, kinds: list[str], template: str, told: int) -> None:
+    """Axolotl prints a dataset of the type alpaca as Alpaca, whatever prints the others."""
+    entries = ", ".join(f"{{path: a/b, type: {kind}}}" for kind in kinds)
+    done = imported(tmp_path, f"base_model: a/b\nsequence_len: 8\ndatasets: [{entries}]\n")
+    assert done.config.data.chat_template == template
+    assert len([row for row in done.rows if row.key.endswith(".type")]) == told
+
+
+def test_texts_of_llama_factory_are_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(
+        '{"rows": {"file_name": "a.jsonl", "columns": {"prompt": "text"}}, "more": {"file_name": "b.jsonl"}}'
+    )
+    text = STARTS["llama-factory"].replace("sft", "pt").replace("dataset: rows", "dataset: rows, more")
+    first, second = imported(tmp_path, text).config.data.train
+    assert (first.format, first.columns) == ("text", {})
+    assert (second.format, second.columns) == ("text", {"text": "instruction"})
+
+
 def test_rows_before_training_are_streamed(tmp_path: Path) -> None:
     text = (
         "base_model: a/b\nsequence_len: 8\npretraining_dataset: [{path: a/b, name: en, type: pretrain}]\nmax_steps: 9\n"

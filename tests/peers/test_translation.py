@@ -29,6 +29,12 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
     ("trl", "load_in_4bit: true", {"method": "qlora", "quantization.double_quant": False}),
     ("trl", "load_in_4bit: true\nuse_bnb_nested_quant: true", {"quantization.double_quant": True}),
     ("trl", "", {"lora.dropout": 0.05, "data.max_length": 1024, "training.learning_rate": 2e-5, "seed": 42}),
+    ("trl", "", {"lora.target_modules": "all-linear", "data.on_overlength": "truncate"}),
+    ("llama-factory", "", {"data.on_overlength": "truncate"}),
+    ("axolotl", "", {"data.on_overlength": "not written"}),
+    ("axolotl", "excess_length_strategy: raise", {"data.on_overlength": "error"}),
+    ("axolotl", "excess_length_strategy: truncate", {"data.on_overlength": "truncate"}),
+    ("trl", "truncation_mode: keep_end", {"data.on_overlength": "truncate"}),
     ("axolotl", "", {"training.num_train_epochs": 1, "training.per_device_train_batch_size": 1, "seed": 42}),
     ("axolotl", "adapter: lora\nlora_target_linear: true", {"lora.target_modules": "all-linear"}),
     ("axolotl", "adapter: lora\nlora_target_modules: [q_proj]", {"lora.target_modules": ["q_proj"]}),
@@ -77,6 +83,13 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
 def test_a_key_means_the_same_here(tmp_path: Path, peer: str, text: str, ours: dict[str, Value]) -> None:
     found = become(tmp_path, peer, text)
     assert {key: found.get(key, "not written") for key in ours} == ours
+
+
+def test_what_a_tool_does_of_itself_stands_behind_what_its_file_says(tmp_path: Path) -> None:
+    text = STARTS["axolotl"].replace("chat_template", "alpaca") + "chat_template_jinja: own.jinja\n"
+    done = imported(tmp_path, text)
+    assert done.config.data.chat_template == "own.jinja"
+    assert [row.key for row in done.rows if "data.chat_template" in row.becomes] == ["chat_template_jinja"]
 
 
 @pytest.mark.parametrize(
