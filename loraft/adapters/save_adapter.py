@@ -35,7 +35,7 @@ from loraft.io.atomic import atomic_dir, write_json
 from loraft.io.checksums import write_record
 from loraft.io.secrets import redacted
 from loraft.models.auto_model import from_pretrained
-from loraft.models.hf_config import drop_code, own_code
+from loraft.models.hf_config import copy_processors, drop_code, own_code
 from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import tied_modules
 from loraft.models.modules import embedding_weight, is_within, wrapped_model
@@ -92,6 +92,7 @@ def save_full(
         else:
             model.save_pretrained(staging, state_dict={})  # what lies beside weights
             write_weights(staging)
+        copy_processors(adapted.loaded.folder, staging)
         _write_company(adapted, staging, config, renderer, facts)
 
 

@@ -20,7 +20,7 @@ from loraft.io.checksums import MERGE_REPORT, RECORD
 from loraft.io.resources import require_free_bytes
 from loraft.merging.merged_tensors import MergedTensors, plan_files, working_ahead
 from loraft.merging.prepare_merge import Merge, weighted
-from loraft.models.hf_config import drop_code
+from loraft.models.hf_config import copy_processors, drop_code
 from loraft.models.load_model import load_tokenizer
 from loraft.models.safetensors_index import Slot, write_index, write_shard
 from loraft.version import __version__
@@ -157,6 +157,7 @@ def write_company(merge: Merge, folder: Path) -> None:
     for file in (file for pattern, source in copied for file in source.glob(pattern)):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+    copy_processors(base, folder)
     record = merge.adapters[0].files.record or {}
     write_json(
         folder / RECORD,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import ERROR
@@ -90,6 +91,12 @@ def refuse_code_of_others(written: Mapping[str, Any], file: Path) -> None:
     if elsewhere := [place for place in named if isinstance(place, str) and "--" in place]:
         message = f"it names code of another model, {elsewhere[0]}, which is not run"
         raise ModelError(message, where=str(file), key=AUTO_MAP)
+
+
+def copy_processors(base: Path, folder: Path) -> None:
+    """Copy how images and sound are prepared: processors and servers of a multimodal model ask for it."""
+    for file in base.glob("*processor_config.json"):
+        shutil.copyfile(file, folder / file.name)
 
 
 def drop_code(folder: Path) -> None:

@@ -208,7 +208,9 @@ def test_a_model_trained_whole_is_saved_and_put_back(tmp_path: Path) -> None:
     config = run_config("full", model="org/base")
     adapted = attach(loaded, config)
     disturb(adapted.trainable)
+    (tmp_path / "base/preprocessor_config.json").write_text("{}")
     save_full(adapted, tmp_path / "model", config=config, renderer=Rendering(), facts=FACTS)
+    assert (tmp_path / "model/preprocessor_config.json").is_file()
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
     assert again.dtype == torch.float32
     assert torch.equal(logits(again), logits(adapted.model))

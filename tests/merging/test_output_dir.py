@@ -66,6 +66,14 @@ def test_transformers_loads_it_with_its_tokenizer(tmp_path: Path, merge: Merge) 
     assert telling == []
 
 
+def test_how_images_are_prepared_goes_along(tmp_path: Path, merge: Merge) -> None:
+    """What serves a multimodal model asks for it, also where only text was trained and is read."""
+    names = {"preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"}
+    for name in names:
+        (tmp_path / "base" / name).write_text('{"image_processor_type": "CLIPImageProcessor"}')
+    assert {path.name for path in written(merge, tmp_path / "out").iterdir()} >= names
+
+
 def test_without_a_tokenizer_of_its_own_an_adapter_takes_the_bases(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     peft_adapter(tmp_path / "adapter", base)
