@@ -132,6 +132,15 @@ def altered_settings(folder: Path) -> tuple[str, ...]:
     return tuple(f"{folder / name} was changed since loraft wrote it: what it says now is used" for name in altered)
 
 
+def others_in(folder: Path) -> list[str]:
+    """What lies in a folder besides what loraft wrote there, without hidden files; all of it where no record is."""
+    try:
+        known = {*_recorded(folder), *NOT_SEALED}
+    except NOT_READ:
+        known = {*NOT_SEALED}
+    return sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
+
+
 def _recorded(folder: Path) -> Seals:
     """What a folder's files were; nothing of another tool's."""
     try:

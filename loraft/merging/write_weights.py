@@ -15,8 +15,9 @@ from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import RunFolderError
+from loraft.figures import listed
 from loraft.io.atomic import atomic_dir, output_errors, read_json, write_json
-from loraft.io.checksums import MERGE_REPORT, RECORD
+from loraft.io.checksums import MERGE_REPORT, RECORD, others_in
 from loraft.io.resources import require_free_bytes
 from loraft.merging.merged_tensors import MergedTensors, plan_files, working_ahead
 from loraft.merging.prepare_merge import Merge, weighted
@@ -142,6 +143,9 @@ def _refuse_taken(out: Path, *, overwrite: bool) -> None:
         message = f"holds something else than a merged model (there is no {MERGE_REPORT})"
     elif not overwrite:
         message, remedy = "holds a merged model already", "Replace it by `overwrite`, or name another `out`."
+    elif others := others_in(out):
+        message = f"holds {listed(others)} besides the merged model"
+        remedy = "Move that elsewhere, or name another folder as `out`."
     else:
         return
     raise RunFolderError(message, where=str(out), remedy=remedy)

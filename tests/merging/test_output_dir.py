@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import resolve_target
 from loraft.errors import LoraftError, ResourceError, RunFolderError
+from loraft.io.checksums import write_record
 from loraft.merging.prepare_merge import Merge
 from loraft.merging.write_weights import chosen_folder, merged_folder, write_company
 from tests.merging.merging import own_adapter, peft_adapter, prepared, save_base, written
@@ -165,6 +166,20 @@ def test_a_merged_model_is_replaced_only_when_that_is_said(tmp_path: Path, merge
         broken_off()
     assert (out / "merge_report.json").read_text() == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "run"]
+
+
+def test_what_somebody_put_beside_a_merged_model_is_never_replaced(tmp_path: Path, merge: Merge) -> None:
+    out = tmp_path / "out"
+    with merged_folder(merge, out, overwrite=False) as staging:
+        (staging / "merge_report.json").write_text("{}")
+        (staging / "model.safetensors").write_bytes(b"weights")
+        write_record(staging, {})
+    (out / "model.gguf").write_bytes(b"exported")
+    refuse(merge, out, RunFolderError, r"holds model\.gguf besides the merged model", overwrite=True)
+    (out / "model.gguf").rename(tmp_path / "model.gguf")
+    with merged_folder(merge, out, overwrite=True) as staging:
+        (staging / "merge_report.json").write_text("{}")
+    assert not (out / "model.safetensors").exists()
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path, merge: Merge) -> None:
