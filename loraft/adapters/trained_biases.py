@@ -39,9 +39,15 @@ class TrainedBiases:
 
 
 def keep_biases(model: PeftModel, adapter: str) -> None:
-    """Keep the biases that peft made trainable for an adapter that was just added; its values are not yet decided."""
+    """Keep the biases that peft made trainable for an adapter that was just added; its values are not yet decided.
+
+    They are trained in float32. So is the rest of a norm held then: on a CPU it takes no weight of another dtype.
+    """
     base = model.get_base_model()
     found = {name: weight for name, weight in base.named_parameters() if weight.requires_grad and is_own_bias(name)}
+    for name in found:
+        if isinstance(module := base.get_submodule(name.rpartition(".")[0]), nn.LayerNorm):
+            module.float()
     own = {name: weight.data.clone() for name, weight in found.items()}
     for weight in found.values():
         weight.data = weight.data.float()

@@ -11,6 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from loraft.adapters.effect import acting
 from loraft.adapters.inject import AdaptedModel, attach
 from loraft.adapters.save_adapter import save_adapter
 from loraft.config.sections import QuantizationSection
@@ -98,6 +99,17 @@ def test_c14_under_autocast_outputs_are_bfloat16_and_gradients_float32(tmp_path:
     output.float().logsumexp(-1).sum().backward()
     assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in adapted.trainable.values())
     assert all(weight.grad.abs().max() > 0 for weight in adapted.trainable.values() if weight.grad is not None)
+
+
+def test_c14_biases_of_norms_are_trained_over_16_bits(tmp_path: Path) -> None:
+    adapted = attach(tiny_loaded(tmp_path, "gpt2", dtype=torch.bfloat16), run_config(bias="all"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        adapted.model(input_ids=IDS, labels=IDS).loss.backward()
+    norms = {name: weight for name, weight in adapted.trainable.items() if "ln_" in name}
+    assert len(norms) == 7
+    assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in norms.values())
+    with acting(adapted.model, None) as base, torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.isfinite(logits(base)).all()
 
 
 @pytest.mark.parametrize(
