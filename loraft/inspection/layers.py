@@ -66,7 +66,7 @@ class LoraCount:
         modules: How many modules.
         layers: The layers that they lie in, by stack.
         parameters: Parameters of the low-rank updates.
-        saved: The modules that are trained whole besides.
+        saved: What is trained whole besides: modules, biases, rows of embeddings.
         trained_share: All that is trained, of the model with it.
     """
 
@@ -135,7 +135,7 @@ def model_table(
             raise
         notes = tuple(f"LoRA is not counted: {problem.message}" for problem in error.problems)
     layers, outside = _rows(empty, family, storage, trained)
-    count = _count(trained, layers, outside, anatomy.parameters) if trained else None
+    count = _count(trained, layers, anatomy.parameters) if trained else None
     transposed = frozenset(name for name, module in empty.named_modules() if isinstance(module, Conv1D))
     return ModelTable(anatomy, layers, outside, count, notes, storage, transposed)
 
@@ -154,41 +154,39 @@ class _Trained(NamedTuple):
     """What an adapter trains.
 
     That is the rank of each module, DoRA's magnitudes or not, what is trained whole, and how many numbers the updates
-    of parameters have, which are no modules'.
+    and the rest have.
     """
 
     source: str
     ranks: Mapping[str, int]
     magnitudes: bool
     saved: tuple[str, ...]
-    saved_parameters: int
-    of_parameters: int
+    updates: int
+    whole: int
 
 
 def _of_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection | None) -> _Trained:
     section = lora if lora is not None else LoraSection()
     targets = targets_in(model, family, section)
     source = "what is asked for" if lora is not None else "the defaults of a config"
-    experts = sum(weight.parameters for weight in targets.weights)
-    return _Trained(source, targets.ranks, section.use_dora, targets.saved, targets.saved_parameters, experts)
+    updates = targets.parameters + sum(weight.parameters for weight in targets.weights)
+    saved, whole = (*targets.saved, *targets.biases), targets.trainable_parameters - updates
+    return _Trained(source, targets.ranks, section.use_dora, saved, updates, whole)
 
 
 def _of_adapter(name: str, opened: AdapterReader) -> _Trained:
-    saved = sum(math.prod(opened.shapes[key]) for key in opened.saved.values())
-    magnitudes = bool(opened.declared.get("use_dora"))
-    keys = [key for place, parts in opened.keys.items() if opened.parameters(place) for key in parts.values()]
-    of_parameters = sum(math.prod(opened.shapes[key]) for key in keys)
-    return _Trained(f"the adapter {name}", opened.ranks, magnitudes, tuple(opened.saved), saved, of_parameters)
+    magnitudes, saved = bool(opened.declared.get("use_dora")), {**opened.saved, **opened.tokens}
+    updates = sum(math.prod(opened.shapes[key]) for parts in opened.keys.values() for key in parts.values())
+    whole = sum(math.prod(opened.shapes[key]) for key in saved.values())
+    return _Trained(f"the adapter {name}", opened.ranks, magnitudes, tuple(saved), updates, whole)
 
 
-def _count(trained: _Trained, layers: Sequence[LayerRow], outside: Sequence[ModuleRow], parameters: int) -> LoraCount:
-    updates = sum(row.lora_parameters or 0 for row in (*outside, *(row for layer in layers for row in layer.modules)))
+def _count(trained: _Trained, layers: Sequence[LayerRow], parameters: int) -> LoraCount:
     inside: dict[str, tuple[int, ...]] = {}
     for layer in layers:
         if any(row.lora_target for row in layer.modules):
             inside[layer.stack] = (*inside.get(layer.stack, ()), layer.index)
-    source, ranks, _, saved, whole, of_parameters = trained
-    updates += of_parameters
+    source, ranks, _, saved, updates, whole = trained
     rank = tuple(sorted(set(ranks.values())))
     share = (updates + whole) / (parameters + updates)
     return LoraCount(source, rank[0] if len(rank) == 1 else rank, len(ranks), inside, updates, saved, whole, share)

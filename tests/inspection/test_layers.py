@@ -15,12 +15,13 @@ from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.config.config_file import load_lora
-from loraft.config.sections import ModelSection
+from loraft.config.sections import LoraSection, ModelSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.layers import ModelTable, model_table
 from loraft.inspection.layers_report import inspect_layers
 from loraft.models.registry import FAMILIES
 from loraft.planning.run_plan import plan_run
+from tests.merging.merging import own_adapter, peft_adapter, save_base
 from tests.tiny import SIZES, TELLING, VOCABULARY, mostly_slow, save_tiny, tiny_model
 from tests.training.building import tiny_config
 
@@ -306,6 +307,31 @@ def test_dora_counts_its_magnitudes(tmp_path: Path) -> None:
         assert table.lora.parameters == sum(row.lora_parameters or 0 for la in table.layers for row in la.modules)
     assert dora.lora.parameters - plain.lora.parameters == 3 * (96 + 32 + 48 + 32)
     assert plain.layers[0].modules[0].shape == (32, 96), "GPT-2 stores [in, out]"
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": ["c_attn", "wte"]},
+        {"trainable_token_indices": [3, 250]},
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"modules_to_save": ["ln_f"], "target_modules": ["c_attn"]},
+    ],
+    ids=lambda lora: next(iter(lora)),
+)
+def test_all_that_an_adapter_trains_is_counted(tmp_path: Path, lora: dict[str, Any]) -> None:
+    adapted = peft_adapter(tmp_path / "adapter", save_base(tmp_path / "base", "gpt2"), "gpt2", **lora)
+    counted = inspect_layers(str(tmp_path / "adapter")).as_dict()["lora"]
+    trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+    assert counted["parameters"] + counted["saved_parameters"] == trained
+
+
+def test_biases_that_a_config_trains_are_counted(tmp_path: Path) -> None:
+    adapted = own_adapter(tmp_path / "adapter", save_base(tmp_path / "base", "gpt2"), bias="all")
+    counted = inspect_layers(str(tmp_path / "base"), lora=LoraSection(r=4, alpha=8, bias="all")).as_dict()["lora"]
+    trained = sum(weight.numel() for weight in adapted.trainable.values())
+    assert counted["parameters"] + counted["saved_parameters"] == trained
 
 
 def test_a_mixture_is_looked_into_and_lora_goes_to_its_linear_modules(tmp_path: Path) -> None:

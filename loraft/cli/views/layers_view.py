@@ -9,6 +9,7 @@ from statistics import fmean
 from rich.console import RenderableType
 
 from loraft.cli.text_tables import Document, as_bytes, as_count, as_measure, as_share, as_span, bar, facts, text_table
+from loraft.figures import listed
 
 WIDE = 20
 """The label column of the sections, so that all of them line up."""
@@ -296,6 +297,6 @@ def _lora(lora: Document) -> dict[str, object]:
     rows: dict[str, object] = {"counted for": lora["source"], "r": rank, "modules": lora["modules"], "layers": layers}
     rows["parameters"] = lora["parameters"]
     if lora["saved"]:
-        rows["trained whole"] = f"{', '.join(lora['saved'])} ({as_count(lora['saved_parameters'])} parameters)"
+        rows["trained whole"] = f"{listed(lora['saved'])} ({as_count(lora['saved_parameters'])} parameters)"
     rows["share of all"] = as_share(lora["trained_share"], 1)
     return rows
