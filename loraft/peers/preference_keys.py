@@ -96,19 +96,23 @@ def translate_task(translation: Translation) -> None:
 
 
 def _loss(translation: Translation, otherwise: str) -> PreferenceLossName:
-    for name in NAMES[2:]:
+    """The loss that is named; sigmoid, or no name, is the usual one of what trains."""
+    said: Value = None
+    for name in reversed(NAMES[2:]):
         value = translation.value(name)
-        if value is not None and not isinstance(value, list) and str(value) not in LOSSES:
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        if len(listed) > 1 or not {*map(str, listed)} <= LOSSES.keys():
             remedy = f"The losses of task: preference are {', '.join(get_args(PreferenceLossName))}."
-            translation.refuse(name, f"there is no {value} here", remedy)
-    said = "kto" if otherwise == "kto" else str(translation.value(*NAMES[2:]))
-    return LOSSES.get(said, LOSSES.get(otherwise, "dpo"))
+            translation.refuse(name, f"there is no {' with '.join(map(str, listed))} here", remedy)
+        said = listed[0] if listed else said
+    usual = LOSSES.get(otherwise, "dpo")
+    return usual if said in (None, "sigmoid") or usual == "kto" else LOSSES[str(said)]
 
 
 def _add_what_goes_without_saying(translation: Translation) -> None:
     if translation.loss == "simpo":
         translation.of_itself({"preference.beta": 0.1})
-    if translation.loss == "simpo" and translation.file.peer == "axolotl":
+    if translation.loss == "simpo" and translation.file.peer != "llama-factory":  # by TRL's trainer of CPO
         translation.of_itself({"preference.sft_weight": 1})
     if translation.file.peer == "trl":
         translation.of_itself({"training.learning_rate": 1e-6})

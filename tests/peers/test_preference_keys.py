@@ -58,6 +58,19 @@ def test_commands_of_trl(tmp_path: Path) -> None:
     assert (config.task, config.preference.loss, config.preference.beta) == ("preference", "ipo", 0.2)
     assert config.training.learning_rate == 1e-6
     assert imported(tmp_path, f"python x/orpo.py {words}", "train.sh").config.preference.loss == "orpo"
+    plain = imported(tmp_path, f"python x/cpo.py {words} --loss_type sigmoid", "train.sh").config
+    assert plain.preference.loss == "cpo"
+    simple = imported(tmp_path, f"python x/cpo.py {words} --loss_type simpo", "train.sh").config
+    assert (simple.preference.loss, simple.preference.sft_weight) == ("simpo", 1)
+
+
+def test_a_list_of_losses_of_trl_is_its_only_one_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "dpo.yaml").write_text(STARTS["trl"] + "loss_type: [ipo]\n")
+    assert imported(tmp_path, "trl dpo --config dpo.yaml", "train.sh").config.preference.loss == "ipo"
+    for several in ("sigmoid, sft", "sigmoid, ipo", "hinge"):
+        (tmp_path / "dpo.yaml").write_text(STARTS["trl"] + f"loss_type: [{several}]\n")
+        with pytest.raises(ConfigError, match=f"there is no {several.replace(',', ' with')} here"):
+            imported(tmp_path, "trl dpo --config dpo.yaml", "train.sh")
 
 
 @pytest.mark.parametrize(
