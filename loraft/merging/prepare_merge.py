@@ -258,9 +258,13 @@ def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 
 def _with_tied_rows(plan: MergePlan, sources: Mapping[str, TensorHeader], ties: Mapping[str, str]) -> MergePlan:
-    """The plan with the same rows where the files hold a tied weight under each of its names."""
-    tied = {name: plan.rows[source] for name, source in ties.items() if source in plan.rows and name in sources}
-    return replace(plan, rows={**plan.rows, **tied})
+    """The plan with the rows of a tied weight under each of its names that the files hold it by."""
+    rows: dict[str, tuple[Sequence[int], Tensor]] = {}
+    for name, found in plan.rows.items():
+        source = ties.get(name, name)
+        held = [each for each in (source, *ties) if ties.get(each, each) == source and each in sources]
+        rows |= dict.fromkeys(held or [name], found)
+    return replace(plan, rows=rows)
 
 
 def _widespread_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype:

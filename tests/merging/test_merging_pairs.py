@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSeq2SeqLM
 
 from loraft import api
@@ -22,6 +23,7 @@ from loraft.models.registry import TWO_STACKS
 from loraft.rows.formats import Seq2SeqRecord
 from loraft.tasks.training_metadata import SourceFormat
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
+from tests.adapters.setting import disturb
 from tests.inference.voices import base_in, pair_adapter_in
 from tests.tiny import mostly_slow, tiny_tokenizer
 from tests.tokenization.test_seq2seq_rows import nllb
@@ -104,6 +106,18 @@ def test_a_model_of_few_positions_is_compared_on_rows_that_fit(tmp_path: Path, m
     pair_adapter_in(tmp_path / "run/adapter", base)
     report = api.merge(str(tmp_path / "run"))
     assert (report.verified, report.positions) == (True, 256)
+
+
+def test_rows_are_merged_by_the_name_that_the_files_have_for_a_tied_weight(tmp_path: Path) -> None:
+    """Marian's embedding is called by its encoder's name, and its files hold what is shared."""
+    base = base_in(tmp_path / "base", "marian")
+    lora = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3, 250])
+    adapted = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(base), lora)
+    disturb({name: weight for name, weight in adapted.named_parameters() if weight.requires_grad})
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    report = api.merge(str(tmp_path / "adapter"), tmp_path / "out")
+    assert (report.verified, report.untied) == (True, ())
+    assert report.compared_tensors > 100
 
 
 def test_built_in_texts_are_read_in_the_languages_of_training(tmp_path: Path) -> None:
