@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -75,7 +75,15 @@ def inspect_layers(
     pairs = [(one[0], other[0], likeness(one, other, table)) for one, other in combinations(opened, 2)]
     apart = (f"{one} and {other} adapt no module in common" for one, other, alike in pairs if alike is None)
     alike = tuple(each for *_, each in pairs if each is not None)
-    return LayersReport(found.base, table, updates, alike, (*found.notes, *notes, *apart))
+    said = (*found.notes, *notes, *apart, *_without_magnitudes(updates))
+    return LayersReport(found.base, table, updates, alike, said)
+
+
+def _without_magnitudes(updates: Sequence[AdapterUpdates]) -> Iterator[str]:
+    """What a DoRA changes is told by its base alone: its magnitudes are the lengths of rows of W + ΔW."""
+    for adapter in updates:
+        if "DoRA" in adapter.kind and adapter.norm is not None and adapter.relative is None:
+            yield f"‖ΔW‖ of {adapter.name} is that of B A alone: what DoRA's magnitudes change is told beside the base."
 
 
 def _table(

@@ -210,6 +210,15 @@ def test_a_base_on_the_hub_that_cannot_be_had_is_a_note(tmp_path: Path) -> None:
     assert only(report).norm is not None
 
 
+def test_without_the_base_what_magnitudes_change_is_not_told(tmp_path: Path) -> None:
+    folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a", use_dora=True)
+    assert inspect_layers(str(folder)).notes == ()
+    (tmp_path / "base").rename(tmp_path / "moved")
+    report = inspect_layers(str(folder))
+    assert "DoRA's magnitudes" in report.notes[-1]
+    assert only(report).norm is not None
+
+
 def test_a_base_with_other_weights_than_the_recorded_ones_is_told(tmp_path: Path) -> None:
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
     (folder / "loraft.json").write_text(json.dumps({"base": {"fingerprint": "sha256:other"}}))
