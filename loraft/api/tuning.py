@@ -189,7 +189,7 @@ def _opened(folder: Path, digest: str, *, overwrite: bool) -> _State:
         RunFolderError: It holds another one, or something else.
     """
     file = folder / STATE
-    if not folder.exists() or all(each.name == PROBE for each in folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and all(each.name == PROBE for each in folder.iterdir())):
         return _State(digest)
     if not file.is_file():
         message = f"holds something else than a tuning: there is no {STATE}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -107,6 +107,17 @@ class ConfigOptions:
     def name(self) -> str:
         """What the run is called."""
         return Path(self.config).stem
+
+    def beside(self, ending: str) -> Path:
+        """Where a config lies that is made of this one: `run-fit.yaml` beside `run.yaml`."""
+        path = Path(self.config)
+        return path.with_name(f"{path.stem}-{ending}{path.suffix}")
+
+    def changed(self, values: Mapping[str, object]) -> str:
+        """The text of the config with its overrides and these values."""
+        from loraft.config.change_config import changed_text
+
+        return changed_text(Path(self.config), self.overrides or [], values)
 
     def load(self) -> RunConfig:
         """The config with its overrides."""

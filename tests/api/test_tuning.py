@@ -101,6 +101,9 @@ def test_what_cannot_be_tried_is_refused(config: RunConfig, ran: Ran, tmp_path: 
         with pytest.raises(RunFolderError, match="holds something else than a tuning"):
             tune(config, budget=60, overwrite=overwrite)
     assert (tmp_path / "tuned/mine.txt").read_text() == "mine"
+    file = config.training.model_copy(update={"output_dir": str(tmp_path / "tuned/mine.txt")})
+    with pytest.raises(RunFolderError, match="holds something else than a tuning"):
+        tune(config.model_copy(update={"training": file}), budget=60)
 
 
 def test_no_trial_that_ends_is_a_failure(config: RunConfig, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,26 +165,25 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
 
 def _write_fitting(given: ConfigOptions, config: RunConfig, memory: int, *, as_json: bool) -> None:
     """Write the config beside itself that fits into a GPU of so many bytes, where it does not fit as it is."""
-    path = Path(given.config)
-    written = path.with_name(f"{path.stem}-fit{path.suffix}")
+    written = given.beside("fit")
     with waiting("loading libraries, then model and rows"):
         from loraft.api import fit_memory
-        from loraft.config.change_config import changed_text
 
         fitting = fit_memory(config, gpu_memory=memory, trust_remote_code=given.trust_remote_code)
     peak, there = fitting.plan.memory.peak_bytes, fitting.plan.placement.available_bytes
     if fitting.changes:
-        text = changed_text(path, given.overrides or [], fitting.changes)
+        text = given.changed(fitting.changes)
         if written.is_dir() or (written.exists() and written.read_bytes() != text.encode()):
             raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
         write_whole(written, text)
     if as_json:
-        found = {"fits": str(written if fitting.changes else path), "changes": fitting.changes, "costs": fitting.costs}
+        fits = str(written) if fitting.changes else given.config
+        found = {"fits": fits, "changes": fitting.changes, "costs": fitting.costs}
         print_json({**found, "peak_bytes": peak, "available_bytes": there})
     elif fitting.changes:
         print_result(f"wrote {written}, which fits with {fitting.words}")
     else:
-        print_result(f"{path} fits as it is: {peak / 1e9:.1f} of {there / 1e9:.1f} GB")
+        print_result(f"{given.config} fits as it is: {peak / 1e9:.1f} of {there / 1e9:.1f} GB")
 
 
 def _shown(report: dict[str, Any], *, has_adapter: bool) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from loraft.cli.console import print_json, print_result
 from loraft.cli.options import ConfigOptions, JsonOption, duration_in_seconds, flag, option
@@ -31,14 +31,12 @@ def tune(given: ConfigOptions, tried: TuneOptions, as_json: JsonOption = False) 
     better half is trained anew for twice as many, until two are left. Each trial is an ordinary run in a folder of its
     own; the same command goes on after a stop. CONFIG-tuned.yaml is the config with the best values.
     """
-    path = Path(given.config)
-    written = path.with_name(f"{path.stem}-tuned{path.suffix}")
-    if written.exists() and not tried.overwrite:
-        raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
     config = given.read()
+    written = given.beside("tuned")
+    if written.is_dir() or (written.exists() and not tried.overwrite):
+        raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
     with watching() as view:
         from loraft.api import tune as try_values
-        from loraft.config.change_config import changed_text
 
         done = try_values(
             config,
@@ -51,12 +49,12 @@ def tune(given: ConfigOptions, tried: TuneOptions, as_json: JsonOption = False) 
     values: dict[str, object] = {key: _whole(value) for key, value in done.values.items()}
     if config.training.output_dir is not None:  # which holds the trials
         values["training.output_dir"] = None
-    write_whole(written, changed_text(path, given.overrides or [], values))
+    write_whole(written, given.changed(values))
     if as_json:
         print_json({**done.as_dict(), "written": str(written)})
         return
     print_document({"trials": [_row(asdict(trial)) for trial in done.trials]}, rest="tuned")
-    print_result(f"Next:  loraft train {written}")
+    print_result(f"Next:  loraft train {shlex.quote(str(written))}")
 
 
 def _row(trial: Mapping[str, object]) -> dict[str, object]:
