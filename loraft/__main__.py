@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 
 
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
+    if sys.stderr is None:  # closed, as by 2>&-: messages go nowhere, and the exit code says how it ended
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="replace")
     try:

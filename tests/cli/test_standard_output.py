@@ -136,6 +136,14 @@ def test_a_closed_standard_output_is_refused_before_anything_is_done() -> None:
     assert "standard output is closed" in done.stderr
 
 
+def test_where_standard_error_is_closed_the_exit_code_and_the_document_tell(tmp_path: Path) -> None:
+    words = ["bash", "-c", f"{sys.executable} -m loraft check not-there.yaml --json 2>&-"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (2, 2)
+
+
 @pytest.mark.parametrize("folder", ["/proc", "/sys"])
 def test_a_config_on_a_disk_that_takes_none_is_refused(folder: str, loraft: Loraft) -> None:
     result = loraft("init", f"{folder}/x.yaml", "--json")
