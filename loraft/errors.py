@@ -92,6 +92,12 @@ class LoraftError(Exception):
         error.args = ("\n".join(str(problem) for problem in found),)
         return error
 
+    @property
+    def in_short(self) -> str:
+        """The message of the first problem, and how many more there are."""
+        first, *others = self.problems
+        return first.message + (f", and {len(others)} more of the kind" if others else "")
+
     def __reduce__(self) -> tuple[Any, ...]:
         """An error goes from process to process with its problems, however it was made."""
         return _remade, (type(self), self.args, vars(self))

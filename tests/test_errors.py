@@ -97,3 +97,8 @@ def test_a_class_that_another_module_has_arrives_as_the_nearest_that_all_know() 
     again = LoraftError.from_json(MissingRowError.several([Problem("a"), Problem("b", "c:2")]).as_json())
     assert type(again) is DataError
     assert again.problems == (Problem("a"), Problem("b", "c:2"))
+
+
+def test_many_problems_are_told_in_short_by_the_first() -> None:
+    assert ConfigError.several([Problem("first", "a:1")]).in_short == "first"
+    assert ConfigError.several([Problem("first"), Problem("second")]).in_short == "first, and 1 more of the kind"

@@ -210,9 +210,7 @@ def _as_trained(adapted: AdaptedModel, folder: Path) -> tuple[str, ...]:
         notes = read_adapter(folder).check_base(adapted.loaded.fingerprint) if adapted.method != "full" else ()
         restore(adapted, folder)
     except AdapterError as error:
-        first, *others = error.problems
-        more = f", and {len(others)} more of the kind" if others else ""
-        message = f"it is not what the config trains: {first.message}{more}"
+        message = f"it is not what the config trains: {error.in_short}"
         remedy = "Leave out what changes the model or its adapter."
         raise AdapterError(message, where=str(folder), remedy=remedy) from error
     return notes

@@ -286,9 +286,7 @@ def _restore_weights(run: Trainer, folder: Path) -> None:
             raise AdapterError("it was trained by another method")
         restore_weights(run, place)
     except AdapterError as error:
-        first, *others = error.problems
-        more = f", and {len(others)} more of the kind" if others else ""
-        message = f"{folder.name} has not what is trained now: {first.message}{more}"
+        message = f"{folder.name} has not what is trained now: {error.in_short}"
         remedy = "undo the change, or begin anew with another training.output_dir"
         raise RunFolderError(message, where=str(run.folder.path), remedy=remedy) from error
 
