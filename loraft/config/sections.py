@@ -327,7 +327,8 @@ class DataSection(Section):
     """Processes that turn rows into tokens; auto is one below 20,000 rows of a source and one a core from there."""
     packing: Annotated[Literal["auto", "off", "fill"], OF_DECODERS] = "auto"
     """How the rows of a batch lie: auto end to end, without padding and without seeing one another (padded where the
-    family cannot); off pads them; fill fills rows up to max_length with others (fewer steps)."""
+    family cannot); off pads them; fill fills rows with others up to max_length, of preferences up to twice that (fewer
+    steps)."""
     shared_prefix: Annotated[Literal["auto", "off"], OF_DECODERS] = "auto"
     """What all rows of a batch begin with, a system prompt say: auto computes it once for all of them on a CPU, where
     rows of a well-known family lie end to end and nothing is drawn anew for each (no dropout, noise or routers' loss),

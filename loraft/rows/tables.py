@@ -124,7 +124,7 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
     """The rows of a Parquet file, by their numbers.
 
     Raises:
-        DataError: At the first row: it is no Parquet file.
+        DataError: At the first row: it is no Parquet file, or one that cannot be read.
     """
     import pyarrow
     from pyarrow import parquet
@@ -139,7 +139,9 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
                     number += 1
                     yield partial(look, f"{file.name}: row {number}", _columns, readers, values)
         except (pyarrow.ArrowException, ValueError) as error:  # no UTF-8, or a struct with two fields of one name
-            raise DataError(f"is no Parquet file: {str(error).splitlines()[0]}", where=file.name, key="data") from None
+            raise DataError(
+                f"cannot be read as Parquet: {str(error).splitlines()[0]}", where=file.name, key="data"
+            ) from None
 
 
 def rows_of_parquet(file: RowFile) -> int:

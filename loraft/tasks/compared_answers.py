@@ -105,7 +105,7 @@ class ComparedAnswers(Task):
             return
         answers = [[text.trained for text in example.texts] for example in examples]
         longer, shorter = (sum((a - b) * sign > 0 for a, b in answers) for sign in (1, -1))
-        if answers:
+        if longer or shorter:
             chosen, rejected = (sum(each) / len(answers) for each in zip(*answers, strict=True))
             counts = f"longer in {longer:,} of {counted(len(answers), 'pair')} and shorter in {shorter:,}"
             yield f"the chosen answer is {counts}: it has {chosen:.1f} tokens on average, the other {rejected:.1f}"

@@ -231,7 +231,7 @@ def test_every_file_type_gives_the_same_rows(tokenizer: PreTrainedTokenizerFast,
         ("a.json", '{"data": [1]}', "the rows seem to be in 'data'"),
         ("a.json", '{"messages": [{"role": "user", "content": "a"}]}', r"it holds one object\n.*Write \[ before"),
         ("a.jsonl", "a\0b", r"holds a NUL byte\n.*UTF-16"),
-        ("a.parquet", "nonsense", "is no Parquet file"),
+        ("a.parquet", "nonsense", "cannot be read as Parquet"),
         ("a.csv", "prompt,completion\na\n", "has no cell for completion"),
     ],
 )

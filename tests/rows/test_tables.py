@@ -144,3 +144,11 @@ def test_what_is_no_workbook_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DataError, match="openpyxl") as caught:
         read(tmp_path / "x.xlsx")
     assert caught.value.problems[0].remedy == "pip install 'loraft[xlsx]'"
+
+
+def test_a_struct_of_parquet_with_two_fields_of_one_name_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    numbers = pyarrow.array([1, 2])
+    twice = pyarrow.StructArray.from_arrays([numbers, numbers], names=["at", "at"])
+    parquet.write_table(pyarrow.table({"facts": twice}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read(tmp_path / "a.parquet")

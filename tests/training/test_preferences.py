@@ -203,6 +203,10 @@ def test_answers_that_are_longer_on_one_side_are_told(tmp_path: Path) -> None:
     notes = tiny_fit(tiny_config(tmp_path, task="preference", data__train=str(path)))[0].plan.data.report.notes
     assert any("longer in" in note for note in notes)
     assert any("length is learned" in note for note in notes)
+    even = [{**row, "rejected": row["chosen"]} for row in preferred(4)]
+    path = write_rows(tmp_path / "even.jsonl", even)
+    notes = tiny_fit(tiny_config(tmp_path, task="preference", data__train=str(path)))[0].plan.data.report.notes
+    assert not any("longer in" in note for note in notes)
 
 
 @pytest.mark.slow
