@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,12 @@ def print_try_it(task: TaskName, target: str, saved: Path) -> None:
     from loraft.tasks import TASKS
 
     print_result("Try it:  " + in_options(f"`{TASKS[task].try_call(target, metadata_in(saved))}`"))
+
+
+def print_next(config: str) -> None:
+    """The commands that one would type next with a config that was written."""
+    name = shlex.quote(config)
+    print_result(f"Next:  loraft preview {name}\n       loraft check {name}\n       loraft train {name}")
 
 
 def print_document(sections: Document, *, rest: str) -> None:

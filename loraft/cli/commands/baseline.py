@@ -37,8 +37,7 @@ def baseline(given: ConfigOptions, asked: BaselineOptions, as_json: JsonOption =
     generated token, and how the gradient of the last token's loss falls with distance into the past. A few learning
     rates are tried, and training ends where the loss on the held-out rows falls no more.
     """
-    if asked.plot is not None:
-        check_plot(asked.plot)
+    check_plot(asked.plot)
     config = given.read()
     with waiting("loading libraries"):
         from loraft.api import train_baseline

@@ -28,8 +28,7 @@ def compare(given: ConfigOptions, tried: TrialOptions, as_json: JsonOption = Fal
     memory by part beside what `loraft check` predicts, trained parameters, tokens a second, the loss, and the size of
     what is saved. What does not fit in memory is said, and not tried. Nothing is kept.
     """
-    if tried.plot is not None:
-        check_plot(tried.plot)
+    check_plot(tried.plot)
     config = given.read(by_every_method=True)
     methods = [name.strip() for name in tried.methods.split(",") if name.strip()]
     with watching() as view:

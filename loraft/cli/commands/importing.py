@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from rich.console import RenderableType
 
 from loraft.cli.console import print_aside, print_json, print_note, print_result, waiting
 from loraft.cli.options import JsonOption, argument, flag, option
-from loraft.cli.text_tables import text_table
+from loraft.cli.text_tables import print_next, text_table
 from loraft.config.config_file import inline
 from loraft.peers.foreign_file import NAMES, Peer
 
@@ -54,8 +53,7 @@ def import_(given: ImportOptions, as_json: JsonOption = False) -> None:
     if unknown:
         print_note(f"{', '.join(unknown)}: loraft does not know what {NAMES[done.peer]} does with it")
     if target is not None:
-        name = shlex.quote(str(target))
-        print_result(f"Next:  loraft preview {name}\n       loraft check {name}\n       loraft train {name}")
+        print_next(str(target))
 
 
 def _table(done: ImportedConfig) -> RenderableType:

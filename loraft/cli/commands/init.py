@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import TypeVar, get_args
 
 import typer
 
-from loraft.cli.console import print_either, print_json, print_note, print_result, waiting
+from loraft.cli.console import print_either, print_json, print_note, waiting
 from loraft.cli.launch_files import Launcher, LaunchFile
 from loraft.cli.options import JsonOption, argument, column_names, columns_option, flag, option, refuse
-from loraft.cli.text_tables import document, print_document
+from loraft.cli.text_tables import document, print_document, print_next
 from loraft.cli.wording import with_options
 from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
 
@@ -109,8 +108,7 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
         return
     facts = {key: value for key, value in written.items() if key != "notes" and value not in ({}, None)}
     print_document(facts, rest="written")
-    name = shlex.quote(given.path)
-    print_result(f"Next:  loraft preview {name}\n       loraft check {name}\n       loraft train {name}")
+    print_next(given.path)
 
 
 def _on_a_terminal() -> bool:

@@ -68,8 +68,7 @@ def inspect_layers(
         (show.lora and (show.gradients or reads), "--lora is counted where neither a prompt nor a batch is read."),
         (lacks_target and not show.gradients, "Name a TARGET, or an --adapter."),
     )
-    if show.plot is not None:
-        check_plot(show.plot)
+    check_plot(show.plot)
     document, drawn = _gradients(show.gradients, changes, of) if show.gradients else _of_model(of, show)
     if show.plot is not None:
         from loraft.cli.views.layer_plots import plot_layers

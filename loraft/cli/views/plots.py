@@ -21,12 +21,14 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DOTS_AN_INCH = 144
 
 
-def check_plot(path: Path) -> None:
-    """Refuse what no picture can be written to, before any work is done.
+def check_plot(path: Path | None) -> None:
+    """Refuse what no picture can be written to, before any work is done; None, where none is asked for, is no fault.
 
     Raises:
         ConfigError: No matplotlib, another ending than .png or .svg, or no folder.
     """
+    if path is None:
+        return
     said = {"where": str(path), "parameter": "plot"}
     if problem := lacking("matplotlib", "a picture", parameter="plot"):
         raise ConfigError.several([problem])
