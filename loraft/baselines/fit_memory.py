@@ -60,6 +60,7 @@ def fit_memory(config: RunConfig, *, gpu_memory: int | None = None, trust_remote
 
 
 def _fitting(config: RunConfig, stated: StatedDevice | None, ranks: Ranks) -> Fitting:
+    """The same for several that train together, of which those on a CPU share its memory."""
     device = select_device(config.model, stated).device
     for changes in _in_order_of_cost(config, beside_host=has_own_memory(device)):
         try:
@@ -72,6 +73,8 @@ def _fitting(config: RunConfig, stated: StatedDevice | None, ranks: Ranks) -> Fi
         if message is None:
             return Fitting(changes, plan)
     remedy = "A smaller model or a shorter data.max_length fits, a smaller batch or another method does not."
+    if ranks.local_world > 1 and device == "cpu":
+        remedy = f"Fewer processes share the memory of this machine. {remedy}"
     raise ResourceError(f"at its smallest {message}", key="model.name_or_path", remedy=remedy)
 
 

@@ -137,3 +137,8 @@ def test_a_run_that_does_not_fit_is_refused_with_what_makes_it_fit(
     with pytest.raises(ResourceError, match="needs about") as refused:
         getattr(api, verb)(config)
     assert "training.optim: adamw_8bit" in str(refused.value.problems[0].remedy)
+
+
+def test_processes_that_share_the_memory_of_a_cpu_are_refused_where_it_does_not_suffice(config: RunConfig) -> None:
+    with pytest.raises(ResourceError, match="Fewer processes share the memory of this machine"):
+        api.check(config, num_processes=10_000)
