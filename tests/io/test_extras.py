@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,3 +59,10 @@ def test_a_tracker_names_the_extra() -> None:
 
 def test_nothing_is_lacking_where_all_is_installed() -> None:
     assert [errors.lacking(package, "it") for package in errors.EXTRAS] == [None] * len(errors.EXTRAS)
+
+
+def test_the_page_about_installing_names_every_extra() -> None:
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    page = (root / "docs/guides/installing.md").read_text()
+    assert [name for name in extras if f"| `{name}`" not in page and f", `{name}`" not in page] == []
