@@ -272,7 +272,7 @@ class _Trials:
             "training.max_steps": steps, "training.output_dir": str(run), "training.eval_steps": quarter,
             "training.save_steps": steps, "training.save_total_limit": 1, "training.logging_steps": 1,
             "training.report_to": (), "training.push_to_hub": None, "training.sample_prompts": (),
-            "training.early_stopping_patience": None,
+            "training.early_stopping_patience": None, "training.metric_for_best_model": "loss",
         }  # fmt: skip
         config = with_values(self.config, {**settings, **changes})
         goes_on = RunFolder(run).holds_run and not overwrite

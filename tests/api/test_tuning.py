@@ -22,7 +22,9 @@ STEP = StepLogged(1, 6, 0.1, 1.0, 1.0, 1e-3, 10, 100.0, 1, 0.0)
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    return tiny_config(tmp_path, data__eval=0.2, training__output_dir=str(tmp_path / "tuned"))
+    config = tiny_config(tmp_path, data__eval=0.2, training__output_dir=str(tmp_path / "tuned"))
+    by_accuracy = config.training.model_copy(update={"metric_for_best_model": "accuracy"})
+    return config.model_copy(update={"training": by_accuracy})
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
     def train(config: RunConfig, *, observer: Any, **_: object) -> SimpleNamespace:
         rate, rank, steps = config.training.learning_rate, config.lora.r, config.training.max_steps
         assert rate != "auto"
+        assert config.training.metric_for_best_model == "loss", "by which trials are compared"
         Path(str(config.training.output_dir)).mkdir(parents=True)
         if steps == tuning.PROBED:
             observer(STEP)
