@@ -90,9 +90,9 @@ def test_commands_say_what_they_did(place: Path) -> None:
         "system prompt set; the conversation goes on with it.\nBe kind.",
         "no system prompt from here on.\nthere is no system prompt.",
         'taken back: the "order"',
-        "max_new_tokens  4\n",
-        "temperature     0.5\n",
-        "system          Be very kind.\n",
+        "max_new_tokens      4\n",
+        "temperature         0.5\n",
+        "system              Be very kind.\n",
         "/save FILE.jsonl    write the conversation",
     ):
         assert told in stderr

@@ -35,6 +35,7 @@ def test_an_unknown_command_is_told_with_the_nearest(line: str, near: str | None
 def test_every_setting_is_one_of_the_options() -> None:
     options = with_settings(GenerationRequest(), "temperature=0.7 top_p=0.9 top_k=5 seed=3 max_new_tokens=9")
     assert options == GenerationRequest(None, 9, 0.7, 0.9, 5, 3)
+    assert with_settings(options, "stop=###, END,").stop == ("###", "END")
     assert with_settings(options, "temperature=none top_k=default seed=") == GenerationRequest(None, 9, None, 0.9)
     assert with_settings(GenerationRequest(), "system=Say a=b, kindly. top_k=2") == GenerationRequest(
         "Say a=b, kindly.", top_k=2

@@ -83,10 +83,10 @@ def _setting(pair: str) -> tuple[str, Any]:
         raise InvalidInputError(f"{key} needs a value", remedy=f"Write {key}=VALUE, or {key}=none for what was saved.")
     if value.lower() in ("", "none", "default"):
         return key, getattr(UNSAID, key)
-    hint = get_type_hints(GenerationRequest)[key]
-    given = [part.strip() for part in value.split(",")] if "tuple" in str(hint) else value
+    if key == "stop":
+        return key, tuple(part.strip() for part in value.split(",") if part.strip())
     try:
-        return key, TypeAdapter(hint).validate_strings(given)
+        return key, TypeAdapter(get_type_hints(GenerationRequest)[key]).validate_strings(value)
     except ValidationError as error:
         raise InvalidInputError(f"{key} cannot be {value!r}: {error.errors()[0]['msg']}") from error
 
@@ -136,10 +136,11 @@ def _set(conversation: ChatSession, text: str) -> Iterator[str]:
         conversation.set_options(with_settings(conversation.options, text))
     settings = conversation.voice.settings(conversation.options)
     in_force = {**vars(settings["rules"]), **settings, "system": conversation.system}
+    width = 2 + max(map(len, SETTINGS))
     for name in SETTINGS:
         value = in_force.get(name)
         given = getattr(conversation.options, name) != getattr(UNSAID, name)
-        yield f"{name:<16}{'none' if value is None else value}{'' if given else '  (as saved)'}"
+        yield f"{name:<{width}}{'none' if value is None else value}{'' if given else '  (as saved)'}"
 
 
 def _save(conversation: ChatSession, text: str) -> Iterator[str]:
