@@ -152,8 +152,7 @@ def prepare_merge(
         for each, weight in zip(target.adapters, weights, strict=True)
     )
     with base_named_by(target):
-        labels = classes_of(target)
-        config = load_config(target.model, None, labels)
+        config = load_config(target.model, None, labels := classes_of(target))
     family = spec_of(config)
     _refuse_unmergeable(config, family, dtype, target.model.folder)
     folder, model = target.model.folder, meta_model(config)
