@@ -144,9 +144,9 @@ def _no_base(folder: Path, name: str, at_hub: Sequence[str]) -> ModelError:
             instead = remedy.format((Path(name) / inside).parent)
             return ModelError(f"is {kind}, not a base model", where=name, key="model.name_or_path", remedy=instead)
     gguf = next((file for file in at_hub if file.endswith(".gguf")), None)
-    fetch = f"Fetch one of its GGUF files, and name the path that is printed: hf download {name} {gguf}" if gguf else None
+    fetch = f"Fetch one of its GGUF files, and name the path that this prints: hf download {name} {gguf}"
     message = "has no config.json, so it holds no model"
-    return ModelError(message, where=name, key="model.name_or_path", remedy=fetch)
+    return ModelError(message, where=name, key="model.name_or_path", remedy=fetch if gguf else None)
 
 
 def _converted(file: Path) -> Path:
