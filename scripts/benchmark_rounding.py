@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/benchmark_rounding.py
     .venv/bin/python scripts/benchmark_rounding.py --method qlora
+    .venv/bin/python scripts/benchmark_rounding.py --dora
 
 SmolLM2-135M-Instruct learns the quickstart's tickets from the same rows in the same order three times: in float32, in
 bfloat16, and in bfloat16 with PEFT's own layers, which add each update to outputs that are rounded already. What is
@@ -35,7 +36,8 @@ def main() -> None:
     exact, *others = losses.values()
     ours, theirs = (fmean(abs(a - b) for a, b in zip(each, exact, strict=True)) for each in others)
     print(f"from float32: {ours:.4f} nats a token, and {theirs:.4f} with PEFT's layers")
-    name = f"{options.method} in bfloat16, mean distance of {options.steps} steps' losses from float32's"
+    method = f"{options.method} with DoRA" if options.dora else options.method
+    name = f"{method} in bfloat16, mean distance of {options.steps} steps' losses from float32's"
     record(options.json, [Figure(name, "nats", ours, "PEFT's layers", theirs)])
 
 
@@ -43,6 +45,7 @@ def parse_options() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=["lora", "qlora"], default="lora", help="[default: lora]")
+    parser.add_argument("--dora", action="store_true", help="learn magnitudes too")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps in a run [default: 24]")
     parser.add_argument("--dropout", type=float, default=0.0, help="of the adapter's inputs [default: 0]")
     parser.add_argument("--rate", type=float, default=2e-4, help="the learning rate [default: 2e-4]")
@@ -80,7 +83,7 @@ def run_config(folder: Path, dtype: str, options: argparse.Namespace) -> dict[st
     return {
         "method": options.method,
         "model": {"name_or_path": "builtin:smollm2-135m-instruct", "dtype": dtype},
-        "lora": {"r": 16, "alpha": 32, "dropout": options.dropout},
+        "lora": {"r": 16, "alpha": 32, "dropout": options.dropout, "use_dora": options.dora},
         "data": {"train": "builtin:tickets", "eval": None, "max_length": 256},
         "training": {
             "output_dir": str(folder / "run"),

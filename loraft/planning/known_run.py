@@ -180,7 +180,7 @@ def summarize_model(
         ends=frozen_ends(skeleton, targets),
         matrices=matrices_of_layers(run, skeleton, family, few_bits, targets, stored),
         layers={stack: layer_sizes(skeleton, path, tiles) for stack, path in family.stacks.items()},
-        updates=update_sizes(skeleton, family, targets, run.lora, few_bits.modules),
+        updates=update_sizes(skeleton, family, targets, run.lora),
         feed_forward=tiles,
         vocabulary=skeleton.config.get_text_config().vocab_size,
         context=context_of(config, family),

@@ -236,7 +236,7 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     if sizes.device == "cpu" and stack.longest_row <= products_up_to:
         a_token += width * layer.heads * stack.longest_row
     a_token += stack.update.of_a_token(width, sizes.device)
-    return stack.batch_tokens * a_token + stack.update.of_weights(width)
+    return stack.batch_tokens * a_token
 
 
 class Saving(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -24,38 +22,31 @@ class UpdateSizes:
         modules: In-features and out-features of each module.
         shared: The in-features, counted once for those that lie side by side and are as wide: they read one tensor, but
             for what an attention gives, which it keeps itself.
-        packed: The numbers of the modules that are in few bits.
     """
 
     dropout: bool
     dora: bool
     modules: tuple[tuple[int, int], ...]
     shared: int
-    packed: int
 
     def of_a_token(self, width: int, device: str) -> int:
         """Bytes of a token, with numbers of `width` bytes.
 
         Each module drops from its input by itself, and keeps what is left and what it dropped, of which a number is a
-        byte on CUDA; the input that they would share is then let go. DoRA keeps the base's output and the update's,
-        both before they are scaled.
+        byte on CUDA; the input that they would share is then let go. DoRA keeps the output before it is scaled.
         """
         inputs, outputs = (sum(sizes) for sizes in zip(*self.modules, strict=True)) if self.modules else (0, 0)
         dropped = inputs * (width + (1 if device == "cuda" else width)) - self.shared * width
-        return self.dropout * dropped + self.dora * 2 * width * outputs
-
-    def of_weights(self, width: int) -> int:
-        """Bytes of a layer: with both, DoRA multiplies once more with the weight, and a dequantized one is kept."""
-        return width * self.packed * (self.dropout and self.dora)
+        return self.dropout * dropped + self.dora * width * outputs
 
 
-PLAIN = UpdateSizes(dropout=False, dora=False, modules=(), shared=0, packed=0)
+PLAIN = UpdateSizes(dropout=False, dora=False, modules=(), shared=0)
 
 
 def update_sizes(
-    model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, lora: LoraSection, packed: Collection[str]
+    model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None, lora: LoraSection
 ) -> dict[str, UpdateSizes]:
-    """Those of the lowest adapted layer of each stack of a model on the meta device; `packed` are in few bits."""
+    """Those of the lowest adapted layer of each stack of a model on the meta device."""
     found, linear = dict.fromkeys(family.stacks, PLAIN), linear_modules(model)
     if targets is None:
         return found
@@ -67,6 +58,5 @@ def update_sizes(
             dora=lora.use_dora,
             modules=tuple(inside.values()),
             shared=sum(inputs for _, inputs in {(name.rpartition(".")[0], sizes[0]) for name, sizes in inside.items()}),
-            packed=sum(math.prod(sizes) for name, sizes in inside.items() if name in packed),
         )
     return found

@@ -32,15 +32,16 @@ SIZES = {
 FEW, MORE, TOKENS = 2, 4, 64
 
 
-def by_loraft(method: str, layers: int) -> int:
+def by_loraft(method: str, layers: int, *, dora: bool) -> int:
     """The launches of a step with one row."""
     GEOMETRIES["counted"] = SIZES | {"num_hidden_layers": layers}
     with tempfile.TemporaryDirectory() as place:
         os.environ["LORAFT_CACHE"] = str(Path(place) / "cache")
-        return int(held(Path(place), "counted", method, checkpointing=False, tokens=TOKENS, more={})["launches"])
+        more = {"lora.use_dora": dora}
+        return int(held(Path(place), "counted", method, checkpointing=False, tokens=TOKENS, more=more)["launches"])
 
 
-def by_peft(method: str, layers: int) -> int:
+def by_peft(method: str, layers: int, *, dora: bool) -> int:
     """The launches of its forward and backward pass, under autocast, with attention in one kernel."""
     with rehearsal() as ledger:
         with torch.device("meta"):
@@ -49,7 +50,8 @@ def by_peft(method: str, layers: int) -> int:
         on_device(model, in_4_bits=method == "qlora")
         if method == "qlora":
             model.is_loaded_in_4bit = model.is_quantized = True  # type: ignore[assignment]
-        adapted = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")).train()
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", use_dora=dora)
+        adapted = get_peft_model(model, config).train()
         adapted.to(CUDA)
         ids = torch.ones(1, TOKENS, dtype=torch.long).pin_memory().to(CUDA, non_blocking=True)
         with ledger.since() as found:
@@ -63,7 +65,9 @@ def main() -> None:
     """Print the launches of a layer as JSON."""
     pretend()
     counted = {
-        f"{method} {name}": (launches(method, MORE) - launches(method, FEW)) / (MORE - FEW)
+        f"{method}{' with DoRA' * dora} {name}": (launches(method, MORE, dora=dora) - launches(method, FEW, dora=dora))
+        / (MORE - FEW)
+        for dora in (False, True)
         for method in ("lora", "qlora")
         for name, launches in (("loraft", by_loraft), ("peft", by_peft))
     }

@@ -15,15 +15,14 @@ from loraft.planning.update_sizes import PLAIN, UpdateSizes, update_sizes
 from tests.adapters.setting import run_config, tiny_loaded
 
 TOKENS = 256
-SIZES = UpdateSizes(dropout=True, dora=True, modules=((4, 6), (4, 2), (8, 4)), shared=12, packed=64)
+SIZES = UpdateSizes(dropout=True, dora=True, modules=((4, 6), (4, 2), (8, 4)), shared=12)
 
 
 def test_the_bytes_by_hand() -> None:
     """Inputs of 16 and outputs of 12, in 16 bits."""
-    assert SIZES.of_a_token(2, "cpu") == 16 * (2 + 2) - 12 * 2 + 2 * 2 * 12
-    assert SIZES.of_a_token(2, "cuda") == 16 * (2 + 1) - 12 * 2 + 2 * 2 * 12
-    assert SIZES.of_weights(2) == 128
-    assert (PLAIN.of_a_token(2, "cpu"), PLAIN.of_weights(2)) == (0, 0)
+    assert SIZES.of_a_token(2, "cpu") == 16 * (2 + 2) - 12 * 2 + 2 * 12
+    assert SIZES.of_a_token(2, "cuda") == 16 * (2 + 1) - 12 * 2 + 2 * 12
+    assert PLAIN.of_a_token(2, "cpu") == 0
 
 
 class Kept:
@@ -39,7 +38,7 @@ def kept_bytes(folder: Path, layers: int, dtype: torch.dtype, **lora: Any) -> tu
     config = run_config(**lora)
     plain, loaded = (tiny_loaded(folder, dtype=dtype, num_attention_heads=4, head_dim=64, **wide) for _ in range(2))
     adapted = attach(loaded, config)
-    sizes = update_sizes(plain.model, plain.family, adapted.targets, config.lora, ())
+    sizes = update_sizes(plain.model, plain.family, adapted.targets, config.lora)
     adapted.set_training(True)
     kept: list[weakref.ref[Kept]] = []
 

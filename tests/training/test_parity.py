@@ -104,12 +104,16 @@ def test_c10_two_epochs_are_those_of_a_plain_loop(tmp_path: Path, task: str) -> 
 
 
 @pytest.mark.slow
-def test_c52_in_bfloat16_small_steps_are_learned_as_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_c52_in_bfloat16_small_steps_are_learned_as_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dora: bool
+) -> None:
     """C52: the losses of 12 steps at a low rate: peft's layers lie more than twice as far from those of float32."""
 
     def losses(dtype: str) -> list[float]:
         told: list[Any] = []
-        options = {"model__dtype": dtype, "training__max_steps": 12, "training__learning_rate": 1e-4}
+        options: dict[str, Any] = {"model__dtype": dtype, "training__max_steps": 12, "training__learning_rate": 1e-4}
+        options["lora__use_dora"] = dora
         config = wide_config(tmp_path, **options, training__output_dir=str(tmp_path / f"run-{len(runs)}"))
         fit(*tiny_fit(config, told.append))
         return [event.loss for event in told if isinstance(event, StepDone)]

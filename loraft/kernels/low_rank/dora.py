@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.dora import DoraLinearLayer
-from peft.utils.integrations import dequantize_module_weight
-from peft.utils.other import transpose
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from loraft.kernels.linear_weights import unpacked
 from loraft.kernels.low_rank.started_factor import factor_of
 
 
@@ -56,20 +55,30 @@ class FactoredDora(DoraLinearLayer):
         if keeps := not (self.training or lora_A.weight.requires_grad):
             made_of = (scaling, *((factor.weight.data_ptr(), factor.weight._version) for factor in (lora_A, lora_B)))
         norms = self.kept_norms if keeps and self.made_of == made_of else None
-        if norms is None or base_result is None:
-            weight: Tensor = transpose(dequantize_module_weight(base_layer), self.fan_in_fan_out).to(x.dtype)
         if norms is None:
-            if self.base_squared is None:
-                self.base_squared = row_lengths(weight).square()
-            norms = row_norms(weight, self.base_squared, factor_of(lora_A), factor_of(lora_B), scaling)
+            norms = self.norms(base_layer, lora_A, lora_B, scaling, x.dtype)
         self.kept_norms, self.made_of = norms if keeps else None, made_of
         by_output = self.weight / norms
         if base_result is None:
-            base_result = linear(x, weight)
+            base_result = linear(x, unpacked(base_layer).to(x.dtype))
         elif isinstance(base_layer.bias, Tensor):
             base_result = base_result - base_layer.bias
         of_base, of_update = (by_output - 1).to(base_result.dtype), (by_output * scaling).to(base_result.dtype)
         return torch.addcmul(of_base * base_result, of_update, lora_B(lora_A(x)))
+
+    def norms(
+        self,
+        base: nn.Module,
+        lora_A: nn.Module,  # noqa: N803 (peft's name)
+        lora_B: nn.Module,  # noqa: N803 (peft's name)
+        scaling: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """`row_norms` of the base's weight and its update, with products in `dtype`."""
+        weight = unpacked(base)
+        if self.base_squared is None:
+            self.base_squared = row_lengths(weight).square()
+        return row_norms(weight.to(dtype), self.base_squared, factor_of(lora_A), factor_of(lora_B), scaling)
 
 
 @torch.no_grad()
@@ -90,7 +99,7 @@ def row_norms(weight: Tensor, squared: Tensor, a: Tensor, b: Tensor, scale: floa
     with torch.autocast(weight.device.type, enabled=False):
         a, b = a.float(), b.float()
         across = (weight @ a.T.to(weight.dtype)).float()
-        moved = squared + (b * (2 * scale * across + scale**2 * (b @ (a @ a.T)))).sum(1)
+        moved = squared + (b * torch.addmm(across, b, a @ a.T, beta=2 * scale, alpha=scale**2)).sum(1)
         least = (torch.finfo(weight.dtype).eps * squared).clamp_min(torch.finfo(torch.float32).tiny)
         return moved.maximum(least).sqrt()
 

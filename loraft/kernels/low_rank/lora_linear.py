@@ -1,8 +1,8 @@
-"""The low-rank update as training computes it: x Wᵀ + scale · x Aᵀ Bᵀ, the numbers of peft.
+"""The low-rank update as training computes it: x Wᵀ + scale · x Aᵀ Bᵀ, brought to DoRA's magnitudes, as peft has it.
 
 In training base and update are one function with a backward of its own, which adds in place (`adapted_products`), over
 weights in 4 and 8 bits as well. In evaluation mode, merged, disabled or saved, and over modules that are not linear, a
-layer is peft's own, to the bit: that multiplies by the scale and adds in passes of their own.
+layer is peft's own, to the bit but for DoRA's norms: that multiplies by the scale and adds in passes of their own.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from peft.tuners.lora import Linear, LoraLayer, ParamWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraft.kernels.linear_weights import is_quantized, product_dtype
 from loraft.kernels.low_rank.adapted_products import Adapted, adapted_products
+from loraft.kernels.low_rank.dora import FactoredDora
 from loraft.kernels.low_rank.started_factor import factor_of
 
 
 def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequence[str]] = ()) -> None:
-    """Let every plain LoRA layer of `model` over a linear module, quantized or not, train `Together`.
+    """Let every LoRA and DoRA layer of `model` over a linear module, quantized or not, train `Together`.
 
-    DoRA's are `FactoredDora`; updates with a bias, those of parameters and those over other modules stay peft's own.
+    Updates with a bias, those of parameters and those over other modules stay peft's own.
 
     Args:
         model: The model with adapter layers in it.
@@ -50,10 +52,15 @@ def patch_lora_linears(model: nn.Module, name: str, same_input: Iterable[Sequenc
 
 
 def _is_plain(layer: LoraLayer, name: str) -> bool:
-    """Whether an adapter's update of a layer is A and B alone, added to the layer's output."""
-    if isinstance(layer, ParamWrapper) or name not in layer.lora_A or name in layer.lora_variant:
+    """Whether an adapter's update of a layer is A and B, with magnitudes or without, added to the layer's output."""
+    if isinstance(layer, ParamWrapper) or name not in layer.lora_A or layer.lora_bias[name]:
         return False
-    return not layer.lora_bias[name]
+    return name not in layer.lora_variant or isinstance(_magnitudes(layer, name), FactoredDora)
+
+
+def _magnitudes(layer: LoraLayer, name: str) -> Any:
+    """What peft computes an adapter's DoRA by, or None."""
+    return dict(layer.lora_magnitude_vector.items()).get(name)
 
 
 def modules_of_adapted_parameters(model: nn.Module) -> set[nn.Module]:
@@ -103,16 +110,21 @@ def computed_together(kind: Any) -> Any:
 
 def together(x: Tensor, layers: Sequence[Together]) -> tuple[Tensor, ...]:
     """The outputs of layers that read the same `x`, in one function; one that draws dropout stands alone in it."""
-    adapted = list[Adapted]()
-    for layer in layers:
-        name = layer.active_adapters[0]
-        factors = factor_of(layer.lora_A[name]), factor_of(layer.lora_B[name])
-        adapted.append(Adapted(layer.base_layer, *factors, layer.scaling[name]))
     first: Any = layers[0]
     dtype = product_dtype(x if is_quantized(first.base_layer) else first.base_layer.weight)
+    adapted = [_adapted(layer, layer.active_adapters[0], dtype) for layer in layers]
     dropped = first.lora_dropout[first.active_adapters[0]](x) if first.drops else None
     assert dropped is None or len(layers) == 1, "each layer draws its own"
     return adapted_products(x, adapted, dtype, dropped)
+
+
+def _adapted(layer: Together, name: str, dtype: torch.dtype) -> Adapted:
+    """A layer as it is computed in `dtype`."""
+    base, a, b, scale = layer.base_layer, layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+    magnitudes, factors = _magnitudes(layer, name), None
+    if magnitudes is not None:
+        factors = magnitudes.weight / magnitudes.norms(base, a, b, scale, dtype)
+    return Adapted(base, factor_of(a), factor_of(b), scale, factors)
 
 
 @dataclass(eq=False)

@@ -20,6 +20,7 @@ from loraft.kernels.int8_linear import Int8Linear
 from loraft.kernels.linear_weights import unpacked
 from loraft.kernels.low_rank import lora_linear
 from loraft.kernels.low_rank.adapted_products import Adapted, adapted_products
+from loraft.kernels.low_rank.dora import norms_from_factors
 from loraft.kernels.low_rank.lora_linear import Together, patch_lora_linears
 from loraft.models.registry import FAMILIES
 from loraft.planning.run_plan import plan_run
@@ -27,17 +28,23 @@ from loraft.training.trainer import build_model
 from tests.tiny import mostly_slow, tiny_model
 from tests.training.wide import wide_config
 
+RSLORA, DORA, DROPPING = {"use_rslora": True}, {"use_dora": True}, {"lora_dropout": 0.5}
+
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("rslora", mostly_slow([False, True], True))
-def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None:
+@pytest.mark.parametrize("options", mostly_slow([{}, RSLORA, DORA, DORA | DROPPING], RSLORA, DORA), ids=str)
+def test_it_is_pefts_forward_and_backward(model_type: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = LoraConfig(
-        r=4, lora_alpha=6, target_modules="all-linear", use_rslora=rslora, init_lora_weights=False,
-        fan_in_fan_out=model_type == "gpt2",
+        r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False,
+        fan_in_fan_out=model_type == "gpt2", **options,
     )  # fmt: skip
     plain = get_peft_model(tiny_model(model_type), config)
+    for name, weight in plain.named_parameters():
+        if "magnitude" in name:
+            weight.data *= 0.5 + torch.rand_like(weight)
     ours = copy.deepcopy(plain)
+    norms_from_factors(ours, "default")
     patch_lora_linears(ours, "default", FAMILIES[model_type].same_input)
     ids = torch.randint(3, 300, (2, 9))
     results = []
@@ -48,15 +55,12 @@ def test_it_is_pefts_forward_and_backward(model_type: str, rslora: bool) -> None
         results.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
     # float32 sums in another order, through three layers to logits of about 4.
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=2e-5)
-    ids = ids[:1]
-    assert torch.equal(plain.eval()(input_ids=ids).logits, ours.eval()(input_ids=ids).logits)
+    if "use_dora" not in options:
+        ids = ids[:1]
+        assert torch.equal(plain.eval()(input_ids=ids).logits, ours.eval()(input_ids=ids).logits)
 
 
-def test_dora_keeps_its_own_way_and_dropout_is_drawn_anew() -> None:
-    dora = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
-    kept = [type(m.lora_variant["default"]) for m in dora.modules() if hasattr(m, "lora_variant")]
-    patch_lora_linears(dora, "default")
-    assert [type(m.lora_variant["default"]) for m in dora.modules() if hasattr(m, "lora_variant")] == kept
+def test_dropout_is_drawn_anew() -> None:
     dropping = get_peft_model(
         tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.5, init_lora_weights=False)
     ).train()
@@ -90,9 +94,6 @@ class Projections(nn.Module):
     def forward(self, *inputs: Tensor, order: tuple[str, ...] = NAMES) -> Tensor:
         outputs = {name: getattr(self, name)(inputs[place % len(inputs)]) for place, name in enumerate(order)}
         return torch.cat([outputs[name] for name in NAMES], -1)
-
-
-DROPPING = {"lora_dropout": 0.5}
 
 
 def adapted_projections(**options: Any) -> tuple[PeftModel, PeftModel]:
@@ -148,17 +149,21 @@ def test_nothing_may_be_read() -> None:
     assert ours(torch.zeros(0, 6, dtype=torch.float64)).shape == (0, 12)
 
 
-def test_gradients_together_are_those_of_finite_differences() -> None:
-    _, ours = adapted_projections()
-    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
-    trained = {name: weight for name, weight in ours.named_parameters() if weight.requires_grad}
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gradients_together_are_those_of_finite_differences(drops: bool, scaled: bool) -> None:
+    torch.manual_seed(0)
+    bases = [nn.Linear(6, size).double().requires_grad_(False) for size in (5, 3)]
+    shapes = ((3, 6), (2, 6), (5, 2), (5,), (1, 6), (3, 1), (3,))
+    x, *weights = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
 
-    def outputs(given: Tensor, *weights: Tensor) -> Tensor:
-        values = dict(zip(trained, weights, strict=True))
-        result: Tensor = torch.func.functional_call(ours, values, (given,))
-        return result
+    def outputs(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        a_b_factors = zip(bases, weights[0::3], weights[1::3], weights[2::3], strict=True)
+        layers = [Adapted(base, a, b, 1.5, factors if scaled else None) for base, a, b, factors in a_b_factors]
+        dropped = x * torch.tensor([2.0, 0, 0, 2, 2, 0]) if drops else None
+        return adapted_products(x, layers, torch.float64, dropped)
 
-    assert torch.autograd.gradcheck(outputs, (x, *trained.values()))
+    assert torch.autograd.gradcheck(outputs, (x, *weights))
 
 
 @pytest.mark.parametrize("options", [{}, DROPPING])
@@ -242,16 +247,21 @@ def _without_bias(weight: Tensor, _: Tensor) -> nn.Module:
 
 @pytest.mark.parametrize("base_of", [_without_bias, _of_gpt2, _in_4_bits, _in_8_bits])
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("scaled", [False, True])
 def test_an_update_far_below_the_rounding_of_bfloat16_is_in_the_outputs(
-    size: float, base_of: Callable[[Tensor, Tensor], nn.Module]
+    scaled: bool, size: float, base_of: Callable[[Tensor, Tensor], nn.Module]
 ) -> None:
-    """C52: added to outputs that are rounded, as peft adds it, what is below half of their last place is lost."""
+    """C52: added to outputs that are rounded, as peft adds it, what is below half of their last place is lost.
+
+    With DoRA too, whose factors multiply the sum: rounded once more, it has all of the update.
+    """
     generator = torch.Generator().manual_seed(0)
     weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in ((1024, 512), (1024,)))
     base: Any = base_of(weight / 512**0.5, bias).requires_grad_(False)
     x, a, b = (torch.randn(shape, generator=generator) for shape in ((256, 512), (8, 512), (1024, 8)))
     x, a, b = x.bfloat16(), a / 512**0.5, b * size
-    (ours,) = adapted_products(x, [Adapted(base, a, b, 1.5)], torch.bfloat16)
+    factors = torch.rand(1024, generator=generator) + 0.5 if scaled else None
+    (ours,) = adapted_products(x, [Adapted(base, a, b, 1.5, factors)], torch.bfloat16)
     u = x @ a.bfloat16().T
     theirs = base(x) + u @ b.bfloat16().T * 1.5
     update = 1.5 * u.double() @ b.bfloat16().double().T
@@ -262,19 +272,39 @@ def test_an_update_far_below_the_rounding_of_bfloat16_is_in_the_outputs(
         """1 where all of the update is in the outputs, whatever else rounding did to them."""
         return float(((outputs.double() - plain) * update).sum() / update.square().sum())
 
+    if factors is not None:  # which multiply all but the bias
+        bias = 0 if base.bias is None else base.bias.double()
+        ours = (ours.double() - bias) / factors + bias
+
     # The mean of 262,144 numbers: chance leaves 3 % of an update that is a fortieth of their rounding.
     assert share_kept(ours) == pytest.approx(1, abs=0.06)
     assert share_kept(theirs) < {1e-4: 0.5, 1e-3: 0.98, 1e-2: 1.01}[size]
 
 
+def test_with_dropout_magnitudes_far_below_the_rounding_of_bfloat16_are_in_the_outputs() -> None:
+    """C52: what factors near 1 add is summed with what the base gives before that is rounded."""
+    generator = torch.Generator().manual_seed(0)
+    base = _without_bias(torch.randn(1024, 512, generator=generator).bfloat16() / 512**0.5, torch.empty(0))
+    x, near_1 = torch.randn(256, 512, generator=generator).bfloat16(), torch.randn(1024, generator=generator) * 1e-3
+    dropped, nothing = x * 2 * (torch.rand(x.shape, generator=generator) < 0.5), torch.zeros(1024, 8)
+    layer = Adapted(base, torch.zeros(8, 512), nothing, 1.5, 1 + near_1)
+    (ours,) = adapted_products(x, [layer], torch.bfloat16, dropped)
+    weight = unpacked(base).double().T
+    added = near_1 * (dropped.double() @ weight)
+    share_kept = ((ours.double() - x.double() @ weight) * added).sum() / added.square().sum()
+    assert float(share_kept) == pytest.approx(1, abs=0.06)
+
+
 @pytest.mark.slow_after(1)
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_over_weights_in_4_bits_it_is_pefts_forward_and_backward(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dora: bool
 ) -> None:
     """As near to float32 where products are computed in bfloat16; and layers that read one input are one function."""
     name = str(dtype).removeprefix("torch.")
-    model = build_model(plan_run(wide_config(tmp_path, method="qlora", model__dtype=name))).loaded.model.train()
+    config = wide_config(tmp_path, method="qlora", model__dtype=name, lora__use_dora=dora)
+    model = build_model(plan_run(config)).loaded.model.train()
     generator = torch.Generator().manual_seed(0)
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
