@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraft.kernels.int32_weights import numbers_in, of_awq, of_gptq
+from loraft.kernels.int32_weights import INPUTS, numbers_in, of_awq, of_gptq
 from tests.stored import BLOCK, IN_INT32, packed_in, save_stored
 from tests.tiny import save_tiny
 
@@ -22,7 +22,9 @@ def test_numbers_lie_from_the_lowest_bits_up(bits: int, count: int) -> None:
     numbers[0, -1] = 2**bits - 1  # the sign of the int32
     packed = packed_in(numbers, bits)
     assert packed.shape == (1, 2)
-    assert numbers_in(packed, bits).tolist() == numbers.tolist()
+    shifts = range(0, 32, bits)
+    assert numbers_in(packed, shifts).tolist() == numbers.tolist()
+    assert numbers_in(packed.T, shifts, dim=0).T.tolist() == numbers.tolist()
 
 
 def test_a_weight_by_hand() -> None:
@@ -38,6 +40,21 @@ def test_a_weight_by_hand() -> None:
     assert of_gptq(parts, torch.float32, zeros_less_one=False).tolist() == [row] * 8
     parts["qzeros"] = packed_in(torch.tensor([[0] * 8, [2] * 8]), 4)
     assert of_gptq(parts, torch.float32, zeros_less_one=True).tolist() == [row] * 8
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_weight_is_made_of_all_inputs_whatever_their_number(bits: int) -> None:
+    """More of them than are made at once, and no multiple of that."""
+    inputs = INPUTS + 64
+    codes = torch.randint(2**bits, (32, inputs), generator=torch.Generator().manual_seed(0))
+    parts = {
+        "qweight": packed_in(codes, bits).T.contiguous(),
+        "qzeros": packed_in(torch.ones(2, 32), bits),
+        "scales": torch.tensor([[0.5], [2.0]]).expand(2, 32),
+        "g_idx": torch.arange(inputs) % 2,
+    }
+    expected = (codes - 1) * torch.tensor([0.5, 2.0]).repeat(inputs // 2)
+    assert torch.equal(of_gptq(parts, torch.float32, zeros_less_one=False), expected)
 
 
 @pytest.mark.parametrize("kind", IN_INT32)
