@@ -166,7 +166,6 @@ def prepare_merge(
     plan = _with_tied_rows(plan_merge(model, adapters, held), sources, model.all_tied_weights_keys)
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
     of_result = _widespread_dtype(headers) if dtype == "auto" else DTYPES[dtype]
-    trained_in = (DTYPES[each.dtype] for each in target.adapters if each.dtype in DTYPES)
     about_base = [note for each in adapters for note in each.files.check_base(own)]
     return Merge(
         target=target,
@@ -176,7 +175,7 @@ def prepare_merge(
         plan=plan,
         trained_storage=trained_storage,
         storage=storage,
-        loaded_in=of_result if is_packed else next(trained_in, of_result),
+        loaded_in=of_result if is_packed else _trained_in(target) or of_result,
         dtype=of_result,
         casts=dtype != "auto",
         headers=headers,
@@ -187,6 +186,11 @@ def prepare_merge(
         labels=labels,
         notes=(*target.notes, *about_code, *about_base, *about_storage),
     )
+
+
+def _trained_in(target: ResolvedTarget) -> torch.dtype | None:
+    """The dtype that the base was loaded in for training, where that was recorded."""
+    return next((DTYPES[each.dtype] for each in target.adapters if each.dtype in DTYPES), None)
 
 
 def _quantized(model: PreTrainedModel, family: ModelSpec, storage: QuantizationSection | None) -> frozenset[str]:
