@@ -57,7 +57,8 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
     `model` is on the meta device: what it expects tells the shape of a weight whose tensors do not.
 
     Raises:
-        ModelError: As `read_headers` does; or nothing is quantized that is to stay so in memory.
+        ModelError: As `read_headers` does; nothing is quantized that is to stay so in memory, or in blocks that
+            transformers does not read.
     """
     headers, config = read_headers(folder), written_config(folder / "config.json")
     stored = stored_weights(config)
@@ -120,6 +121,7 @@ def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedH
         if header.dtype == "I8" and (scales := headers.get(f"{name.removesuffix('weight')}SCB")):
             yield _stored_in({"weight": header, "scales": scales}, name, usual, header.shape, "int8", _of_int8)
         elif header.dtype.startswith("F8_") and (scales := headers.get(f"{name}_scale_inv")):
+            _refuse_uneven_blocks(header, scales)
             yield _stored_in({"weight": header, "scales": scales}, name, usual, header.shape, "float8_e4m3fn", _of_fp8)
         elif name.endswith("_blocks") and (scales := headers.get(f"{(stem := name.removesuffix('_blocks'))}_scales")):
             experts, outputs, blocks, half = header.shape
@@ -132,6 +134,13 @@ def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedH
             told = json.loads(bytes(mapped_tensor(state).tolist()))
             parts = {"weight": headers[weight], **_below(weight, headers, ordered)}
             yield _stored_in(parts, weight, WORDS.get(told["dtype"], usual), tuple(told["shape"]), kind, _of_4_bits)
+
+
+def _refuse_uneven_blocks(weight: TensorHeader, scales: TensorHeader) -> None:
+    if any(size % blocks for size, blocks in zip(weight.shape[-2:], scales.shape[-2:], strict=False)):
+        shapes = f"its {list(scales.shape)} blocks do not part its {list(weight.shape)} numbers evenly"
+        message = f"tensor {weight.name} is in FP8, and {shapes}, which transformers does not read"
+        raise ModelError(message, where=str(weight.file), remedy=ORIGINAL)
 
 
 def _in_int32(headers: Mapping[str, TensorHeader], method: str, settings: Mapping[str, Any]) -> Iterator[PackedHeader]:
