@@ -10,7 +10,7 @@ from loraft.events import Observer, ignored
 from loraft.models.remote_code import as_trusted
 from loraft.reporting.ask_model import AskedOfModel, findings_of
 from loraft.reporting.report_file import NAME, check_report_file, write_report
-from loraft.reporting.run_records import read_records
+from loraft.reporting.run_records import has_result, read_records
 from loraft.reporting.run_report import NOTHING_SAVED, RunReport, report_of
 from loraft.training.checkpoint import newest_checkpoint
 
@@ -54,7 +54,7 @@ def report(
     path = past.folder / NAME if output is None else Path(output)
     check_report_file(path)
     records = read_records(past.folder)
-    target, notes = None if quick else _saved(past, Path(run)), list[str]()
+    target, notes = None if quick else _saved(past, Path(run), finished=records.finished), list[str]()
     if not quick and target is None:
         notes.append(NOTHING_SAVED)
     findings = None
@@ -66,11 +66,9 @@ def report(
     return found
 
 
-def _saved(past: PastRun, named: Path) -> Path | None:
+def _saved(past: PastRun, named: Path, *, finished: bool) -> Path | None:
     """What is asked: what was named inside the run, its result, or its newest checkpoint; None where there is none."""
     if named.resolve() != past.folder.resolve():
         return named
-    if any((past.folder / result).is_dir() for result in ("adapter", "model")):
-        return past.folder
-    newest, _ = newest_checkpoint(past.folder / "checkpoints")
-    return newest
+    newest = None if finished else newest_checkpoint(past.folder / "checkpoints")[0]
+    return newest or (past.folder if has_result(past.folder) else None)

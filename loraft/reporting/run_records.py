@@ -16,6 +16,7 @@ from loraft.figures import counted
 from loraft.io.sealed import is_text_as_sealed, read_sealed
 from loraft.tasks import METRIC_FACTS
 from loraft.tasks.task import TEXT_LOSS
+from loraft.training.checkpoint import checkpoints
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RunRecords:
         base: The base model, as the run calls it.
         device: What it ran on.
         ranks: How many processes trained it.
-        finished: Its result was saved.
+        finished: Its result was saved, and it was not gone on with since.
         notes: What a person should know, a sentence each.
     """
 
@@ -115,8 +116,6 @@ def read_records(folder: Path) -> RunRecords:
     unread += sum(all(kind(line) is None for kind in (_step, _evaluation, _left_out)) for line in lines)
     manifest = read_sealed(folder / "manifest.json") or {}
     planned = _part(manifest, "planned")
-    saved = [folder / name for name in ("adapter", "model")]
-    finished = any(each.is_dir() for each in saved)
     notes = [] if not unread else [f"{counted(unread, 'line')} of metrics.jsonl cannot be read, and left out"]
     if not is_text_as_sealed(folder / "config.yaml"):
         notes.append("config.yaml was edited or damaged since the run wrote it: what it says now is told")
@@ -133,9 +132,23 @@ def read_records(folder: Path) -> RunRecords:
         base=str(_part(manifest, "base").get("name") or config.model.name_or_path),
         device=str(_part(manifest, "hardware").get("device") or ""),
         ranks=_whole(manifest.get("ranks")) or 1,
-        finished=finished,
+        finished=_has_ended(folder, steps[-1].step),
         notes=tuple(notes),
     )
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a run has saved what it came to, which stays there where it is gone on with."""
+    return any((folder / name).is_dir() for name in ("adapter", "model"))
+
+
+def _has_ended(folder: Path, last_step: int) -> bool:
+    """Whether a run's result is that of its last step, by its newest checkpoint where that is there."""
+    newest = next(iter(checkpoints(folder / "checkpoints")), None)
+    if newest is None or not has_result(folder):
+        return has_result(folder)
+    state = _part(read_sealed(newest / "state.json") or {}, "state")
+    return state.get("finished") is not False and last_step <= (_whole(state.get("step")) or last_step)
 
 
 def _lines(path: Path) -> tuple[list[Mapping[str, Any]], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -72,3 +73,13 @@ def test_a_run_that_logged_nothing_is_refused(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(RunFolderError):
         read_records(folder)
+
+
+@pytest.mark.parametrize(("step", "ended", "finished"), [(20, True, True), (20, False, False), (10, True, False)])
+def test_a_run_that_was_gone_on_with_has_not_ended_though_its_result_is_there(
+    tmp_path: Path, step: int, ended: bool, finished: bool
+) -> None:
+    place = write_run(tmp_path) / f"checkpoints/step-{step:06}"
+    place.mkdir(parents=True)
+    (place / "state.json").write_text(json.dumps({"state": {"step": step, "finished": ended}}))
+    assert read_records(tmp_path).finished is finished
