@@ -156,7 +156,8 @@ def _refuse_pickle(source: Path, error: Exception) -> NoReturn:
         _refuse(source, message, "Do not use this file; or ask whoever made it for safetensors.")
     if re.search(r"can't allocate memory|not enough memory|bad_alloc", said):
         _refuse(source, "takes more memory to open than a file of its size may")
-    first = (said.strip().splitlines() or [type(error).__name__])[0]
+    reason = said.rpartition("WeightsUnpickler error:")[2]  # before it torch tells how a pickle can be run
+    first = (reason.strip().splitlines() or [type(error).__name__])[0]
     _refuse(source, f"is no file of tensors: {first[:200]}")
 
 

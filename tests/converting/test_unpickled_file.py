@@ -128,6 +128,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "getattr in the archive": (saved({"a": getattr}), r"asks for .*getattr"),
     "nothing": (lambda _: b"", "is no file of tensors"),
     "rubbish": (lambda _: b"\x80\x04rubbish" * 50, "is no file of tensors"),
+    "text": (lambda _: b'{"a": 1}', "is no file of tensors: Unsupported operand"),
     "the head of an archive": (lambda _: b"PK\x03\x04", "archive that cannot be read"),
     "half": (lambda _: saved({"a": TABLE})(_)[:600], "archive that cannot be read"),
     "one bit": (flipped, "does not agree with its checksum"),
