@@ -227,4 +227,7 @@ def column_names(text: str | None) -> dict[str, str] | None:
     parts = [part.partition("=") for part in text.split(",")]
     if not all(ours.strip() and theirs.strip() for ours, _, theirs in parts):
         raise typer.BadParameter(f"{text!r} is not of the form OURS=THEIRS,OURS=THEIRS.", param_hint="--columns")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in parts}
+    names = {ours.strip(): theirs.strip() for ours, _, theirs in parts}
+    if len(names) < len(parts):
+        raise typer.BadParameter(f"{text!r} says twice what one of ours is.", param_hint="--columns")
+    return names

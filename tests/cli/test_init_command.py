@@ -303,6 +303,13 @@ def test_columns_that_are_not_there_are_refused(here: Path, columns: str, wordin
     wording(result.stderr)
 
 
+def test_a_column_that_is_said_twice_is_refused(here: Path) -> None:
+    write_rows(Path("rows.jsonl"), [{"a": "x", "b": "y"}])
+    result = init("c.yaml", "--data", "rows.jsonl", "--columns", "text=a,text=b")
+    assert (result.exit_code, "--columns" in result.stderr) == (2, True)
+    assert not Path("c.yaml").exists()
+
+
 def test_what_is_there_is_never_written_over_unasked(here: Path) -> None:
     Path("c.yaml").write_text("mine")
     refused = init("c.yaml", "--task", "causal_lm")
