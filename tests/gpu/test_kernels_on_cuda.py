@@ -95,12 +95,16 @@ def test_blocks_of_capped_scores_are_found_without_a_wait() -> None:
         _blocks((130, 1, 64, 33), 40, torch.device("cuda"))
 
 
-def test_doras_norms_from_its_factors_are_those_of_peft_and_wait_for_nothing() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_dora_is_that_of_peft_and_waits_for_nothing(together: bool) -> None:
+    """With its norms from A and B, and as one function with the base."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=True)
     plain = get_peft_model(tiny_model("llama"), config).to("cuda")
     ours, results = copy.deepcopy(plain), []
     norms_from_factors(ours, "default")
+    if together:
+        patch_lora_linears(ours, "default", FAMILIES["llama"].same_input)
     ids = torch.randint(3, 300, (2, 9), device="cuda")
     for model in (plain.train(), ours.train()):
         model(input_ids=ids)  # what is chosen or made once
