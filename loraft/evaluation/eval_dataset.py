@@ -20,7 +20,6 @@ from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, 
 from loraft.errors import DataError, Problem
 from loraft.evaluation.past_run import PastRun
 from loraft.rows.fields import columns_of, has_columns
-from loraft.rows.formats import Conversation
 from loraft.rows.raw_rows import read_rows
 from loraft.tasks import TASKS
 from loraft.tasks.task import Reference, Task
@@ -189,8 +188,7 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
     data = source.config.data.model_copy(update={"chat_template": "auto"})
     if positions is not None and not source.held_out:
         data = data.model_copy(update={"max_length": min(data.max_length, positions)})
-    read = (*source.read.train, *source.read.held_out)
-    conversing = any(isinstance(record, Conversation) for each in read for record in each.records)
+    may_answer = any(each.counts.format != "text" for each in (*source.read.train, *source.read.held_out))
     with _mendable(are_given=not source.held_out):
         prepared = prepare(source.config.model_copy(update={"data": data}), tokenizer, read=source.read)
     if source.held_out and source.run is not None:
@@ -202,7 +200,7 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)
-    notes = (*source.notes, *prepared.renderer.notes, *told, *_without_answer(items, conversing=conversing))
+    notes = (*source.notes, *prepared.renderer.notes, *told, *_without_answer(items, may_answer=may_answer))
     learned = prepared.train if source.held_out else ()
     return EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes, learned)
 
@@ -222,11 +220,11 @@ def with_questions(
     return items
 
 
-def _without_answer(items: Sequence[EvalExample], *, conversing: bool) -> Iterator[str]:
-    """A sentence where some rows have no right answer, and others have; of conversations also where none has."""
+def _without_answer(items: Sequence[EvalExample], *, may_answer: bool) -> Iterator[str]:
+    """A sentence where some rows have no right answer; where none has, of rows whose format has one."""
     rows = {item.example.where for item in items}
     asked = {item.example.where for item in items if item.question is not None}
-    if len(asked) < len(rows) and (asked or conversing):
+    if len(asked) < len(rows) and (asked or may_answer):
         lacking = f"{len(rows) - len(asked):,} of {len(rows):,} rows have no" if asked else "no row has a"
         measured = "what is measured of answers is of the others" if asked else "only the loss is measured"
         yield f"{lacking} right answer in words, as where tools are called or thoughts stand apart: {measured}"
