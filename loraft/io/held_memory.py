@@ -6,14 +6,16 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor, nn
 
-MAPPED_FROM = 4 * 2**20
-"""Tensors of so many bytes are given back as they are freed, where memory counts more than time."""
+TRIMMED_FROM = 2**18
+"""A layer that reads so many bytes takes far longer than giving back what was freed."""
 
 
 def peak_bytes(device: str) -> int:
@@ -41,17 +43,34 @@ def release_freed(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-        return
+    else:
+        _trim()
+
+
+def release_before(layers: Iterable[nn.Module]) -> None:
+    """Have what was freed given back to the system before each layer computes, where memory counts more than time.
+
+    glibc keeps it in its heap, and tensors are aligned, so that none fits into the hole that one of its size left: with
+    what each layer keeps among them the holes come to more than what gradient checkpointing leaves. A layer that is
+    recomputed goes backward then, and what the one above it freed meanwhile is given back too.
+    """
+    for layer in layers:
+        layer.register_forward_pre_hook(_trim_before)
+
+
+def _trim_before(_layer: nn.Module, inputs: tuple[object, ...]) -> None:
+    states = inputs[0] if inputs else None
+    if torch.is_grad_enabled() and isinstance(states, Tensor) and states.nbytes >= TRIMMED_FROM:
+        _trim()
+
+
+def _trim() -> None:
     with suppress(OSError, AttributeError):  # glibc has it, other C libraries need none
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def give_back_at_once(mapped_from: int = MAPPED_FROM) -> None:
-    """Have large tensors of a CPU go back to the system as they are freed, for about a fifth more time.
-
-    glibc keeps them in its heap, where tensors that are aligned fit into few of the holes that others left: without
-    this gradient checkpointing takes as much memory as what it saves (GPT-2's layers at 2,048 tokens: 1.6 for 0.9 GB).
-    """
+def give_back_at_once(mapped_from: int) -> None:
+    """Have tensors of so many bytes go back to the system as they are freed, which takes time for each."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(-3, mapped_from)  # M_MMAP_THRESHOLD
 
