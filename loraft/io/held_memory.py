@@ -14,6 +14,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+MAPPED_FROM = 4 * 2**20
+"""Tensors of so many bytes are given back as they are freed, where memory counts more than time."""
 TRIMMED_FROM = 2**18
 """A layer that reads so many bytes takes far longer than giving back what was freed."""
 
@@ -69,7 +71,7 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def give_back_at_once(mapped_from: int) -> None:
+def give_back_at_once(mapped_from: int = MAPPED_FROM) -> None:
     """Have tensors of so many bytes go back to the system as they are freed, which takes time for each."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(-3, mapped_from)  # M_MMAP_THRESHOLD

@@ -25,7 +25,7 @@ from loraft.distributed.ranks import ALONE, Ranks
 from loraft.events import Note, Observer, tell
 from loraft.figures import counted, perplexity
 from loraft.io.checksums import sha256_of_facts
-from loraft.io.held_memory import peak_bytes, release_before, release_freed, reset_peak
+from loraft.io.held_memory import give_back_at_once, peak_bytes, release_before, release_freed, reset_peak
 from loraft.io.resources import disk_errors
 from loraft.kernels.fused.fuse import fuse_chosen
 from loraft.kernels.layer_stream import Fed
@@ -193,6 +193,7 @@ def build_model(plan: RunPlan, ranks: Ranks = ALONE) -> AdaptedModel:
     if plan.config.training.gradient_checkpointing:
         _checkpoint_layers(loaded.model, plan)
         if plan.placement.device == "cpu":
+            give_back_at_once()
             release_before(layers_of(loaded.model, loaded.family))
     if plan.shape.quantization is not None:
         release_freed(plan.placement.device)
