@@ -19,6 +19,7 @@ from loraft.io.checksums import RECORD, is_weights, refuse_altered
 from loraft.io.hub_access import unreached
 from loraft.io.hub_files import adapter_from_hub
 from loraft.io.paths import HUB_ID
+from loraft.io.sealed import read_sealed
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.modules import is_within
@@ -194,22 +195,23 @@ def adapter_named(given: str, named_by: Mapping[str, str], *, remedy: str) -> Ad
 def _on_base(adapters: Sequence[AdapterTarget], given: ResolvedTarget | None, base_model: str | None) -> ResolvedTarget:
     """The adapters on the base that is asked for, or on the one that they name themselves."""
     base = base_model if base_model is not None else given.base if given is not None else None
+    notes = [note for adapter in adapters for note in _gone_on_with(adapter.folder)]
     if base is None:
         first = _with_a_base(adapters[0])
         if other := next((adapter for adapter in adapters if not _same_base(adapter, first)), None):
             message = f"{other.name} names the base {other.base or '(none)'}, and {first.name} names {first.base}"
             raise AdapterError(message, parameter="adapters", remedy="Say with `base_model` which one to use.")
-        return ResolvedTarget(first.base, first.revision, tuple(adapters))
+        return ResolvedTarget(first.base, first.revision, tuple(adapters), notes=tuple(notes))
     differing = [adapter for adapter in adapters if not _is_called(adapter.base, base)]
     if base_model is None and (unknown := [adapter for adapter in differing if adapter.fingerprint is None]):
         message = f"the adapter names {unknown[0].base or 'no model'} as its base, and not {base}"
         remedy = f"Where it is to be used on {base} all the same: `base_model={base!r}`"
         raise AdapterError(message, where=str(unknown[0].folder), key="base_model_name_or_path", remedy=remedy)
     revision = adapters[0].revision if not differing else None
-    notes = (
+    notes += [
         f"The adapter {adapter.folder} names {adapter.base or 'no model'} as its base; {base} is used."
         for adapter in differing
-    )
+    ]
     return ResolvedTarget(base, revision, tuple(adapters), notes=tuple(notes))
 
 
@@ -263,7 +265,8 @@ def _from_folder(folder: Path) -> ResolvedTarget:
             return adapter_in(candidate)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
-            return model_in(candidate)
+            found = model_in(candidate)
+            return replace(found, notes=(*found.notes, *_gone_on_with(candidate)))
     for candidate in (folder, folder / "adapter", folder / "model"):
         if (candidate / RECORD).is_file():  # it was one of them, and has lost what tells
             refuse_altered(candidate, lambda name: not is_weights(name), AdapterError)
@@ -284,6 +287,14 @@ def _from_folder(folder: Path) -> ResolvedTarget:
 
 def _going_on(run: Path) -> str:
     return f"`loraft.train(loraft.load_config({str(run / 'config.yaml')!r}), resume=True)`"
+
+
+def _gone_on_with(result: Path) -> Iterator[str]:
+    """A sentence where a run took more steps since it saved its result, and has not ended: it is that of before."""
+    newest = max(result.parent.glob("checkpoints/step-*"), default=None)
+    state = None if newest is None else (read_sealed(newest / "state.json") or {}).get("state")
+    if isinstance(state, Mapping) and state.get("finished") is False:
+        yield f"{result} is what the run came to before it was gone on with; its newest checkpoint is {newest}"
 
 
 def _with_a_base(found: AdapterTarget) -> AdapterTarget:
