@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -75,7 +76,7 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
     elif stored.method in IN_INT32:
         found = _in_int32(headers, stored.method, config[KEY])
     else:
-        found = _packed(headers, usual)
+        found = _packed(headers, usual, config[KEY])
     packed = {header.name: header for header in found}
     for name, header in packed.items():
         if any(header_of(own, {name: header}) for own in transposed):
@@ -115,13 +116,13 @@ def _below(name: str, headers: Mapping[str, TensorHeader], ordered: Sequence[str
     return {each.removeprefix(f"{name}."): headers[each] for each in ordered[first:last]}
 
 
-def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedHeader]:
+def _packed(headers: Mapping[str, TensorHeader], usual: str, settings: Mapping[str, Any]) -> Iterator[PackedHeader]:
     """The weights that bitsandbytes, FP8 or MXFP4 stored; `usual` is the dtype of those that do not say."""
     for name, header in headers.items():
         if header.dtype == "I8" and (scales := headers.get(f"{name.removesuffix('weight')}SCB")):
             yield _stored_in({"weight": header, "scales": scales}, name, usual, header.shape, "int8", _of_int8)
         elif header.dtype.startswith("F8_") and (scales := headers.get(f"{name}_scale_inv")):
-            _refuse_uneven_blocks(header, scales)
+            _refuse_uneven_blocks(header, scales, settings.get("weight_block_size") or (1, 1))
             yield _stored_in({"weight": header, "scales": scales}, name, usual, header.shape, "float8_e4m3fn", _of_fp8)
         elif name.endswith("_blocks") and (scales := headers.get(f"{(stem := name.removesuffix('_blocks'))}_scales")):
             experts, outputs, blocks, half = header.shape
@@ -136,8 +137,13 @@ def _packed(headers: Mapping[str, TensorHeader], usual: str) -> Iterator[PackedH
             yield _stored_in(parts, weight, WORDS.get(told["dtype"], usual), tuple(told["shape"]), kind, _of_4_bits)
 
 
-def _refuse_uneven_blocks(weight: TensorHeader, scales: TensorHeader) -> None:
-    if any(size % blocks for size, blocks in zip(weight.shape[-2:], scales.shape[-2:], strict=False)):
+def _refuse_uneven_blocks(weight: TensorHeader, scales: TensorHeader, block: Sequence[int]) -> None:
+    """Refuse a weight whose last block is smaller than the others: transformers takes all for equally large.
+
+    A weight of 192 rows and two blocks of 128 would be read as two of 96, with the wrong scale for a sixth of them.
+    """
+    sizes = zip(weight.shape[-2:], scales.shape[-2:], block, strict=False)
+    if any(size % blocks or (size % each and 1 < blocks == math.ceil(size / each)) for size, blocks, each in sizes):
         shapes = f"its {list(scales.shape)} blocks do not part its {list(weight.shape)} numbers evenly"
         message = f"tensor {weight.name} is in FP8, and {shapes}, which transformers does not read"
         raise ModelError(message, where=str(weight.file), remedy=ORIGINAL)

@@ -50,11 +50,16 @@ def test_biases_under_the_names_of_the_files_are_the_models(tmp_path: Path) -> N
     assert torch.equal(loaded.model.get_parameter(name), tensors[name])
 
 
-def test_blocks_of_fp8_that_end_beyond_a_weight_are_refused_before_it_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "blocks"), [(101, 4), (48, 2)])
+def test_blocks_of_fp8_that_end_beyond_a_weight_are_refused_before_it_is_loaded(
+    tmp_path: Path, rows: int, blocks: int
+) -> None:
     """As those of DeepSeek-V3's kv_a_proj_with_mqa, whose 576 rows are four and a half blocks."""
     folder = save_stored(tmp_path / "model", "fp8")
     tensors = load_file(folder / "model.safetensors")
-    save_file({**tensors, NAME: tensors[NAME][:101].clone()}, folder / "model.safetensors")
+    scales = f"{NAME}_scale_inv"
+    cut = {NAME: tensors[NAME][:rows].clone(), scales: tensors[scales][:blocks].clone()}
+    save_file(tensors | cut, folder / "model.safetensors")
     with pytest.raises(ModelError, match="do not part its") as caught:
         unpacked(folder)
     assert NAME in str(caught.value)
