@@ -291,7 +291,7 @@ class DataSection(Section):
     """The language of the targets, likewise; models such as NLLB and mBART begin every answer with it."""
     labels: Annotated[Names, OF_SEQ_CLS] = ()
     """The names of the classes in their order, which is their numbers; empty takes those that the training rows have,
-    sorted."""
+    sorted, or as a dataset of the Hub numbers them."""
     max_length: Annotated[int, Field(ge=2)] = 2048
     """The longest row, in tokens; of an encoder-decoder the longest source, of preference the longer text. Where it is
     not set it is no more than the positions of the model."""

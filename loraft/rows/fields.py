@@ -11,7 +11,7 @@ from typing import Any
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.json_rows import RepeatedKeyError, loads
-from loraft.rows.row import Row
+from loraft.rows.row import NumberedClass, Row
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "messages": (("messages",),),
@@ -257,13 +257,13 @@ def class_label(fields: Fields) -> str | int:
         (value,) = value
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int | NumberedClass):
+        return value
     if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
         remedy = "Scores are for regression, which loraft has not."
         if float(value).is_integer():
             remedy = f"Write {float(value):.0f}: pandas makes a column of whole numbers decimal where one is missing."
         raise fields.wrong("label", f"is {value}, and a class is text or a whole number", remedy)
-    if isinstance(value, int):
-        return value
     label = fields.text_in("label", value, "text or a whole number").strip()
     if (digits := label.removeprefix("-")).isdecimal() and len(digits) > MOST_DIGITS:
         remedy = "Look whether columns are shifted, or what stands there is no label."

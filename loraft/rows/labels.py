@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord, Record
+from loraft.rows.row import NumberedClass
 
 TRUTHS = ("true", "false")
 """One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
@@ -15,12 +16,16 @@ TRUTHS = ("true", "false")
 def class_number(label: str | int, labels: Sequence[str]) -> int:
     """The number of a class that a row names, or gives as its place where the names are no numbers themselves.
 
+    A class that a dataset numbers is given by both, where the labels are none of the dataset's own names.
+
     Raises:
         DataError: There is no such class.
     """
     name = str(label)
     if (called := class_called(name, labels)) is not None:
         return called
+    if isinstance(label, NumberedClass) and set(labels).isdisjoint(label.among):
+        return class_number(label.number, labels)
     if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
         return int(name)
     known = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
@@ -39,12 +44,16 @@ def class_called(name: str, labels: Sequence[str]) -> int | None:
 
 
 def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
-    """The classes of some records in their order: numbers by size, texts by the alphabet."""
-    found = {str(record.label) for record in records if isinstance(record, ClassificationRecord)}
+    """The classes of some records in order: as a dataset numbers them, or numbers by size and texts by the alphabet."""
+    labels = [record.label for record in records if isinstance(record, ClassificationRecord)]
+    numbers = {str(label): label.number for label in labels if isinstance(label, NumberedClass)}
+    found = set(map(str, labels))
     for truth in TRUTHS:
         if len(alike := {name for name in found if name.lower() == truth}) > 1:
             found = found - alike | {truth}
     by_name = sorted(found)  # 1 and 01 are two classes of one size, and a set has no order
+    if numbers.keys() == found:
+        return tuple(sorted(by_name, key=numbers.__getitem__))
     return tuple(sorted(by_name, key=int) if all(map(_is_number, found)) else by_name)
 
 

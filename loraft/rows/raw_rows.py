@@ -23,7 +23,7 @@ from loraft.io.checksums import sha256_of, sha256_of_facts
 from loraft.io.hub_access import unreached
 from loraft.rows.places import AS_TABLE, files_of, lies_in_files
 from loraft.rows.readers import ALL_TYPES, count_in, rows_in
-from loraft.rows.row import RawRow, Row, look
+from loraft.rows.row import NumberedClass, RawRow, Row, look
 from loraft.rows.tables import from_arrow
 
 if TYPE_CHECKING:
@@ -205,9 +205,13 @@ def _with_names_of_classes(dataset: Any) -> Iterator[Mapping[str, object]]:
     from datasets import ClassLabel
 
     features = (dataset.features or {}).items()
-    names = {column: dict(enumerate(kind.names)) for column, kind in features if isinstance(kind, ClassLabel)}
+    classes = {
+        column: dict(enumerate(NumberedClass.all_of(kind.names)))
+        for column, kind in features
+        if isinstance(kind, ClassLabel)
+    }
     for row in dataset:
-        yield row | {column: of.get(row[column]) for column, of in names.items()}
+        yield row | {column: of.get(row[column]) for column, of in classes.items()}
 
 
 def _coming(dataset: Iterable[Mapping[str, object]], source: DataSource) -> Iterator[Mapping[str, object]]:

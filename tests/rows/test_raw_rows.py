@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from loraft.config.sections import DataSource
 from loraft.errors import DataError
+from loraft.rows.fields import Fields, class_label
 from loraft.rows.raw_rows import RowsRead, raw_rows, read_rows
 from loraft.rows.row import Row
 
@@ -226,6 +227,7 @@ def test_classes_that_a_dataset_of_the_hub_numbers_have_their_names(
 ) -> None:
     found = [cast("Row", raw()).values for raw in raw_rows(DataSource(path="some/set"), streaming=streaming)]
     assert [row["label"] for row in found] == ["good", "bad", None], "-1 is the library's number of no class"
+    assert [class_label(Fields(Row(row, "x"), {})).number for row in found[:2]] == [1, 0]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

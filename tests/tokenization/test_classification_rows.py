@@ -15,7 +15,8 @@ from loraft.config.sections import DataSection
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
 from loraft.rows.formats import ClassificationRecord
-from loraft.rows.labels import labels_of
+from loraft.rows.labels import class_number, labels_of
+from loraft.rows.row import NumberedClass
 from loraft.tokenization.plain_text_rows import ClassificationRenderer
 from tests.tiny import tiny_tokenizer
 
@@ -110,6 +111,18 @@ def test_a_number_is_the_place_in_the_list_of_names(tokenizer: PreTrainedTokeniz
     """As datasets of the Hub have it: whole numbers, and the names beside them."""
     data = prepared(tokenizer, write(tmp_path / "a.jsonl", rows(1, 0, "neg")), labels=["pos", "neg"])
     assert classes(data) == [1, 0, 1]
+
+
+def test_classes_that_a_dataset_numbers_are_in_its_order_and_may_be_called_otherwise() -> None:
+    """So that a number in another file is the same class, whatever comes first in the alphabet."""
+    classes = NumberedClass.all_of(["world", "sports", "business"])
+    assert labels_of([ClassificationRecord("x", None, each) for each in reversed(classes)]) == tuple(classes)
+    assert [class_number(each, ["World", "Sports", "Money"]) for each in classes] == [0, 1, 2]
+    assert [class_number(each, ["0", "1", "2"]) for each in classes] == [0, 1, 2]
+    with pytest.raises(DataError):
+        class_number(classes[0], ["sports", "business"])
+    mixed = [*classes, "art"]
+    assert labels_of([ClassificationRecord("x", None, each) for each in mixed]) == tuple(sorted(mixed))
 
 
 def test_a_number_that_no_class_is_called_is_never_a_place(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
