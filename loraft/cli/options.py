@@ -229,5 +229,5 @@ def column_names(text: str | None) -> dict[str, str] | None:
         raise typer.BadParameter(f"{text!r} is not of the form OURS=THEIRS,OURS=THEIRS.", param_hint="--columns")
     names = {ours.strip(): theirs.strip() for ours, _, theirs in parts}
     if len(names) < len(parts):
-        raise typer.BadParameter(f"{text!r} says twice what one of ours is.", param_hint="--columns")
+        raise typer.BadParameter(f"{text!r} names two columns for one of ours.", param_hint="--columns")
     return names
