@@ -185,9 +185,13 @@ class TextEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._added = frozenset(tokenizer.get_added_vocab().values())
         self._prompts: dict[_Piece, list[int]] = {}
         self._characters = 0
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        """The tokens that were added to the vocabulary: to list 6,400 takes 50 ms, and borders alone need them."""
+        return frozenset(self._tokenizer.get_added_vocab().values())
 
     def encode(self, texts: Sequence[BorderedText]) -> list[Encoded]:
         """The tokens of `texts`, tokenized together, which is many times as fast as one by one."""

@@ -98,6 +98,16 @@ def test_a_text_is_cut_at_those_borders_alone_where_tokens_would_join() -> None:
     assert [tuple(span) for span in encoded.offsets] == [(0, 3), (3, 7), (7, 8), (8, 11)]
 
 
+def test_added_tokens_are_listed_for_borders_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server makes an encoder for each text that it goes on with, and some vocabularies have thousands."""
+    tokenizer, listed = tokenizer_of(), list[None]()
+    there = tokenizer.get_added_vocab()
+    monkeypatch.setattr(tokenizer, "get_added_vocab", lambda: listed.append(None) or there)
+    for borders in ((), (8,)):
+        TextEncoder(tokenizer).encode([BorderedText("two and two", borders)])
+    assert len(listed) == 1
+
+
 def test_a_tokenizer_that_cannot_do_without_a_space_is_said_by_row() -> None:
     """A prefix space before every piece of text, and no character that keeps a word apart from it."""
     tokenizer = metaspace_tokenizer("always", HEADER_ENDS_IN_SPACE)
