@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from logging import ERROR
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +62,8 @@ def reason(error: Exception) -> str:
 
 AUTO_MAP = "auto_map"
 FILES = ("config.json", "*_config.json")
+RUN_BY = ("config.json", "tokenizer_config.json")
+"""Of these the ones whose code runs here, if it is trusted."""
 OF_THE_WRITER = frozenset({"_name_or_path", "transformers_version"})
 """What a config.json says of where it came from, and not of the model."""
 
@@ -81,16 +84,19 @@ def own_code(config: PreTrainedConfig) -> Mapping[str, str]:
     return {kind: place for kind, place in named.items() if kind.startswith("AutoModel")}
 
 
-def refuse_code_of_others(written: Mapping[str, Any], file: Path) -> None:
-    """Refuse the contents of a config.json that name code of another model, which would run as this one's.
+def refuse_code_of_others(folder: Path) -> None:
+    """Refuse a folder whose model or tokenizer is computed by code of another model, which would run as this one's.
 
     Raises:
-        ModelError: They do.
+        ModelError: It is.
     """
-    named = (written.get(AUTO_MAP) or {}).values()
-    if elsewhere := [place for place in named if isinstance(place, str) and "--" in place]:
-        message = f"it names code of another model, {elsewhere[0]}, which is not run"
-        raise ModelError(message, where=str(file), key=AUTO_MAP)
+    for file, values in _settings(folder):
+        named = values.get(AUTO_MAP) if isinstance(values, dict) and file.name in RUN_BY else None
+        each_kind = named.values() if isinstance(named, dict) else [named]
+        places = chain.from_iterable(kind if isinstance(kind, list) else [kind] for kind in each_kind)
+        if elsewhere := [place for place in places if isinstance(place, str) and "--" in place]:
+            message = f"it names code of another model, {elsewhere[0]}, which is not run"
+            raise ModelError(message, where=str(file), key=AUTO_MAP)
 
 
 def copy_processors(base: Path, folder: Path) -> None:
@@ -109,13 +115,17 @@ def drop_code(folder: Path) -> None:
 
 def _naming_code(folder: Path) -> Iterator[tuple[Path, object]]:
     """The files that name code, each with what else it says."""
+    return ((file, clean) for file, values in _settings(folder) if (clean := _without(values)) != values)
+
+
+def _settings(folder: Path) -> Iterator[tuple[Path, object]]:
+    """The files of settings in a folder, each with what it says."""
     for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue  # whoever needs the file tells that it cannot be read
-        if (clean := _without(values)) != values:
-            yield file, clean
+        yield file, values
 
 
 def _without(value: object) -> object:

@@ -250,7 +250,7 @@ def _require_known(written: Mapping[str, Any], file: Path) -> None:
     model_type = str(written["model_type"])
     brings = "AutoConfig" in (written.get(AUTO_MAP) or {})
     if is_trusted():
-        refuse_code_of_others(written, file)
+        refuse_code_of_others(file.parent)
     if model_type in CONFIG_MAPPING or (brings and is_trusted()):
         return
     if brings:
@@ -326,8 +326,9 @@ def _tokenizer(
     name, folder = handle.section.tokenizer or handle.section.name_or_path, handle.tokenizer_folder
     if not any(file for pattern in FILES for file in folder.glob(pattern)):
         raise ModelError("there is no tokenizer", where=name, remedy="Name the one to use in model.tokenizer.")
+    if trusted := is_trusted():
+        refuse_code_of_others(folder)
     with quietly_reading(folder):
-        trusted = is_trusted()
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
     # Prompts and answers of a decoder are one text. Marian's and M2M100's tokenizers have no offsets, and need none:
     # sources and targets are tokenized apart.

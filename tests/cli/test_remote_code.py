@@ -162,6 +162,18 @@ def test_code_of_another_model_does_not_run_to_read_the_config_either(place: Pat
     assert not (place / "ran").exists()
 
 
+def test_code_of_another_models_tokenizer_is_not_run(place: Path) -> None:
+    other = place / "other"
+    other.mkdir()
+    (other / "tokenization_own.py").write_text(f"from pathlib import Path\nPath({str(place / 'ran')!r}).touch()\n")
+    settings = json.loads((place / "model" / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, f"{other}--tokenization_own.Own"]}}
+    save_tiny(place / "model")  # which itself brings no code
+    (place / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert "names code of another model" in refused(loraft("check", "c.yaml", TRUST, cwd=place))
+    assert not (place / "ran").exists()
+
+
 def test_the_folder_may_be_called_anything(place: Path) -> None:
     """Each folder in the cache of the Hub has two hyphens in its name, which part two names in transformers' words."""
     (place / "model").rename(place / "models--org--own")
