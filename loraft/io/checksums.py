@@ -138,7 +138,8 @@ def others_in(folder: Path) -> list[str]:
         known = {*_recorded(folder), *NOT_SEALED}
     except NOT_READ:
         known = {*NOT_SEALED}
-    return sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
+    there = (path for path in folder.iterdir() if path.is_dir() or not path.name.startswith("."))
+    return sorted(path.name for path in there if path.name not in known)
 
 
 def _recorded(folder: Path) -> Seals:

@@ -175,8 +175,11 @@ def test_what_somebody_put_beside_a_merged_model_is_never_replaced(tmp_path: Pat
         (staging / "model.safetensors").write_bytes(b"weights")
         write_record(staging, {})
     (out / "model.gguf").write_bytes(b"exported")
-    refuse(merge, out, RunFolderError, r"holds model\.gguf besides the merged model", overwrite=True)
-    (out / "model.gguf").rename(tmp_path / "model.gguf")
+    (out / ".git").mkdir()
+    (out / ".gitattributes").touch()
+    refuse(merge, out, RunFolderError, r"holds \.git, model\.gguf besides the merged model", overwrite=True)
+    for name in (".git", "model.gguf"):
+        (out / name).rename(tmp_path / name)
     with merged_folder(merge, out, overwrite=True) as staging:
         (staging / "merge_report.json").write_text("{}")
     assert not (out / "model.safetensors").exists()
