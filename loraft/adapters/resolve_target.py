@@ -15,11 +15,11 @@ from loraft.adapters.lora_factors import check_adapter_name
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget, adapter_in, model_in
 from loraft.config.choices import TASK_OF_GROUP, TaskName
 from loraft.errors import AdapterError
+from loraft.io.checkpoint_folders import checkpoints, newest_state
 from loraft.io.checksums import RECORD, is_weights, refuse_altered
 from loraft.io.hub_access import unreached
 from loraft.io.hub_files import adapter_from_hub
 from loraft.io.paths import HUB_ID
-from loraft.io.sealed import read_sealed
 from loraft.models.hf_config import class_names, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.modules import is_within
@@ -275,10 +275,9 @@ def _from_folder(folder: Path) -> ResolvedTarget:
         go_on = _going_on(folder.absolute().parents[1])
         remedy = f"Go on with its run, which saves the whole model at its end: {go_on}"
         raise AdapterError(message, where=str(folder), remedy=remedy)
-    checkpoints = sorted(path for path in folder.glob("checkpoints/step-*") if path.is_dir())
-    if checkpoints:
+    if saved := checkpoints(folder / "checkpoints"):
         go_on = _going_on(folder)
-        remedy = f"Name a checkpoint ({checkpoints[-1]}), or go on: {go_on}"
+        remedy = f"Name a checkpoint ({saved[0]}), or go on: {go_on}"
         raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
     looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"
     message = f"there is neither a model nor an adapter (looked for {looked_for})"
@@ -291,9 +290,8 @@ def _going_on(run: Path) -> str:
 
 def _gone_on_with(result: Path) -> Iterator[str]:
     """A sentence where a run took more steps since it saved its result, and has not ended: it is that of before."""
-    newest = max(result.parent.glob("checkpoints/step-*"), default=None)
-    state = None if newest is None else (read_sealed(newest / "state.json") or {}).get("state")
-    if isinstance(state, Mapping) and state.get("finished") is False:
+    newest, state = newest_state(result.parent)
+    if state.get("finished") is False:
         yield f"{result} is what the run came to before it was gone on with; its newest checkpoint is {newest}"
 
 

@@ -12,7 +12,7 @@ What the numbers mean, here and in JSON:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -125,6 +125,15 @@ def _batches(
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
+def _special_ids(tokenizer: PreTrainedTokenizerBase, stop_texts: Collection[str]) -> Iterator[int]:
+    """The ids of stop texts that are special tokens: no answer's text has them. Llama 3 declares two of its 256."""
+    if stop_texts:  # a vocabulary may have thousands to list
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        added = tokenizer.added_tokens_decoder.items()
+        special |= {token.content: token_id for token_id, token in added if token.special}
+        yield from (special[text] for text in stop_texts if text in special)
+
+
 def open_answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], settings: Settings
 ) -> list[PartialCompletion]:
@@ -147,10 +156,7 @@ def open_answers(
             problems.append(Problem(message, f"prompt {number}", remedy=remedy))
     if problems:
         raise DataError.several(problems)
-    # Special tokens among the stop texts are in no answer's text: their ids end it. Llama 3 declares two of its 256.
-    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    special |= {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    stop_ids = frozenset([*settings["stop_ids"], *(special[text] for text in stop_texts if text in special)])
+    stop_ids = frozenset([*settings["stop_ids"], *_special_ids(tokenizer, stop_texts)])
     for index, ids in enumerate(prompts):
         generator = torch.Generator()
         _ = generator.seed() if seed is None else generator.manual_seed(seed + index)

@@ -170,8 +170,14 @@ class _Heeded(BaseModel):
     eos_token_id: NonNegativeInt | list[NonNegativeInt] | None = None
 
 
-FORCED = ("suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id")
-"""What names tokens that are looked up in the logits or the embeddings."""
+NAMING_TOKENS = (
+    "suppress_tokens",
+    "bad_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "decoder_start_token_id",
+)
+"""Keys whose tokens are looked up in the logits or the embeddings."""
 
 
 def saved_defaults(folder: Path, vocabulary: int | None = None) -> GenerationConfig | None:
@@ -199,7 +205,7 @@ def checked(defaults: GenerationConfig, file: Path, vocabulary: int | None = Non
         ) from error
     problems = [
         Problem(f"names the token {last:,}, and the model has {vocabulary:,}", str(file), key)
-        for key in FORCED
+        for key in NAMING_TOKENS
         if vocabulary is not None and (last := max(_numbers(getattr(defaults, key)), default=0)) >= vocabulary
     ]
     if problems:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.io.checksums import build_once, known_sha256_of
-from loraft.io.hub_files import NETWORK_ERROR, whole_files
+from loraft.io.hub_files import BELOW_THE_ROOT, NETWORK_ERROR, whole_files
 from loraft.io.paths import CONVERSION, HUB_ID, cache_folder, without_bars
 from loraft.io.patience import is_fetched
 from loraft.models.builtin import BUILTINS, Builtin, builtin_named, fetch_file, unpack
@@ -36,7 +36,7 @@ from loraft.models.safetensors_index import INDEX, SINGLE, holds_weights, read_h
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt")
 """Config and tokenizer files; indexes of shards too."""
-NOT_FETCHED = ("*/*", "consolidated*.safetensors")
+NOT_FETCHED = (BELOW_THE_ROOT, "consolidated*.safetensors")
 """The same model for other programs: a repository's folders, and Mistral's own form of the weights."""
 NO_BASE = {
     "adapter_config.json": ("an adapter", "Name its base here, and the adapter in lora.start_from."),

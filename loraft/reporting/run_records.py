@@ -13,10 +13,10 @@ from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
 from loraft.errors import RunFolderError
 from loraft.figures import counted
+from loraft.io.checkpoint_folders import newest_state
 from loraft.io.sealed import is_text_as_sealed, read_sealed
 from loraft.tasks import METRIC_FACTS
 from loraft.tasks.task import TEXT_LOSS
-from loraft.training.checkpoint import checkpoints
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,9 @@ def has_result(folder: Path) -> bool:
 
 def _has_ended(folder: Path, last_step: int) -> bool:
     """Whether a run's result is that of its last step, by its newest checkpoint where that is there."""
-    newest = next(iter(checkpoints(folder / "checkpoints")), None)
+    newest, state = newest_state(folder)
     if newest is None or not has_result(folder):
         return has_result(folder)
-    state = _part(read_sealed(newest / "state.json") or {}, "state")
     return state.get("finished") is not False and last_step <= (_whole(state.get("step")) or last_step)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from loraft.config.choices import TextBy
 from loraft.errors import DataError, Problem
@@ -225,9 +225,10 @@ def _coming(dataset: Iterable[Mapping[str, object]], source: DataSource) -> Iter
 
 def _reason(error: Exception) -> str:
     """What the library says of an error in one line, without what it shows of Python."""
-    if str(error) == "An error occurred while generating the dataset" and error.__cause__ is not None:
-        error = cast("Exception", error.__cause__)
-    return " ".join(str(error).partition("Example of usage")[0].split()) or type(error).__name__
+    from datasets.exceptions import DatasetGenerationError
+
+    found = error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error  # it says nothing
+    return " ".join(str(found).partition("Example of usage")[0].split()) or type(found).__name__
 
 
 def _builtin(source: DataSource) -> tuple[Mapping[str, object], ...]:

@@ -7,7 +7,6 @@ and renamed. One whose files do not match its manifest does not exist for resumi
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,6 +26,7 @@ from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
 from loraft.errors import DiskFullError, NonFiniteError
 from loraft.io.atomic import atomic_dir, restore_previous, write_json
+from loraft.io.checkpoint_folders import checkpoints, step_of
 from loraft.io.checksums import NOT_READ, Seals, fault_by_manifest, is_weights, seal, seal_of
 from loraft.io.resources import disk_errors, room_for
 from loraft.io.sealed import sealed
@@ -89,7 +89,6 @@ class RunState:
         self.epoch, self.window, self.drawn, self.pieces = self.epoch + 1, 0, 0, 0
 
 
-STEP_FOLDER = re.compile(r"step-(\d{6,})")
 MANIFEST = "manifest.json"
 PARTS = "parts"
 """The folder of what ranks wrote, each its part: of the weights, and of the optimizer's state."""
@@ -222,12 +221,6 @@ def _full_disk_told(root: Path, step: int, about: int | None) -> Iterator[None]:
         raise DiskFullError(message, where=str(root), remedy=remedy) from error
 
 
-def checkpoints(root: Path) -> list[Path]:
-    """The checkpoint folders under `root`, the newest first, verified or not."""
-    found = (path for path in root.glob("step-*") if STEP_FOLDER.fullmatch(path.name) and path.is_dir())
-    return sorted(found, key=_step, reverse=True)
-
-
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     damaged: list[str] = []
@@ -277,9 +270,9 @@ def prune(root: Path, *, step: int, keep: int | None, best_step: int | None) -> 
     """
     if keep is None:
         return
-    taken = [folder for folder in checkpoints(root) if _step(folder) <= step]
+    taken = [folder for folder in checkpoints(root) if step_of(folder) <= step]
     for folder in taken[keep:]:
-        if _step(folder) != best_step:
+        if step_of(folder) != best_step:
             shutil.rmtree(folder)
 
 
@@ -289,10 +282,6 @@ def remove_partial(root: Path) -> None:
         restore_previous(root / previous.name.removeprefix(".").removesuffix(".previous"))
     for left in (*root.glob(".step-*.partial*"), *root.glob(".step-*.previous")):
         shutil.rmtree(left)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
 
 
 def _needed(root: Path, about: int | None) -> int | None:

@@ -16,6 +16,7 @@ from loraft.config.schema_info import idle_keys
 from loraft.distributed.ranks import Ranks
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, Problem, RunFolderError
 from loraft.events import Note, tell
+from loraft.io.checkpoint_folders import checkpoints
 from loraft.io.sealed import is_text_as_sealed, read_sealed
 from loraft.io.secrets import redacted_all
 from loraft.models.hf_config import config_fingerprint
@@ -27,7 +28,6 @@ from loraft.planning.run_plan import RunPlan, steps_of
 from loraft.training.checkpoint import (
     MANIFEST,
     RunState,
-    checkpoints,
     load_checkpoint,
     newest_checkpoint,
     remove_partial,

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from loraft.io.checkpoint_folders import checkpoints
 from loraft.training import checkpoint, loop, save_run
-from loraft.training.checkpoint import checkpoint_fault, checkpoints
+from loraft.training.checkpoint import checkpoint_fault
 from loraft.training.train_step import evaluate_loss
 from tests.cli.running import loraft
 from tests.faults.conftest import Trial

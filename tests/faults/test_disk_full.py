@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from loraft.io.checkpoint_folders import checkpoints
 from loraft.io.paths import CONVERSION
-from loraft.training.checkpoint import checkpoint_fault, checkpoints
+from loraft.training.checkpoint import checkpoint_fault
 from tests.cli.running import Done, loraft
 from tests.faults.conftest import Trial
 from tests.faults.harm import contents_of

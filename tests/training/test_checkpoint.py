@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 
 from loraft.errors import DiskFullError, NonFiniteError
+from loraft.io.checkpoint_folders import checkpoints
 from loraft.training import checkpoint
 from loraft.training.checkpoint import (
-    checkpoints,
     load_checkpoint,
     newest_checkpoint,
     prune,
