@@ -27,12 +27,14 @@ def two(folder: Path) -> AdaptedModel:
     return load_adapters(tiny_loaded(folder / "base"), {"one": folder / "one", "two": folder / "two"})
 
 
+@pytest.mark.slow
 def test_the_base_answers_as_without_adapters(tmp_path: Path) -> None:
     model = two(tmp_path).model
     with acting(model, None) as base:
         assert torch.equal(logits(base), logits(tiny_loaded(tmp_path / "base").model))
 
 
+@pytest.mark.slow
 def test_what_acted_before_acts_afterwards_after_an_error_too(tmp_path: Path) -> None:
     model = two(tmp_path).model
     before = logits(model)

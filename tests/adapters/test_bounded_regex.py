@@ -54,7 +54,7 @@ def adapter_config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [

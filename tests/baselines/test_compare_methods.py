@@ -102,6 +102,7 @@ def ended(method: str) -> Any:
     return changed
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_a_row_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, ended("full"))
     seen: list[Event] = []
@@ -175,7 +176,7 @@ def test_real_processes(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_the_prediction_for_smollm2_is_within_15_percent_of_what_came() -> None:
     config = api_config()
-    found = api.compare_methods(config, steps=3)  # with the holes that the heap gets meanwhile
+    found = api.compare_methods(config, steps=2)  # with the holes that the heap gets meanwhile
     for each in found.methods:
         assert each.measured is not None, each.why
         off = each.predicted["peak_bytes"] / each.measured.memory["peak_bytes"] - 1

@@ -57,6 +57,7 @@ def test_then_the_largest_batch_that_fits_with_as_many_rows_a_step(config: RunCo
     assert fitting.plan.memory.peak_bytes + CUDA_TAKES == enough
 
 
+@pytest.mark.slow
 def test_then_checkpointing_and_at_last_another_method(config: RunConfig) -> None:
     config = changed(config, method="lora", optim="adafactor")
     smallest = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}
@@ -139,6 +140,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_makes_it_fit(
     assert "training.optim: adamw_8bit" in str(refused.value.problems[0].remedy)
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_memory_of_a_cpu_are_refused_where_it_does_not_suffice(config: RunConfig) -> None:
     with pytest.raises(ResourceError, match="Fewer processes share the memory of this machine"):
         api.check(config, num_processes=10_000)

@@ -59,7 +59,7 @@ def test_an_lstm_writes_tickets_worse_than_a_decoder_and_remembers_less(tmp_path
     write_rows(tmp_path / "train.jsonl", [dict(row) for row in tickets("train")[:64]])
     write_rows(tmp_path / "held-out.jsonl", [dict(row) for row in tickets("eval")[:8]])
     config = {
-        "model": {"name_or_path": "builtin:smollm2-135m-instruct", "dtype": "float32"},
+        "model": {"name_or_path": "builtin:smollm2-135m-instruct", "dtype": "bfloat16"},
         "data": {"train": "train.jsonl", "eval": "held-out.jsonl", "max_length": 256},
         "training": {
             "output_dir": "run", "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 2e-3,
@@ -72,8 +72,8 @@ def test_an_lstm_writes_tickets_worse_than_a_decoder_and_remembers_less(tmp_path
     tuned, lstm = found["networks"]
     assert found["differences"]["lstm"]["loss"]["high"] < 0
     assert lstm["figures"]["loss"] < 2
-    # Keys and values of three heads of 64 in thirty layers; a hidden and a cell state of 256 float32.
-    assert tuned["writing"]["bytes_a_token"] == 2 * 3 * 64 * 30 * 4
+    # Keys and values of three heads of 64 in thirty layers, in 16 bits; a hidden and a cell state of 256 float32.
+    assert tuned["writing"]["bytes_a_token"] == 2 * 3 * 64 * 30 * 2
     assert (lstm["writing"]["bytes_a_token"], lstm["writing"]["state_bytes"]) == (0, 2 * 256 * 4)
     assert lstm["writing"]["seconds"] < tuned["writing"]["seconds"]
     fall = orders(found)

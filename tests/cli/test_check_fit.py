@@ -11,6 +11,7 @@ from loraft.models.device import CUDA_TAKES
 from tests.cli.conftest import Loraft, WriteConfig
 
 
+@pytest.mark.slow
 def test_a_run_is_planned_for_a_gpu_that_is_not_here(loraft: Loraft, config: WriteConfig) -> None:
     done = loraft("check", str(config(method="qlora")), "--device", "cuda", "--gpu-memory", "24GB", "--json")
     document = json.loads(done.stdout)

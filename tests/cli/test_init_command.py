@@ -90,6 +90,7 @@ CHECKED = [
 ]
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.parametrize(("task", "method", "row_format"), CHECKED)
 def test_check_passes_what_is_written(here: Path, task: TaskName, method: Method, row_format: RowFormat) -> None:
     write_rows(Path("rows.jsonl"), [row(row_format, number) for number in range(30)])
@@ -413,6 +414,7 @@ HARD: dict[str, tuple[str, list[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("name", HARD)
 def test_check_passes_what_is_written_for_a_model_that_is_here(here: Path, name: str) -> None:
     kind, rows = HARD[name]

@@ -59,6 +59,7 @@ def test_activations_are_a_section_beside_the_anatomy() -> None:
     assert [len(layer["heads"]) for layer in told["layers"]] == [4, 4, 4]
 
 
+@pytest.mark.slow
 def test_activations_are_read_in_eighty_columns(monkeypatch: pytest.MonkeyPatch, wording: Wording) -> None:
     from loraft.cli import console
 
@@ -277,6 +278,7 @@ DRAWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", mostly_slow(["png", "svg"], "svg"))
 @pytest.mark.parametrize("what", mostly_slow(DRAWN, "moves"))
 def test_pictures_of_each_kind(here: Path, what: str, ending: str) -> None:

@@ -48,6 +48,7 @@ def adapter(folder: Path, seed: int = 0, **lora: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_equal_layers_are_one_group(here: Path) -> None:
     config_alone(here / "llama", LLAMA_2_7B)
     result = inspect("llama", "--lora", "r=8,target_modules=[q_proj,v_proj],layers=last:4")
@@ -135,6 +136,7 @@ def test_what_is_not_there_is_refused(here: Path, arguments: list[str], wording:
     wording(result.stderr)
 
 
+@pytest.mark.slow
 def test_c14_an_adapter_is_shown_with_its_base_and_the_dtypes_of_both(here: Path) -> None:
     folder = adapter(here / "runs/a/adapter", target_modules="attention", modules_to_save=["lm_head"])
     for target in ("runs/a", str(folder)):

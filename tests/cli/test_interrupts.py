@@ -104,6 +104,7 @@ def test_sigusr1_saves_and_the_run_goes_on(place: Path) -> None:
     assert len(run.checkpoints()) == 2
 
 
+@pytest.mark.slow
 def test_sigusr1_before_the_first_step_is_granted_after_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from loraft.api import runs
 

@@ -91,6 +91,7 @@ def done(place: Path, *words: str) -> Any:
     return json.loads(ended.stdout)
 
 
+@pytest.mark.slow_after(1)
 def test_no_command_runs_code_that_nobody_trusts(place: Path, model_type: str) -> None:
     for words in (
         ("check", "c.yaml"),
@@ -174,6 +175,7 @@ def test_code_of_another_models_tokenizer_is_not_run(place: Path) -> None:
     assert not (place / "ran").exists()
 
 
+@pytest.mark.slow_after(1)
 def test_the_folder_may_be_called_anything(place: Path) -> None:
     """Each folder in the cache of the Hub has two hyphens in its name, which part two names in transformers' words."""
     (place / "model").rename(place / "models--org--own")

@@ -32,6 +32,7 @@ def weights(run: str) -> bytes:
     return Path(run, "adapter/adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", mostly_slow(TYPES, ".csv", ".parquet"))
 def test_check_tells_the_same_of_every_type_of_file(loraft: Loraft, place: Path, kind: str) -> None:
     plain = tokens_of(checked(loraft, f"data.train={written(place, '.jsonl')}", "data.eval=null"))

@@ -64,6 +64,7 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes]:
     return named, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "method"),
     [

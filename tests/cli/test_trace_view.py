@@ -32,6 +32,7 @@ def generate(*words: str, monkeypatch: pytest.MonkeyPatch | None = None) -> Any:
     return CliRunner().invoke(app, arguments, prog_name="loraft", catch_exceptions=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float32")
 def test_a_trace_shows_prompt_steps_and_ending_in_a_hundred_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

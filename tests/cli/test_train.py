@@ -31,6 +31,7 @@ def test_train_ends_with_the_result_and_how_to_try_it(loraft: Loraft, config: Wr
     assert Path("runs/tickets-1/adapter").is_dir()
 
 
+@pytest.mark.slow
 def test_progress_where_there_is_no_terminal_is_plain_lines(loraft: Loraft, config: WriteConfig) -> None:
     lines = loraft("train", str(config())).stderr.splitlines()
     steps = [line for line in lines if line.startswith("step ")]

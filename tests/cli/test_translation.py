@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.running import loraft
 from tests.tavi import DIALECTS, Sentence, save_small_t5, sentences, write_pairs
 
 TRAINED = 8000
@@ -46,10 +45,9 @@ generation: {max_new_tokens: 40}
 """
 
 
-def loraft(place: Path, *words: str) -> Any:
-    """What a command prints as JSON, from a process of its own."""
-    command = [sys.executable, "-m", "loraft", *words, "--json"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+def told(place: Path, *words: str) -> Any:
+    """What a command prints as JSON."""
+    done = loraft(*words, "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -58,7 +56,7 @@ def exact_match(place: Path, target: str, held_out: Sequence[Sentence], dialect:
     """The share of held-out sentences that a target translates to the letter."""
     prompts, answers = f"{dialect}-prompts.jsonl", f"{target.replace('/', '-')}-{dialect}-answers.jsonl"
     (place / prompts).write_text("".join(json.dumps({"prompt": each.english}) + "\n" for each in held_out))
-    loraft(place, "generate", target, "--input", prompts, "--output", answers, "--batch-size", "50")
+    told(place, "generate", target, "--input", prompts, "--output", answers, "--batch-size", "50")
     said = [json.loads(line)["completion"] for line in (place / answers).read_text().splitlines()]
     right = [one == DIALECTS[dialect](each) for one, each in zip(said, held_out, strict=True)]
     return sum(right) / len(right)
@@ -75,10 +73,10 @@ def test_a_t5_of_random_weights_learns_a_language_and_then_its_dialect_by_lora(t
         write_pairs(tmp_path / f"held-{dialect}.jsonl", held_out, dialect)
     (tmp_path / "tavi.yaml").write_text(FROM_NOTHING)
     (tmp_path / "northern.yaml").write_text(BY_LORA)
-    loraft(tmp_path, "train", "tavi.yaml")
+    told(tmp_path, "train", "tavi.yaml")
     assert exact_match(tmp_path, "tavi", held_out, "tavi") >= 0.95
     before = exact_match(tmp_path, "tavi", held_out, "northern")
-    loraft(tmp_path, "train", "northern.yaml")
+    told(tmp_path, "train", "northern.yaml")
     learned = exact_match(tmp_path, "northern", held_out, "northern")
     assert before < 0.1
     assert learned >= 0.90

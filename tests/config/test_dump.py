@@ -85,6 +85,7 @@ VALUES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(values=VALUES)
 @settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_reads_back_equal(tmp_path: Path, values: dict[str, Any]) -> None:

@@ -59,6 +59,7 @@ DOORS: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("door", DOORS)
 def test_a_door_is_shut(door: str, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("kept")
@@ -73,6 +74,7 @@ def test_reading_and_writing_its_file_is_open(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "kept"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells what a process holds")
 def test_memory_is_bounded_by_the_size_of_the_file(tmp_path: Path) -> None:
     assert confined(lambda: bytearray(3 << 30), tmp_path / "out") == "MemoryError"

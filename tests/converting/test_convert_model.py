@@ -31,6 +31,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert_model, "rewritten", rewrite)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("model_type", ["marian", "t5", "gpt2"])
 def test_a_pickled_model_becomes_one_that_loads_with_the_same_numbers(model_type: str, tmp_path: Path) -> None:

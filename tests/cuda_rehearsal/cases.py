@@ -84,7 +84,7 @@ TASK_OF: Mapping[ModelGroup, str] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A run to rehearse, by the keys of its config."""
+    """A run to rehearse, by the keys of its config; those of a group share a process, which takes seconds to begin."""
 
     group: str
     name: str
@@ -119,7 +119,7 @@ def _cases() -> list[Case]:
         for method, options in METHODS.items():
             named = [name for name in families if method == "lora" or name in BY_EACH_METHOD]
             named = [name for name in named if (name, method) not in UNKNOWN_IN_FLOAT32]
-            found += [Case(f"{task}-{method}", f"{name}-{method}", task, name, options) for name in named]
+            found += [Case(task, f"{name}-{method}", task, name, options) for name in named]
         own = OF_CAUSAL_LM if use == "decoder" else OF_SEQ_CLS if use == "classifier" else {}
         shared = {name: each for name, each in VARIANTS.items() if use == "decoder" or name in OF_EVERY_TASK}
         for variant, options in {**shared, **own}.items():
@@ -139,7 +139,7 @@ def _cases() -> list[Case]:
 
 def _probed() -> list[Case]:
     options = {"data__max_length": 96, **IN_16_BITS}
-    return [Case("probed", f"{name}-lora", "causal_lm", name, options) for name in PROBED]
+    return [Case("causal_lm", f"{name}-lora", "causal_lm", name, options) for name in PROBED]
 
 
 CASES: Mapping[str, Case] = {f"{case.task}-{case.name}": case for case in [*_cases(), *_probed()]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,19 +64,19 @@ class FakeCuda(TorchDispatchMode):
         """A recorded graph is one launch; whole numbers are computed anew, by what the host gave when it was made."""
         self.ledger.launches["a graph"] += 1
         for func, args, kwargs, result in graph.operations:
-            numbers = _numbers_of(func, tree_leaves((args, kwargs)), args, kwargs)
+            numbers = _numbers_of(func, _leaves((*args, *kwargs.values())), args, kwargs)
             self._number(result, numbers)
 
     @staticmethod
     def _number(result: Any, numbers: Any) -> None:
-        for made, real in zip(tree_leaves(result), tree_leaves(numbers), strict=False):
+        for made, real in zip(_leaves((result,)), _leaves((numbers,)), strict=False):
             if isinstance(made, FakeTensor) and isinstance(real, Tensor):
                 setattr(made, NUMBERS, real)
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
         kwargs = kwargs or {}
-        leaves = tree_leaves((args, kwargs))
+        leaves = _leaves((*args, *kwargs.values()))
         onto = kwargs.get("device")
         if not any(isinstance(leaf, FakeTensor) for leaf in leaves) and not _is_cuda(onto):
             if func._overloadpacket is aten.copy_ and args[1].is_meta:  # the host's numbers, where there are none
@@ -84,8 +85,7 @@ class FakeCuda(TorchDispatchMode):
             made = func(*args, **kwargs)
             return pinned_from_now_on(made) if pinned else made
         if func.namespace == "prim":
-            with self._fake:
-                return func(*args, **kwargs)
+            return self._asked(func, args, kwargs)
         if _is_composite(func):  # in inference mode they come here whole
             with self:  # by torch's own parts in C++, which are faster than those in Python
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
@@ -94,7 +94,8 @@ class FakeCuda(TorchDispatchMode):
         if read is not None:
             return read
         _check_dtypes(func, args)
-        args, kwargs = tree_map_only(Tensor, self._on_device, (args, kwargs))
+        if any(isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor) for leaf in leaves):
+            args, kwargs = tree_map_only(Tensor, self._on_device, (args, kwargs))
         with self._fake:
             result = _without_numbers(func)(*args, **kwargs)
         self._write_down(func, result)
@@ -102,6 +103,13 @@ class FakeCuda(TorchDispatchMode):
         if self._recorded is not None:
             self._recorded.append((func, args, kwargs, result))
         return result
+
+    def _asked(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What a tensor says of itself: most often its device, for which no mode needs to be entered."""
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
+        with self._fake:
+            return func(*args, **kwargs)
 
     def _read_by_host(self, func: Any, args: Any, kwargs: Any, numbers: Any) -> Any:
         """What the host gets where an operation lets it wait; None where it does not wait or gets a tensor there."""
@@ -165,7 +173,7 @@ class FakeCuda(TorchDispatchMode):
             return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
 
     def _write_down(self, func: Any, result: Any) -> None:
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, FakeTensor) and leaf.is_cuda]
+        made = [leaf for leaf in _leaves((result,)) if isinstance(leaf, FakeTensor) and leaf.is_cuda]
         for tensor in made:
             self.ledger.hold(tensor)
         if made and self._recorded is None and not func.is_view and func._overloadpacket not in NO_KERNEL:
@@ -229,25 +237,6 @@ def rehearsal() -> Iterator[Ledger]:
         yield device.ledger
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    """The kernel that torch chooses on CUDA: flash attention in 16 bits, unless there is a mask."""
-    if attn_mask is None and query.dtype != torch.float32 and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
-        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
-    if query.shape[1] != key.shape[1]:
-        key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], 1) for each in (key, value))
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
-        attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
-    gradient = any(each.requires_grad for each in (query, key, value))
-    return aten._scaled_dot_product_efficient_attention(
-        query, key, value, attn_mask, gradient, dropout_p, is_causal, scale=scale
-    )[0]
-
-
 def _is_cuda(device: object) -> bool:
     return isinstance(device, str | torch.device) and torch.device(device).type == "cuda"
 
@@ -280,6 +269,15 @@ def _indices(given: list[Any]) -> Tensor:
     return torch.tensor(given, dtype=None if given else torch.long)
 
 
+def _leaves(given: Sequence[Any]) -> list[Any]:
+    """All leaves of a sequence, by `tree_leaves` where they are held by others, which takes ten times as long."""
+    found = []
+    for each in given:
+        found += tree_leaves(each) if isinstance(each, list | tuple | dict) else [each]
+    return found
+
+
+@cache
 def _is_composite(func: Any) -> bool:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return has(func.name(), "CompositeImplicitAutograd") and not has(func.name(), "CPU")

@@ -17,9 +17,10 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad
 
 from loraft.kernels.fused import capped_rows, fuse
-from tests.cuda_rehearsal.device import FakeGraph, attention, pinned_from_now_on, recording
+from tests.cuda_rehearsal.device import FakeGraph, pinned_from_now_on, recording
 from tests.cuda_rehearsal.flex import flex_attention
 
+aten = torch.ops.aten
 NAME, CAPABILITY, TOTAL_GIB, FREE_GIB = "a GPU that is not there", (9, 0), 80, 79
 
 
@@ -53,6 +54,25 @@ def leave() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """The kernel that torch chooses on CUDA: flash attention in 16 bits, unless there is a mask."""
+    if attn_mask is None and query.dtype != torch.float32 and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
+        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    if query.shape[1] != key.shape[1]:
+        key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], 1) for each in (key, value))
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
+        attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+    gradient = any(each.requires_grad for each in (query, key, value))
+    return aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, gradient, dropout_p, is_causal, scale=scale
+    )[0]
 
 
 def _answer_for_cuda(total: int, free: int) -> None:

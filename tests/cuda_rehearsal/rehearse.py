@@ -189,6 +189,7 @@ def main() -> None:
     output, names = Path(sys.argv[2]), sys.argv[3:]
     pretend()
     torch.set_num_threads(1)
+    os.fsync = os.fstat  # type: ignore[assignment]  # nothing here need outlive the power
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         os.environ["LORAFT_CACHE"] = str(Path(place) / "cache")

@@ -19,7 +19,7 @@ RUNS = {
     "llama-3.1-8b qlora on 2048": 80,
     "llama-2-70b qlora on 2048": 48,
     f"llama-3.1-8b qlora offload 2048 {FED} {IN_8_BITS}": 4,
-    f"llama-3.1-8b qlora on 32768 {IN_TILES}": 20,
+    f"llama-3.1-8b-4-layers qlora on 32768 {IN_TILES}": 8,
     "llama-33b qlora on 512": 24,
     "llama-3.1-8b-4-layers qlora off 2048": 4,
     "llama-3.1-8b-4-layers lora on 8192": 8,

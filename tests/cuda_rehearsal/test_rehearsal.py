@@ -83,7 +83,7 @@ def test_no_step_holds_more_than_was_held_when_the_longest_batch_was_tried(name:
 PACKED = {
     name: case
     for name, case in CASES.items()
-    if case.task == "causal_lm" and case.group != "probed" and FAMILIES[case.model_type].packs and "padded" not in name
+    if case.task == "causal_lm" and (family := FAMILIES.get(case.model_type)) and family.packs and "padded" not in name
 }
 
 

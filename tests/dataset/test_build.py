@@ -145,6 +145,7 @@ def test_bad_rows_are_skipped_and_counted_when_asked(tokenizer: PreTrainedTokeni
     assert any("2 bad rows are skipped, the first at" in note for note in data.report.notes)
 
 
+@pytest.mark.slow
 def test_c46_a_thousand_mutated_rows_end_in_no_traceback(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """C46: errors have file and line, and skipping counts exactly what is not kept."""
     generator = random.Random(7)

@@ -287,6 +287,7 @@ def test_compressed_rows_and_folders_are_streamed_as_the_plain_file(tmp_path: Pa
         prepared(str(compressed(Path(write(tmp_path / "a.json", [rows(3)])), ".gz")))
 
 
+@pytest.mark.slow
 def test_a_system_prompt_that_is_not_that_of_the_first_rows_is_told(tmp_path: Path) -> None:
     """That of the first rows is recorded, and answers are asked with it."""
 

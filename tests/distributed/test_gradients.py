@@ -163,6 +163,7 @@ def test_a_step_exchanges_the_bytes_that_the_plan_says(tmp_path: Path, overrides
         assert counted["allreduce"] == pytest.approx(planned.summed, rel=0.05, abs=64)  # the counts of tokens
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize(("batches", "world"), [*product((1, 2, 3, 4, 7), (2, 3, 4))])
 def test_each_row_of_a_step_is_read_by_one_rank(tmp_path: Path, batches: int, world: int) -> None:
     config = tiny_config(tmp_path, training__per_device_train_batch_size=2)

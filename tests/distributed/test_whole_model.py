@@ -14,6 +14,7 @@ from loraft.models.registry import FAMILIES
 from tests.tiny import mostly_slow, tiny_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mostly_slow(sorted(FAMILIES), "mixtral", "bart"))
 def test_each_family_is_written_as_transformers_writes_it(tmp_path: Path, family: str) -> None:
     """Experts one by one, and what is tied once."""

@@ -123,7 +123,7 @@ def test_predict_tells_the_same_classes(place: Path, name: str) -> None:
     assert_alike(told, [chosen(row, "text", "label", "prediction", "probabilities") for row in expected])
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_evaluate_measures_the_same(place: Path, name: str) -> None:
     told = now(place, "evaluate", TARGETS[name], *ROWS[name])
@@ -145,7 +145,7 @@ def test_inspect_layers_finds_the_same(place: Path, name: str) -> None:
     assert_alike(told, chosen(expected, *keys, *(["adapters"] if "adapters" in expected else [])))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal_lm", "qlora", "seq2seq_lm"])
 def test_a_merged_adapter_answers_as_the_adapter_did(place: Path, name: str) -> None:
     _merge(place, name)

@@ -57,7 +57,7 @@ def test_c38_the_loss_is_of_all_rows_whatever_the_batch(place: Path, batch_size:
         assert (found.task, found.rows, found.measured.perplexity) == ("seq_cls", 23, None)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_rows_in_the_file(place: Path, tmp_path: Path) -> None:
     found = evaluated(place, output=tmp_path / "o.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]

@@ -102,7 +102,7 @@ def test_a_row_is_asked_with_its_tools(tmp_path: Path) -> None:
     assert question.tools == tuple(tools)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.77, 0.999])
 def test_a_run_that_was_cut_short_ends_with_the_same_bytes(session: Session, tmp_path: Path, share: float) -> None:
     """The window that was cut is answered whole again, so each row has the neighbours that it would have had."""
@@ -139,7 +139,7 @@ def test_another_number_of_rows_at_a_time_goes_on_with_it(session: Session, tmp_
     assert rows_of(tmp_path / "o.jsonl") == rows_of(tmp_path / "whole.jsonl")
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [GenerationRequest(max_new_tokens=10, temperature=0.8, seed=4), GenerationRequest(max_new_tokens=9)]
 )

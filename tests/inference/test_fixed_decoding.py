@@ -50,6 +50,7 @@ def read_both(model: nn.Module, prompts: Sequence[Sequence[int]] = PROMPTS) -> t
     return differences, fixed
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.usefixtures("taped")
 @pytest.mark.parametrize("model_type", mostly_slow(GENERATING, *TELLING))
 def test_c36_a_recorded_step_reads_as_a_cache_that_grows(model_type: str) -> None:

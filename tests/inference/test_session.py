@@ -111,6 +111,7 @@ def test_a_base_without_a_template_converses_in_chatml_and_says_so(tmp_path: Pat
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.slow
 def test_what_was_trained_in_float32_runs_in_it(place: Path, tmp_path: Path) -> None:
     assert open_session(ModelRequest(str(place / "plain"))).loaded.placement.dtype == torch.float32
     adapter_in(tmp_path / "half", place / "base", dtype="bfloat16")
@@ -119,6 +120,7 @@ def test_what_was_trained_in_float32_runs_in_it(place: Path, tmp_path: Path) -> 
     assert open_session(ModelRequest(str(place / "plain"), dtype="bfloat16")).loaded.placement.dtype == torch.bfloat16
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_any_base_is_stored_in_4_bits_where_it_is_asked_for_and_that_is_told(place: Path, kind: str) -> None:
     section = QuantizationSection(type=kind)  # type: ignore[arg-type]
@@ -129,6 +131,7 @@ def test_any_base_is_stored_in_4_bits_where_it_is_asked_for_and_that_is_told(pla
     assert not any("runs on it" in note for note in opened(place, "plain").notes)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_4_bits_beside_one_of_16(place: Path, tmp_path: Path) -> None:
     """The first one says how the base is stored, and the other is told of."""
     adapter_in(tmp_path / "q", place / "base", method="qlora")
@@ -197,6 +200,7 @@ def broken_defaults_of_another_tool(folder: Path) -> None:
     (folder / "loraft.json").unlink()
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -102,6 +102,7 @@ def test_the_entropy_of_equal_choices_is_the_logarithm_of_their_number() -> None
     assert step.entropy_bits == pytest.approx(math.log2(320), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cut_is_told_with_the_rule_that_made_it() -> None:
     model, prompt = tiny_model("llama"), [5, 6, 7]
     likeliest = [c.id for c in traced(model, prompt)[0].steps[0].candidates]
@@ -142,6 +143,7 @@ def test_why_it_ended() -> None:
     assert traced(model, [5, 6, 7], stop_texts=[text])[0].ending.text == text
 
 
+@pytest.mark.slow
 def test_each_layer_says_its_word_and_the_last_says_the_models() -> None:
     for model_type in SOME:
         model = tiny_model(model_type)

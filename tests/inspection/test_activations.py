@@ -107,6 +107,7 @@ class LiveMaps(TorchDispatchMode):
         return made
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("model_type", ["llama", "bert", "deberta-v2"])
 def test_no_more_than_one_map_is_held_however_many_layers_there_are(model_type: str) -> None:
     tokens, most = 40, []

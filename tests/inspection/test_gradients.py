@@ -120,6 +120,7 @@ def test_a_run_is_built_as_training_does(tmp_path: Path, method: str) -> None:
     assert bool(found.outside) == (method == "full")
 
 
+@pytest.mark.slow
 def test_checkpointed_layers_tell_the_same(tmp_path: Path) -> None:
     plain = inspect_gradients(tiny_config(tmp_path)).gradients
     again = inspect_gradients(tiny_config(tmp_path, training__gradient_checkpointing=True)).gradients

@@ -68,6 +68,7 @@ def saved(folder: Path, model_type: str, **overrides: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("model_type", mostly_slow(FAMILIES, *TELLING))
 def test_parameters_are_those_of_the_model(tmp_path: Path, model_type: str) -> None:
     model = tiny_model(model_type)
@@ -93,6 +94,7 @@ WITH_POSITIONS = (
 """Those with a table of positions among their parameters."""
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("model_type", mostly_slow(FAMILIES, *UNLIKE))
 def test_parts_are_named_for_what_they_are(tmp_path: Path, model_type: str) -> None:
     parts = table_of(saved(tmp_path, model_type)).anatomy.parameters_by_part
@@ -214,6 +216,7 @@ def test_an_opt_with_its_norms_behind_is_post_norm(tmp_path: Path) -> None:
     assert "post-norm" in norms.place
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("model_type", "architecture", "kind"),
     [
@@ -309,6 +312,7 @@ def test_dora_counts_its_magnitudes(tmp_path: Path) -> None:
     assert plain.layers[0].modules[0].shape == (32, 96), "GPT-2 stores [in, out]"
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     "lora",
     [
@@ -351,6 +355,7 @@ def test_a_mixture_is_looked_into_and_lora_goes_to_its_linear_modules(tmp_path: 
     assert whole.parameters == on_attention.parameters + 3 * 4 * of_an_expert
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     ("model_type", "architecture", "path"),
     [

@@ -27,6 +27,7 @@ print((held_bytes("cpu") - before) / sum(each.nbytes for each in kept))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have another heap")
 def test_what_layers_freed_among_what_they_kept_is_given_back() -> None:
     def held(how: str) -> float:

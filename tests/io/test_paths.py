@@ -36,6 +36,7 @@ def snapshot(hub: Path, name: str) -> Path:
     return repository / "snapshots" / COMMIT
 
 
+@pytest.mark.slow
 def test_an_adapter_and_its_base_by_their_hub_ids(hub: Path, tmp_path: Path) -> None:
     base_in(snapshot(hub, "org/base"))
     adapter_in(snapshot(hub, "someone/adapter"), "org/base")

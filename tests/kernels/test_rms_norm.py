@@ -33,6 +33,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> For
     return chosen
 
 
+@pytest.mark.slow_after(6)
 @pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(
     ("model_type", "dtype"),

@@ -73,6 +73,7 @@ def results(model: nn.Module, dtype: torch.dtype) -> list[Tensor]:
     return [logits.detach(), *torch.autograd.grad(logits.square().mean(), trained)]
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("model_type", mostly_slow(["llama", "gemma2", "gpt2"], "llama"))

@@ -108,6 +108,7 @@ def test_a_model_of_few_positions_is_compared_on_rows_that_fit(tmp_path: Path, m
     assert (report.verified, report.positions) == (True, 256)
 
 
+@pytest.mark.slow
 def test_rows_are_merged_by_the_name_that_the_files_have_for_a_tied_weight(tmp_path: Path) -> None:
     """Marian's embedding is called by its encoder's name, and its files hold what is shared."""
     base = base_in(tmp_path / "base", "marian")

@@ -1,4 +1,4 @@
-"""Merging a real model: the limits of C25, C26 and C27 on SmolLM2-135M-Instruct, on 256 positions or 1,000.
+"""Merging a real model: the limits of C25, C26 and C27 on SmolLM2-135M-Instruct, on 256 positions.
 
 Adapters are moved at random and not trained, to an effect of the size that training has: seconds instead of minutes.
 """
@@ -20,7 +20,7 @@ from tests.merging.merging import own_adapter
 pytestmark = pytest.mark.slow
 
 SMOLLM2 = "builtin:smollm2-135m-instruct"
-POSITIONS = 1000
+POSITIONS = 256
 
 
 def told(report: MergeReport) -> MergeReport:
@@ -35,7 +35,7 @@ def told(report: MergeReport) -> MergeReport:
 def test_c27_float32_is_exact_and_bfloat16_close(tmp_path: Path) -> None:
     """C25: what bfloat16 loses is said where it is over a tenth of the adapter's effect."""
     own_adapter(tmp_path / "run/adapter", Path(SMOLLM2), dtype=torch.bfloat16, amount=0.02)
-    exact = told(api.merge(str(tmp_path / "run"), dtype="float32", positions=POSITIONS))
+    exact = told(api.merge(str(tmp_path / "run"), dtype="float32"))
     assert exact.positions == POSITIONS
     assert exact.max_abs_logit_difference is not None
     assert exact.max_abs_logit_difference <= 1e-3

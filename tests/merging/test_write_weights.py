@@ -225,6 +225,7 @@ def damaged(adapter: Path, change: Any) -> None:
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     ("change", "said"),
     [

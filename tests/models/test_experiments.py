@@ -67,6 +67,7 @@ def test_what_is_not_trained_on_text_alone_is_refused_with_what_it_asks_for(
     assert raised.value.problems[0].key == "model.name_or_path"
 
 
+@pytest.mark.slow
 def test_it_is_refused_before_the_first_step(tmp_path: Path) -> None:
     save(build("blip", "multimodal"), tmp_path / "model")
     write_rows(tmp_path / "rows.jsonl", rows(4))

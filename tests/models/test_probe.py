@@ -45,6 +45,7 @@ def test_the_probe_finds_what_the_table_says(model_type: str) -> None:
     assert (found.caching, found.pads_left, found.rewinds) == ("keys", True, True)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     ("model_type", "sizes", "packs", "rewinds"),
     [

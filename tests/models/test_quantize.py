@@ -97,6 +97,7 @@ def test_c12_gradients_are_bit_equal_with_and_without_an_evaluation_before_them(
     assert torch.equal(plain, gradient(evaluate_before=True))
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.bfloat16], torch.bfloat16))
 @pytest.mark.parametrize(
     ("kind", "double_quant"), [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False), ("int8", False)]

@@ -113,6 +113,7 @@ PLANNED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     ("optim", "options"),
     mostly_slow(

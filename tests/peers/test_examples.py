@@ -71,6 +71,7 @@ def is_one_gpu_lora(file: ForeignFile) -> bool:
     return said.get("use_peft") is True and file.command == "sft"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", ["axolotl", "llama-factory", "trl"])
 def test_of_the_keys_of_examples_at_least_95_of_100_are_answered(peer: Peer) -> None:
     occurrences = list(answered(peer))

@@ -200,6 +200,7 @@ def test_a_token_that_stands_in_for_padding_is_said(tmp_path: Path) -> None:
     assert any("the tokenizer has no padding token" in note for note in plan_run(config).notes)
 
 
+@pytest.mark.slow
 def test_another_adapter_to_start_from_is_refused_before_a_weight_is_loaded(tmp_path: Path) -> None:
     saved = api.train(tiny_config(tmp_path, training__max_steps=1)).saved
     start = {"lora__start_from": str(saved)}

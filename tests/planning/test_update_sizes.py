@@ -56,7 +56,7 @@ def kept_bytes(folder: Path, layers: int, dtype: torch.dtype, **lora: Any) -> tu
     return sum(storage.nbytes() for storage in storages if storage.data_ptr() not in own), sizes["decoder"]
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("lora", [{"dropout": 0.1, "use_dora": True}, {"dropout": 0.1}, {"use_dora": True}], ids=str)
 def test_what_is_kept_more_than_of_plain_updates_is_predicted(

@@ -38,6 +38,7 @@ def told(run: Path, tmp_path_factory: pytest.TempPathFactory) -> RunReport:
     return api.report(run, output=tmp_path_factory.mktemp("page") / "page.html", **LITTLE)
 
 
+@pytest.mark.slow
 def test_the_end_of_a_run_writes_its_report_without_asking_the_model(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Answers before and after" not in page
@@ -84,6 +85,7 @@ def test_a_limit_is_spread_over_the_rows(run: Path, tmp_path: Path) -> None:
     assert (found.rows_read, found.learned_read, found.learned_rows, found.answers) == (2, 2, 9, [])
 
 
+@pytest.mark.slow
 def test_rows_of_a_file_can_be_read_instead(run: Path, tmp_path: Path) -> None:
     other = write_rows(tmp_path / "other.jsonl", rows(5))
     found = api.report(run, output=tmp_path / "page.html", data=other, answers=0).findings

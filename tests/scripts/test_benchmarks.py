@@ -72,6 +72,7 @@ def test_the_picture_shows_what_the_file_has(script: Any) -> None:
         assert bar.long == pytest.approx(float(re.split("×?:", bar.said)[0]), abs=0.006)
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_from_the_newest_lines(script: Any, tmp_path: Path) -> None:
     picture = script("benchmark_picture")
     last = next(line for line in lines() if line["measured"] == "merging in float32")

@@ -75,6 +75,7 @@ def settings(tokens: int) -> Sequence[GenerationRequest]:
     )
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "model_type", mostly_slow(("llama", "gemma2", "mistral", "gpt2", "bloom", "t5"), "llama", "t5")
 )

@@ -110,7 +110,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(long_texts, name, size)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_give_the_tokens_of_the_whole(kind: str, small: None) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=KINDS[kind]())

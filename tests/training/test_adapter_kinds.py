@@ -99,7 +99,7 @@ STARTS = {
 }
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STARTS)
 def test_training_goes_on_from_an_adapter_that_peft_made(tmp_path: Path, kind: str) -> None:
     model_type, lora, section = STARTS[kind]

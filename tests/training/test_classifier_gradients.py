@@ -148,6 +148,7 @@ def test_figures_are_those_of_scikit_learn() -> None:
         assert figures["macro_f1"] == pytest.approx(f1_score(right, given, average="macro", zero_division=0), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_may_be_chosen_by_accuracy(tmp_path: Path) -> None:
     from loraft.training.loop import fit
 

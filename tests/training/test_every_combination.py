@@ -70,6 +70,7 @@ def task_of(model_type: str) -> str:
     return {"decoder": "causal_lm", "encoder_decoder": "seq2seq_lm", "encoder": "seq_cls"}[FAMILIES[model_type].kind]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("model_type", "method"),
     [
@@ -96,5 +97,6 @@ def test_what_the_gpu_tests_train_has_whole_blocks_of_inputs(model_type: str) ->
     assert [name for name, (inputs, _) in linear_modules(model).items() if inputs % 64] == []
 
 
+@pytest.mark.slow
 def test_a_bias_of_the_head_is_trained_with_all_biases(tmp_path: Path) -> None:
     train_two_steps(tiny_config(tmp_path, model_type="phi", lora__bias="all", training__max_steps=2))

@@ -123,6 +123,7 @@ def notes(config: RunConfig) -> str:
     return "\n".join(tiny_fit(config)[0].plan.data.report.notes)
 
 
+@pytest.mark.slow
 def test_labels_are_counted_and_uneven_ones_are_told_with_the_weight_that_evens_them(tmp_path: Path) -> None:
     rows = [{**row, "label": number < 3} for number, row in enumerate(judged())]
     assert "3 of 16 answers are desirable and 13 undesirable" in notes(config_of(tmp_path, rows))

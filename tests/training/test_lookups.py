@@ -48,6 +48,7 @@ def run(
         yield request.param, tmp_path / "run", Counter(asked), asked
 
 
+@pytest.mark.slow_after(1)
 def test_training_looks_a_name_up_once_for_config_and_tokenizer_and_once_for_weights(
     run: tuple[str, Path, Counter[Any], Counter[Any]],
 ) -> None:

@@ -161,6 +161,7 @@ def test_what_was_trained_before_a_last_step_that_is_left_out_is_logged(
     assert 0 < logged["grad_norm"] < math.inf
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_to_steps_that_are_left_out_logs_what_was_trained_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def longer(folder: Path, steps: int | None, **changes: Any) -> RunConfig:
     return tiny_config(folder, training__max_steps=steps, training__lr_scheduler_type="linear", **changes)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_how_to_train_on_and_does(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     api.train(longer(tmp_path, 4))
@@ -207,6 +208,7 @@ def test_a_run_that_stopped_early_says_so_and_goes_on_with_more_patience(tmp_pat
     assert resume(config(None))[0].steps == 9
 
 
+@pytest.mark.slow
 def test_what_changes_the_steps_is_refused_in_the_words_of_the_config(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     api.train(longer(tmp_path, 2))

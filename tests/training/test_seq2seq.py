@@ -64,6 +64,7 @@ def loss_of(variant: str, *, tied: bool = True) -> Seq2SeqLMLoss:
     return Seq2SeqLMLoss(model_of(variant, tied=tied), FAMILIES[VARIANTS[variant][0]])
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("trained_head", [True, False], ids=["trained head", "frozen head"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("variant", mostly_slow(VARIANTS, "t5", "t5, gated", "bart"))

@@ -39,6 +39,7 @@ def logits_and_targets(run: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits[labels != IGNORED], labels[labels != IGNORED]
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("method", mostly_slow(["lora", "full"], "lora"))
 @pytest.mark.parametrize("task", TASKS)
 def test_labels_are_smoothed_as_torch_does_and_in_training_alone(tmp_path: Path, task: str, method: str) -> None:

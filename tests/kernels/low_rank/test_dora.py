@@ -27,6 +27,7 @@ def test_norms_by_hand() -> None:
     assert row_norms(torch.zeros(2, 2), torch.zeros(2), a, torch.zeros(2, 1), 2.0).min() > 0, "0 divides nothing"
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_it_is_pefts_forward_and_backward(model_type: str, dropout: float) -> None:

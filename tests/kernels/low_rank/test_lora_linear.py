@@ -31,6 +31,7 @@ from tests.training.wide import wide_config
 RSLORA, DORA, DROPPING = {"use_rslora": True}, {"use_dora": True}, {"lora_dropout": 0.5}
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("options", mostly_slow([{}, RSLORA, DORA, DORA | DROPPING], RSLORA, DORA), ids=str)
 def test_it_is_pefts_forward_and_backward(model_type: str, options: dict[str, Any]) -> None:
@@ -245,6 +246,7 @@ def _without_bias(weight: Tensor, _: Tensor) -> nn.Module:
     return base
 
 
+@pytest.mark.slow_after(8)
 @pytest.mark.parametrize("base_of", [_without_bias, _of_gpt2, _in_4_bits, _in_8_bits])
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
 @pytest.mark.parametrize("scaled", [False, True])
