@@ -226,7 +226,7 @@ def _answers(
             if answer.ending is None:
                 answer.take(token, 0.0, 0.0, is_cut=False)
         logits, state = model.network.step(chosen, state)
-    return [Answer((said := answer.completion()).completion, said.finish_reason) for answer in grown]
+    return [Answer((said := answer.completion()).completion, said.ended_by) for answer in grown]
 
 
 @torch.inference_mode()

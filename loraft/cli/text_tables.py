@@ -228,6 +228,12 @@ def as_count(number: float) -> str:
     return f"{int(number):,}" if math.isfinite(number) and number == int(number) else f"{number:,g}"
 
 
+def cut_answers(cut: int, by_positions: int) -> str:
+    """How many answers were cut, and by what: `3 at the limit (--max-new-tokens)`; `0` where none was."""
+    by = {"at the limit (--max-new-tokens)": cut - by_positions, "where the model's positions end": by_positions}
+    return ", ".join(f"{count:,} {where}" for where, count in by.items() if count) or "0"
+
+
 def as_duration(seconds: float) -> str:
     """The two largest units: `42s`, `4m12s`, `3h05m`, `2d04h`."""
     whole = max(0, round(seconds))

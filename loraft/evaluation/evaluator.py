@@ -7,6 +7,7 @@ log-likelihood of all trained tokens over their number; how many rows are read a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_diff
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows
 from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, beyond_rouge, losses, pair_figures
 from loraft.events import Observer, Progress, ignored, tell
+from loraft.inference.completion import EndedBy, Finish
 from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.resources import memory_errors
 from loraft.tasks.task import Task
@@ -28,10 +30,10 @@ BATCHES_A_WINDOW = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said: a text or the name of a class, why it ended, and the probability of each class."""
+    """What a model said: a text and why it ended, or the name of a class and the probability of each."""
 
     text: str
-    finish_reason: str = "stop"
+    ended_by: EndedBy = "stop_id"
     probabilities: Mapping[str, float] | None = None
 
 
@@ -80,13 +82,17 @@ class EvalModel:
 
 @dataclass(frozen=True)
 class Figure:
-    """One model's figures: the loss in nats a trained token, of classes and pairs a row; `cut` answers are too long."""
+    """One model's figures: the loss in nats a trained token, of classes and pairs a row; `cut` answers are too long.
+
+    Those of them that no larger limit would make longer are `cut_by_positions`: the model's end there.
+    """
 
     name: str
     loss: float
     perplexity: float | None
     metrics: Mapping[str, float]
     cut: int
+    cut_by_positions: int
 
     @property
     def figures(self) -> Mapping[str, float]:
@@ -145,7 +151,7 @@ class Tallies:
 
     def __init__(self, model: str, names: Sequence[str], purpose: EvalPurpose, *, keep: bool) -> None:
         labels, task = purpose.labels, purpose.task
-        self.model, self.names, self.task, self.cut = model, names, task, 0
+        self.model, self.names, self.task, self.endings = model, names, task, Counter[EndedBy]()
         self.losses = RowTally(losses(of_text="perplexity" in task.metrics.always), keep=keep)
         self.pairs = RowTally(pair_figures(), keep=keep) if task.compares_answers else None
         self.classes = LabelTally(labels, keep=keep) if labels else None
@@ -160,7 +166,9 @@ class Tallies:
         figures = {key: value for tally in of_answers for key, value in tally.figures().items()}
         of_losses = self.losses.figures()
         asked = {**(self.pairs.figures() if self.pairs else {}), **{key: figures[key] for key in self.names}}
-        return Figure(self.model, of_losses["loss"], of_losses.get("perplexity"), asked, self.cut)
+        at_positions = self.endings["positions"]
+        cut = self.endings["limit"] + at_positions
+        return Figure(self.model, of_losses["loss"], of_losses.get("perplexity"), asked, cut, at_positions)
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -174,7 +182,7 @@ class Tallies:
         if self.pairs is not None and reading.rewards is not None:
             self.pairs.add(*reading.rewards)
         if reading.answer is not None and item.question is not None:
-            self.cut += reading.answer.finish_reason == "length"
+            self.endings[reading.answer.ended_by] += 1
             for tally in self.answers:
                 tally.add(reading.answer.text, item.question.reference)
 
@@ -294,7 +302,7 @@ def _said(reading: RowScore, weight: int) -> dict[str, object]:
         return {"chosen_reward": chosen, "rejected_reward": rejected, "margin": chosen - rejected, "loss": loss}
     if answer is not None and answer.probabilities is not None:
         return {"prediction": answer.text, "probabilities": dict(answer.probabilities), "loss": loss}
-    text, reason = (answer.text, answer.finish_reason) if answer is not None else (None, None)
+    text, reason = (answer.text, Finish(answer.ended_by).reason) if answer is not None else (None, None)
     return {"prediction": text, "finish_reason": reason, "loss": loss}
 
 

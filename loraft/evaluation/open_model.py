@@ -141,7 +141,7 @@ def writing(session: Session, name: str, settings: Settings, batch_size: int) ->
         drawn: Settings = {**settings, "seed": seed_of_row(settings["seed"], first)}
         with session.speaking(voice) as speaking:
             completed = complete_batch(speaking, voice.tokenizer, prompts, **drawn, batch_size=batch_size)
-        return [Answer(each.completion, each.finish_reason) for each in completed]
+        return [Answer(each.completion, each.ended_by) for each in completed]
 
     return EvalModel(name, read, answers)
 

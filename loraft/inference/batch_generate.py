@@ -13,7 +13,7 @@ from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import AdapterError, DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored, tell
-from loraft.inference.completion import Completion
+from loraft.inference.completion import Completion, EndedBy
 from loraft.inference.engine import complete_batch
 from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest
@@ -50,12 +50,16 @@ class BatchPrompt:
 
 @dataclass(frozen=True)
 class AnsweredFile:
-    """What was done: of the file's rows, those `held` before; of this run the answers cut at the limit, and tokens."""
+    """What was done: of the file's rows, those `held` before; of this run the answers that were cut, and tokens.
+
+    Those of the `cut` that no larger limit would make longer are `cut_by_positions`: the model's end there.
+    """
 
     output: Path
     rows: int
     held: int
     cut: int
+    cut_by_positions: int
     tokens: int
     seconds: float
 
@@ -140,7 +144,7 @@ def answer_questions(
     tell(observer, *voice.about_prompts(question.to(voice, options.system) for question in questions))
     asked = AskedRows([question.row.values for question in questions], ADDED, _answered_by(session, voice, options))
     begun, total = perf_counter(), len(questions)
-    lengths, reasons = list[int](), list[str]()
+    lengths, endings = list[int](), list[EndedBy]()
 
     def answers(window: range, first: int) -> list[tuple[str, str]]:
         answered = complete_batch(
@@ -153,14 +157,16 @@ def answer_questions(
         )
         new = answered[first - window.start :]
         lengths.extend(len(answer.token_ids) for answer in new)
-        reasons.extend(answer.finish_reason for answer in new)
+        endings.extend(answer.ended_by for answer in new)
         return [(answer.completion, answer.finish_reason) for answer in new]
 
     message = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller `batch_size`; what is answered stays."
     with memory_errors(message, remedy=remedy, where=str(output), rewords=True):
         held = write_answers(output, asked, answers, batch_size=batch_size, overwrite=overwrite)
-    return AnsweredFile(output, total, held, reasons.count("length"), sum(lengths), perf_counter() - begun)
+    at_positions = endings.count("positions")
+    cut = endings.count("limit") + at_positions
+    return AnsweredFile(output, total, held, cut, at_positions, sum(lengths), perf_counter() - begun)
 
 
 def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observer) -> Speaker:

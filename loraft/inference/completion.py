@@ -16,15 +16,23 @@ from loraft.inference.requests import GenerationRequest
 from loraft.inference.sampling import SamplingParams
 from loraft.tokenization.boundaries import Piece
 
+CutBy = Literal["limit", "positions"]
+EndedBy = Literal["stop_id", "stop_text", CutBy]
+
 
 @dataclass(frozen=True)
 class Finish:
     """Why an answer ended: at a stop id, a stop text, the limit that was set, or the end of a position table."""
 
-    by: Literal["stop_id", "stop_text", "limit", "positions"]
+    by: EndedBy
     token_id: int | None = None
     text: str | None = None
     limit: int | None = None
+
+    @property
+    def reason(self) -> Literal["stop", "length"]:
+        """The same, as a `Completion` says it."""
+        return "stop" if self.by in ("stop_id", "stop_text") else "length"
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Completion:
         token_ids: The tokens of the answer, without the stop id; with those that spelled a stop text.
         logprobs: One a token: natural logarithm, under the model, before the sampling rules.
         finish_reason: "stop" at a stop id or a stop text, "length" at a limit.
+        ended_by: Which of them it was.
         prefill_ms: Milliseconds until the first token was chosen.
         decode_tokens_per_second: The rate after the first token, of this row alone; None where no step followed.
     """
@@ -46,6 +55,7 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+    ended_by: EndedBy
     prefill_ms: float
     decode_tokens_per_second: float | None
 
@@ -65,7 +75,7 @@ class PartialCompletion:
     detokenizer: Detokenizer
     generator: torch.Generator = field(default_factory=torch.Generator)
     text_end: StopStringMatcher = field(default_factory=lambda: StopStringMatcher(()))
-    limited_by: Literal["limit", "positions"] = "limit"
+    limited_by: CutBy = "limit"
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -85,7 +95,7 @@ class PartialCompletion:
     @property
     def finish_reason(self) -> Literal["stop", "length"] | None:
         """Why it ended, as its `Completion` says it; None until it has."""
-        return None if self.ending is None else "length" if self.ending.by == self.limited_by else "stop"
+        return None if self.ending is None else self.ending.reason
 
     def take(self, token_id: int, logprob: float, seconds: float, *, is_cut: bool) -> None:
         """Take the token of one step; where the limit forced it (`is_cut`), a stop id is no word of the model's."""
@@ -106,15 +116,16 @@ class PartialCompletion:
 
     def completion(self) -> Completion:
         """The answer, once it has ended."""
-        reason = self.finish_reason
-        assert reason is not None
+        ending = self.ending
+        assert ending is not None
         decode_seconds = sum(self.seconds[1:])
         return Completion(
             prompt=self.detokenizer.spell(self.prompt_ids, skips_special=False),
             completion="".join(self.pieces),
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
-            finish_reason=reason,
+            finish_reason=ending.reason,
+            ended_by=ending.by,
             prefill_ms=self.seconds[0] * 1000,
             decode_tokens_per_second=(len(self.seconds) - 1) / decode_seconds if decode_seconds else None,
         )

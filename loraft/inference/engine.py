@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from time import perf_counter
-from typing import Literal, NotRequired, TypedDict, Unpack
+from typing import NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -147,13 +147,15 @@ def open_answers(
         raise ConfigError(f"must be at least 1, not {longest}", key="max_new_tokens")
     most, positions = prompt_limit(model), learned_positions(model)
     answers, problems = [], []
+    several = any(ids is not prompts[0] for ids in prompts)  # one prompt may be given several answers
     for number, length in enumerate(map(len, prompts), start=1):
+        called = f"prompt {number}" if several else "the prompt"
         if not length:
-            problems.append(Problem("has no tokens", f"prompt {number}", remedy="Give it at least one word."))
+            problems.append(Problem("has no tokens", called, remedy="Give it at least one word."))
         elif most is not None and length > most:
             message = f"has {length:,} tokens, and this model has learned {most:,} positions"
             remedy = f"Shorten it to {most:,} tokens, or choose a model with a longer context."
-            problems.append(Problem(message, f"prompt {number}", remedy=remedy))
+            problems.append(Problem(message, called, remedy=remedy))
     if problems:
         raise DataError.several(problems)
     stop_ids = frozenset([*settings["stop_ids"], *_special_ids(tokenizer, stop_texts)])
@@ -165,8 +167,8 @@ def open_answers(
         taken = 1 if wrapped_model(model).config.is_encoder_decoder else len(ids)
         limit = longest if positions is None else min(longest, positions - taken + 1)
         detokenizer, text_end = Detokenizer(tokenizer), StopStringMatcher(stop_texts)
-        by: Literal["limit", "positions"] = "limit" if limit == longest else "positions"
-        answers.append(PartialCompletion(ids, limit, settings["rules"], stop_ids, detokenizer, generator, text_end, by))
+        how = (limit, settings["rules"], stop_ids, detokenizer, generator, text_end)
+        answers.append(PartialCompletion(ids, *how, "limit" if limit == longest else "positions"))
     return answers
 
 

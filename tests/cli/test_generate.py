@@ -78,6 +78,7 @@ def test_json_is_the_completion(loraft: Loraft) -> None:
         "token_ids",
         "logprobs",
         "finish_reason",
+        "ended_by",
         "prefill_ms",
         "decode_tokens_per_second",
     ]

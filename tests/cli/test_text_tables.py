@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from loraft.cli.text_tables import document, facts, shown, text_table
+from loraft.cli.text_tables import cut_answers, document, facts, shown, text_table
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,13 @@ from loraft.cli.text_tables import document, facts, shown, text_table
 )
 def test_a_key_tells_the_unit(key: str, value: object, text: str) -> None:
     assert shown(key, value) == text
+
+
+def test_an_option_is_named_for_the_answers_alone_that_it_cut() -> None:
+    assert cut_answers(0, 0) == "0"
+    assert "--max-new-tokens" not in cut_answers(2, 2)
+    assert "positions" not in cut_answers(2, 0)
+    assert all(words in cut_answers(3, 2) for words in ("--max-new-tokens", "positions"))
 
 
 def drawn(*parts: object, width: int = 80) -> list[str]:

@@ -95,6 +95,15 @@ def test_the_rows_of_the_file_are_what_the_figures_are_made_of(place: Path, tmp_
         assert measured.cut == sum(said(line)["finish_reason"] == "length" for line in lines)
 
 
+def test_an_answer_that_ends_with_the_models_positions_is_told_apart_from_one_cut_by_the_limit(tmp_path: Path) -> None:
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "the order", "completion": " is late"}])
+    base_in(tmp_path / "base", "gpt2", max_position_embeddings=48)
+    for most, counts in ((200, (1, 1)), (2, (1, 0))):
+        options = GenerationRequest(max_new_tokens=most, temperature=0)
+        found = evaluated(tmp_path, "base", data=tmp_path / "p.jsonl", metrics=None, options=options).measured
+        assert (found.cut, found.cut_by_positions) == counts
+
+
 @pytest.mark.slow
 def test_answers_are_those_of_generate(place: Path, tmp_path: Path) -> None:
     """Row by row, of the adapter and of its base."""
@@ -178,7 +187,7 @@ def test_what_was_evaluated_before_a_signal_is_in_the_file(place: Path, tmp_path
             raise KeyboardInterrupt
         return [RowScore(1.0 * example.trained) for example in examples]
 
-    subject = EvalModel("a", read, lambda prompts: [Answer("", "stop") for _ in prompts])
+    subject = EvalModel("a", read, lambda prompts: [Answer("") for _ in prompts])
     with pytest.raises(Interrupted, match="stopped: 4 of 20 rows are in") as stopped:
         measured_by(place, subject, output=tmp_path / "o.jsonl", observer=told.append)
     assert stopped.value.stopped_exit_code == 130

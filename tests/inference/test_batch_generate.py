@@ -335,6 +335,16 @@ def test_a_row_longer_than_the_models_positions_is_named_before_anything_is_writ
     assert not (tmp_path / "o").exists()
 
 
+def test_an_answer_that_ends_with_the_models_positions_is_not_cut_by_the_limit(tmp_path: Path) -> None:
+    session = open_session(ModelRequest(str(base_in(tmp_path / "base", "gpt2", max_position_embeddings=48))))
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "x"}\n')
+    for most, counts in ((200, (1, 1)), (2, (1, 0))):
+        options = GenerationRequest(max_new_tokens=most, temperature=0)
+        questions = read_questions(tmp_path / "asked.jsonl")
+        done = answer_questions(session, questions, tmp_path / f"{most}", options=options, observer=lambda _: None)
+        assert (done.cut, done.cut_by_positions) == counts
+
+
 def test_a_row_that_the_template_refuses_is_named(place: Path, tmp_path: Path) -> None:
     strict = "{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}{{ messages[0].content }}"
     adapter_in(tmp_path / "strict", place / "base", chat_template=strict)

@@ -7,7 +7,7 @@ from loraft.tokenization.boundaries import Piece
 
 
 def completion(*token_ids: int, speed: float | None = 30.0) -> Completion:
-    return Completion("p", "c", token_ids, tuple(0.0 for _ in token_ids), "stop", 12.5, speed)
+    return Completion("p", "c", token_ids, tuple(0.0 for _ in token_ids), "stop", "stop_id", 12.5, speed)
 
 
 def piece(token_id: int) -> Piece:

@@ -311,8 +311,9 @@ def test_prompts_that_do_not_fit_are_refused_by_number() -> None:
     assert (too_long.where, empty.where) == ("prompt 2", "prompt 3")
     assert "17 tokens" in too_long.message
     assert "16" in str(too_long.remedy)
-    with pytest.raises(DataError, match="no tokens"):
+    with pytest.raises(DataError, match="no tokens") as alone:
         stream(model, TOKENIZER, [], rules=GREEDY, max_new_tokens=2, stop_ids=())
+    assert alone.value.problems[0].where == "the prompt"
     with pytest.raises(ConfigError, match="max_new_tokens"):
         answer(model, [5], max_new_tokens=0)
 

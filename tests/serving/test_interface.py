@@ -67,7 +67,7 @@ def test_a_conversation_goes_on_after_an_answer_that_was_empty(port: int) -> Non
 def test_a_prompt_that_does_not_fit_is_named_in_the_refusal(port: int) -> None:
     status, reply = chat(port, "word " * 300, max_tokens=4)
     assert status == 400
-    assert reply["error"]["message"].startswith("prompt 1: has ")
+    assert reply["error"]["message"].startswith("the prompt: has ")
 
 
 @pytest.mark.parametrize("name", ["brief", "base"])

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from loraft.cli.console import print_either, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option, refuse
-from loraft.cli.text_tables import as_figure, facts, figures_beside, text_table
+from loraft.cli.text_tables import as_figure, cut_answers, facts, figures_beside, text_table
 from loraft.cli.views.progress import watching
 from loraft.config.choices import RowFormat
 from loraft.inference.requests import GenerationRequest
@@ -110,7 +110,7 @@ def _drawn(found: Evaluation, named: str) -> Iterator[RenderableType]:
     if found.measured.metrics and found.references != found.rows:
         about["rows with an answer"] = found.references
     if found.measured.cut:
-        about["cut answers"] = f"{found.measured.cut:,} ended at the limit (--max-new-tokens)"
+        about["cut answers"] = cut_answers(found.measured.cut, found.measured.cut_by_positions)
     if found.output is not None:
         about["output"] = found.output
     about["seconds"] = found.seconds

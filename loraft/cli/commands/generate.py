@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from loraft.cli.console import is_unicode, print_either, print_json, print_note, print_result, printable, say, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
-from loraft.cli.text_tables import document
+from loraft.cli.text_tables import cut_answers, document
 from loraft.cli.views.progress import watching
 from loraft.cli.views.trace_view import render_trace, speed_words, visible
 from loraft.errors import InvalidInputError
@@ -25,7 +25,7 @@ from loraft.figures import counted
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
-    from loraft.inference.batch_generate import AdapterComparison
+    from loraft.inference.batch_generate import AdapterComparison, AnsweredFile
     from loraft.inference.completion import CacheComparison, Completion, Finish
 
 
@@ -103,19 +103,19 @@ def _answer_file(model: ModelRequest, options: GenerationRequest, given: PromptO
             batch_size=given.batch_size,
             overwrite=given.overwrite,
             observer=view,
-        ).as_dict()
-    print_either(done, document(dict(_summary(done)), rest="answers"), as_json=as_json)
+        )
+    print_either(done.as_dict(), document(dict(_summary(done)), rest="answers"), as_json=as_json)
 
 
-def _summary(done: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+def _summary(done: AnsweredFile) -> Iterator[tuple[str, object]]:
     """What was done with a file, in words that need no legend."""
-    for key, value in done.items():
+    for key, value in done.as_dict().items():
         if key == "held":
             if value:
                 yield "there before", value
         elif key == "cut":
-            yield "answers cut", f"{value} at the limit (--max-new-tokens)" if value else value
-        else:
+            yield "answers cut", cut_answers(done.cut, done.cut_by_positions)
+        elif key != "cut_by_positions":
             yield "tokens of answers" if key == "tokens" else key, value
 
 
