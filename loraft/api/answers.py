@@ -26,6 +26,7 @@ from loraft.inference.completion import CacheComparison, Completion, Finish, Str
 from loraft.inference.conversation import ChatSession
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import Settings, complete_batch, stream
+from loraft.inference.prompt_limits import beyond_training
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.session import Session
 from loraft.inference.tracer import Trace, Tracer
@@ -105,7 +106,7 @@ class OpenModel:
             settings["seed"] = torch.Generator().seed() % 2**32  # drawn once, for an answer that may be given twice
         asked = voice.conversation(prompt, options.system)
         ids = voice.renderer.prompt_ids(asked)
-        notes += voice.about_prompts([asked])
+        notes += [*voice.about_prompts([asked]), *beyond_training(session.model, [ids], settings["max_new_tokens"])]
         tracer = Tracer(session.model, voice.tokenizer, layers=layers) if trace else None
         # What is traced is launched layer by layer: each is listened to.
         context = DecoderState(session.model, use_cache=use_cache) if trace or not use_cache else None
@@ -130,9 +131,9 @@ class OpenModel:
         tell(observer, *self.notes, *to_be_told(self._session, options))
         asked = [voice.conversation(prompt, options.system) for prompt in prompts]
         ids = [voice.renderer.prompt_ids(messages) for messages in asked]
-        tell(observer, *voice.about_prompts(asked))
-        settings = voice.settings(options)
-        return complete_batch(self._session.model, voice.tokenizer, ids, **settings, batch_size=batch_size)
+        settings, model = voice.settings(options), self._session.model
+        tell(observer, *voice.about_prompts(asked), *beyond_training(model, ids, settings["max_new_tokens"]))
+        return complete_batch(model, voice.tokenizer, ids, **settings, batch_size=batch_size)
 
     def chat(self, *, options: GenerationRequest = AS_SAVED) -> ChatSession:
         """Begin a conversation.

@@ -15,7 +15,7 @@ from loraft.errors import AdapterError, DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored, tell
 from loraft.inference.completion import Completion, EndedBy
 from loraft.inference.engine import complete_batch
-from loraft.inference.prompt_limits import prompt_limit
+from loraft.inference.prompt_limits import beyond_training, prompt_limit
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker, seed_of_row
 from loraft.io.checksums import sha256_of_facts
@@ -141,7 +141,9 @@ def answer_questions(
     """
     voice = _voice(session, questions, observer)
     prompts = _prompts(session, voice, questions, options.system)
+    most = voice.settings(options)["max_new_tokens"]
     tell(observer, *voice.about_prompts(question.to(voice, options.system) for question in questions))
+    tell(observer, *beyond_training(session.model, prompts, most))
     asked = AskedRows([question.row.values for question in questions], ADDED, _answered_by(session, voice, options))
     begun, total = perf_counter(), len(questions)
     lengths, endings = list[int](), list[EndedBy]()
@@ -243,10 +245,10 @@ def compare(
             observer(Note(f"{name}: {note}"))
         asked = [voice.conversation(prompt, options.system) for prompt in prompts]
         ids = [voice.renderer.prompt_ids(messages) for messages in asked]
-        for note in voice.about_prompts(asked):
+        settings = voice.settings(options)
+        for note in (*voice.about_prompts(asked), *beyond_training(session.model, ids, settings["max_new_tokens"])):
             observer(Note(f"{name}: {note}"))
         with session.speaking(voice) as model:
-            settings = voice.settings(options)
             answers[name] = complete_batch(model, voice.tokenizer, ids, **settings, batch_size=batch_size)
         observer(Progress("answers", len(answers) * len(prompts), len(voices) * len(prompts)))
     of_prompts = zip(prompts, zip(*answers.values(), strict=True), strict=True)

@@ -20,11 +20,10 @@ from loraft.figures import shared_beginning
 from loraft.inference.completion import Completion, Stream, Token, TokenStream
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import stream
-from loraft.inference.prompt_limits import learned_positions, prompt_limit
+from loraft.inference.prompt_limits import learned_positions, prompt_limit, trained_positions
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
 from loraft.io.resources import memory_errors
-from loraft.models.modules import wrapped_model
 from loraft.rows.formats import Message
 
 
@@ -80,8 +79,7 @@ class ChatSession:
     @property
     def trained_length(self) -> int | None:
         """The length up to which the model was trained, as its config says, where an answer may go beyond it."""
-        configured = getattr(wrapped_model(self.session.model).config, "max_position_embeddings", None)
-        return configured if isinstance(configured, int) and self.positions is None else None
+        return trained_positions(self.session.model)
 
     def ask(self, text: str) -> ChatStream:
         """Say something, and get the answer as it comes.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 from torch import nn
 
 from loraft.models.hf_config import configured_positions
@@ -38,3 +40,22 @@ def prompt_limit(model: nn.Module) -> int | None:
         return learned_positions(model)
     factor = rotary.get("factor") if rotary.get("rope_type") in ("linear", "dynamic") else None
     return int(configured * factor) if isinstance(factor, int | float) and factor > 1 else configured
+
+
+def trained_positions(model: nn.Module) -> int | None:
+    """The positions of training where an answer goes on beyond them; None where it ends with them or knows none."""
+    return prompt_limit(model) if learned_positions(model) is None else None
+
+
+def beyond_training(model: nn.Module, prompts: Iterable[Sequence[int]], max_new_tokens: int) -> Iterator[str]:
+    """What there is to say, before prompts of tokens are answered, where answers may leave the positions of training.
+
+    The last token of an answer is never read. What an encoder reads takes none of the decoder's positions.
+    """
+    trained = trained_positions(model)
+    read = 1 if wrapped_model(model).config.is_encoder_decoder else max(map(len, prompts), default=0)
+    if trained is not None and read <= trained < read + max_new_tokens - 1:  # a longer prompt is refused
+        yield (
+            f"a prompt of {read:,} tokens and an answer of up to {max_new_tokens:,} (`max_new_tokens`) go beyond the "
+            f"{trained:,} positions that the model was trained with: what is said there is noise"
+        )

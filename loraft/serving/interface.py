@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from loraft.errors import ModelError, RunError
+from loraft.events import Observer, ignored
 from loraft.inference.session import Session, Speaker
 from loraft.serving.bodies import BadRequestError, Body, ChatBody, CompletionBody, read_body
 from loraft.serving.jobs import Event, Failed, Grown, Job, Opened
@@ -50,10 +51,15 @@ class Server:
     """
 
     def __init__(
-        self, session: Session, limits: Limits, api_key: str | None = None, hosts: Collection[str] = ()
+        self,
+        session: Session,
+        limits: Limits,
+        api_key: str | None = None,
+        hosts: Collection[str] = (),
+        observer: Observer = ignored,
     ) -> None:
         self._limits, self._api_key, self._hosts = limits, api_key, hosts
-        self._thread = ModelThread(session, rows=limits.rows, queue=limits.queue)
+        self._thread = ModelThread(session, rows=limits.rows, queue=limits.queue, observer=observer)
         self._voices = session.voices
         self._asking: WeakSet[asyncio.Queue[Event]] = WeakSet()
         self._talking, self._why_not = _conversing(session.voices)

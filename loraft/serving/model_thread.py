@@ -7,6 +7,7 @@ from collections import deque
 from contextlib import ExitStack
 
 from loraft.errors import LoraftError, RunError
+from loraft.events import Observer
 from loraft.inference.decoder_state import ordinary_attention
 from loraft.inference.session import Session
 from loraft.serving.jobs import Failed, Job
@@ -23,10 +24,11 @@ class QueueFullError(Exception):
 class ModelThread:
     """Answers jobs, up to `rows` answers at a time; up to `queue` jobs wait for that, and more are refused."""
 
-    def __init__(self, session: Session, *, rows: int, queue: int) -> None:
+    def __init__(self, session: Session, *, rows: int, queue: int, observer: Observer) -> None:
         self._session, self._rows, self._queue = session, rows, queue
         room = PREFIX_ROOM // len(session.voices)
-        self._batches = {name: VoiceBatch(session.model, voice, room) for name, voice in session.voices.items()}
+        voices = session.voices.items()
+        self._batches = {name: VoiceBatch(session.model, voice, room, observer) for name, voice in voices}
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopped = False

@@ -57,7 +57,7 @@ def serve(
         session = RequestedModel(model).session()
         tell(observer, *session.notes, *about_beams(session))
         hosts = sorted({*THIS_MACHINE, host}) if is_loopback(host) else ()
-        server = Server(session, limits, api_key, hosts)
+        server = Server(session, limits, api_key, hosts, observer)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
         asyncio.run(_serve(server, listening, lambda: on_ready(address, tuple(session.voices))))
 

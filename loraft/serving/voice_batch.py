@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from loraft.errors import LoraftError
+from loraft.events import Observer, ignored, tell
 from loraft.figures import shared_beginning
 from loraft.inference.completion import PartialCompletion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import open_answers, take_tokens
+from loraft.inference.prompt_limits import beyond_training
 from loraft.inference.sampling import normalizers
 from loraft.inference.session import Speaker
 from loraft.kernels.transfer import to_device
@@ -100,10 +102,13 @@ class HeldPrefixes:
 
 
 class VoiceBatch:
-    """The answers of one voice; its adapter must act, and the model be in `ordinary_attention`, at each call."""
+    """The answers of one voice; its adapter must act, and the model be in `ordinary_attention`, at each call.
 
-    def __init__(self, model: nn.Module, voice: Speaker, room: int) -> None:
-        self._model, self.voice = model, voice
+    The `observer` is told once where answers may leave the positions that the model was trained with.
+    """
+
+    def __init__(self, model: nn.Module, voice: Speaker, room: int, observer: Observer = ignored) -> None:
+        self._model, self.voice, self._observer = model, voice, observer
         self._pieces = Pieces(voice.tokenizer)
         self._groups: list[Group] = []
         self._held = HeldPrefixes(room)
@@ -135,6 +140,9 @@ class VoiceBatch:
         settings["rules"] = replace(settings["rules"], num_beams=1)
         prompts = [job.prompt_ids] * job.asked.answers
         answers = open_answers(self._model, job.voice.tokenizer, prompts, settings)
+        for note in beyond_training(self._model, prompts, settings["max_new_tokens"]):
+            tell(self._observer, f"{self.voice.name}: {note}; no more is told of such")
+            self._observer = ignored
         return [GrowingAnswer(job, choice, answer, []) for choice, answer in enumerate(answers)]
 
     def _alike(
