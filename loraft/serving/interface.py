@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loraft.errors import ModelError, RunError
 from loraft.events import Observer, ignored
@@ -65,8 +66,8 @@ class Server:
         self._talking, self._why_not = _conversing(session.voices)
         self._started = int(time.time())
 
-    def app(self) -> Starlette:
-        """The application, whose model thread runs as long as it does."""
+    def app(self) -> ASGIApp:
+        """The application, whose model thread runs as long as it does; what is cancelled at its end is no error."""
         routes = [
             Route("/health", self._health, methods=["GET"]),
             Route("/v1/models", self._guarded(self._models), methods=["GET"]),
@@ -74,7 +75,13 @@ class Server:
             Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
             Route("/v1/completions", self._guarded(self._complete), methods=["POST"]),
         ]
-        return Starlette(routes=routes, lifespan=self._running, exception_handlers={HTTPException: _of_http})
+        answering = Starlette(routes=routes, lifespan=self._running, exception_handlers={HTTPException: _of_http})
+
+        async def cancellable(scope: Scope, receive: Receive, send: Send) -> None:
+            with suppress(asyncio.CancelledError):
+                await answering(scope, receive, send)
+
+        return cancellable
 
     @asynccontextmanager
     async def _running(self, _: Starlette) -> AsyncIterator[None]:

@@ -120,8 +120,9 @@ class _Announced(uvicorn.Server):
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """As uvicorn does it, but for a second Ctrl-C, by which it would leave clients without a word."""
+        """As uvicorn does it, but for a second Ctrl-C, by which it would leave clients without a word: a third does."""
         if self.should_exit and sig == signal.SIGINT:
+            signal.signal(sig, signal.SIG_DFL)
             self._loop.call_soon_threadsafe(self._on_end)
         else:
             super().handle_exit(sig, frame)

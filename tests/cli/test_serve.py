@@ -17,6 +17,7 @@ import pytest
 
 from tests.cli.conftest import ANSWER, QUESTIONS, Trained
 from tests.cli.running import loraft, refused, started
+from tests.serving.serving import half_asked
 
 QUESTION = "What is the capital of France?"
 
@@ -83,6 +84,19 @@ def test_a_second_ctrl_c_ends_by_an_error_what_is_still_being_answered(trained: 
     said = (place / ".stderr").read_text()
     assert said.endswith("ended.\n")
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_third_ctrl_c_ends_the_process_at_once(trained: Trained, place: Path) -> None:
+    """Half of a request is waited for, which no error ends."""
+    with serving(place, "run") as (client, child), half_asked(client.base_url.port or 0):
+        for _ in range(2):
+            os.kill(child, signal.SIGINT)
+            while listens(client):
+                pass
+            time.sleep(0.5)
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        assert ended(child, signal.SIGINT) == -signal.SIGINT
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,11 @@ def served(
     limits: Limits = Limits(),  # noqa: B008
     api_key: str | None = None,
     hosts: Sequence[str] = (),
+    grace: int | None = None,
 ) -> Iterator[int]:
-    """A server for a session, and its port."""
-    config = uvicorn.Config(Server(session, limits, api_key, hosts).app(), port=0, log_level="error", ws="none")
+    """A server for a session, and its port; at its end it cancels what takes longer than `grace` seconds."""
+    app = Server(session, limits, api_key, hosts).app()
+    config = uvicorn.Config(app, port=0, log_level="error", ws="none", timeout_graceful_shutdown=grace)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -38,6 +41,16 @@ def served(
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def half_asked(port: int) -> Iterator[None]:
+    """A request on its way of which half was sent."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        connection.sendall(head + b'content-length: 99\r\n\r\n{"model":')
+        assert request(port, "/health", method="GET")[0] == 200  # so the server has come by the half
+        yield
 
 
 def request(

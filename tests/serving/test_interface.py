@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from loraft.serving.interface import Limits
 from loraft.serving.run_server import about_beams
 from loraft.serving.voice_batch import VoiceBatch
 from tests.inference.voices import adapter_in, base_in
-from tests.serving.serving import chat, request, served
+from tests.serving.serving import chat, half_asked, request, served
 
 ASKED = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 LIMITS = Limits(tokens=2000, body_bytes=2000)
@@ -68,6 +69,16 @@ def test_a_prompt_that_does_not_fit_is_named_in_the_refusal(port: int) -> None:
     status, reply = chat(port, "word " * 300, max_tokens=4)
     assert status == 400
     assert reply["error"]["message"].startswith("the prompt: has ")
+
+
+def test_a_request_that_is_cancelled_as_the_server_ends_is_no_traceback(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ExitStack() as longer, served(session, grace=1) as port:
+        longer.enter_context(half_asked(port))
+    said = capsys.readouterr().err
+    assert "Cancel 1 running task" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("name", ["brief", "base"])
