@@ -111,15 +111,29 @@ UNHEEDED = {
     "bad_words_ids": None, "begin_suppress_tokens": None, "constraints": None, "diversity_penalty": 0.0,
     "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
     "exponential_decay_length_penalty": None, "force_words_ids": None, "guidance_scale": 1.0,
-    "min_length": 0, "min_new_tokens": None, "no_repeat_ngram_size": 0, "num_beam_groups": 1,
+    "max_length": None, "min_length": 0, "min_new_tokens": None, "no_repeat_ngram_size": 0, "num_beam_groups": 1,
     "penalty_alpha": None, "sequence_bias": None, "typical_p": 1.0,
 }  # fmt: skip
 """What a generation_config may ask for and loraft does not do, with the value that asks for nothing."""
 
 
-def unheeded_defaults(defaults: GenerationConfig | None) -> tuple[str, ...]:
+def saved_limit(defaults: GenerationConfig | None, *, reads_source: bool) -> int | None:
+    """The most tokens of an answer that a saved `generation_config` asks for; None where it does not.
+
+    `max_length` counts what the decoder reads before them: its start token behind an encoder that reads the source,
+    and else the prompt, for which it is not heeded.
+    """
+    if defaults is None:
+        return None
+    of_whole = defaults.max_length - 1 if reads_source and defaults.max_length else None
+    return defaults.max_new_tokens or of_whole
+
+
+def unheeded_defaults(defaults: GenerationConfig | None, *, reads_source: bool) -> tuple[str, ...]:
     """The settings of a saved `generation_config` that change answers in transformers and not here, as `key=value`."""
     saved: dict[str, Any] = defaults.to_diff_dict() if defaults is not None else {}
+    if saved_limit(defaults, reads_source=reads_source):  # of the two it is max_new_tokens in transformers, too
+        saved.pop("max_length", None)
     if all(len(words) == 1 for words in saved.get("bad_words_ids") or ()):  # such words are never said here either
         saved.pop("bad_words_ids", None)
     return tuple(f"{key}={saved[key]}" for key, nothing in UNHEEDED.items() if saved.get(key) not in (None, nothing))
@@ -166,6 +180,7 @@ class _Heeded(BaseModel):
     suppress_tokens: list[NonNegativeInt] | None = None
     bad_words_ids: list[list[NonNegativeInt]] | None = None
     stop_strings: str | list[str] | None = None
+    max_length: PositiveInt | None = None
     max_new_tokens: PositiveInt | None = None
     eos_token_id: NonNegativeInt | list[NonNegativeInt] | None = None
 

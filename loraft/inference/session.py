@@ -21,7 +21,7 @@ from loraft.inference.completion import stop_texts_of
 from loraft.inference.engine import Settings
 from loraft.inference.fixed_decoding import why_not_fixed
 from loraft.inference.requests import GenerationRequest, ModelRequest
-from loraft.inference.sampling import SamplingParams, checked, saved_defaults, unheeded_defaults
+from loraft.inference.sampling import SamplingParams, checked, saved_defaults, saved_limit, unheeded_defaults
 from loraft.io.resources import memory_errors
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import check_dtype
@@ -70,7 +70,7 @@ class Speaker:
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to say about how it is asked and answers, a sentence each."""
-        unheeded = unheeded_defaults(self.defaults)
+        unheeded = unheeded_defaults(self.defaults, reads_source=self.renderer.reads_source)
         asks = f"generation_config.json asks for {', '.join(unheeded)}, which loraft does not do"
         return (*self.renderer.notes, asks) if unheeded else self.renderer.notes
 
@@ -87,7 +87,7 @@ class Speaker:
             raise ConfigError(f"must be at least 1, not {options.max_new_tokens}", key="max_new_tokens")
         if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
             raise ConfigError(f"must be from 0 to {LARGEST_SEED:,}, not {options.seed}", key="seed")
-        saved = self.defaults.max_new_tokens if self.defaults is not None else None
+        saved = saved_limit(self.defaults, reads_source=self.renderer.reads_source)
         return Settings(
             rules=SamplingParams.of(self.defaults, options).beginning_with(self.first_tokens),
             max_new_tokens=options.max_new_tokens or saved or MAX_NEW_TOKENS,

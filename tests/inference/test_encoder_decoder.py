@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from loraft.errors import DataError, ModelError
 from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import complete_batch, stream
 from loraft.inference.prompt_limits import learned_positions
-from loraft.inference.sampling import GREEDY, SamplingParams
+from loraft.inference.sampling import GREEDY, SamplingParams, saved_limit
 from loraft.models.registry import TWO_STACKS
 from tests.inference.test_engine import TOKENIZER, prompts
 from tests.tiny import mostly_slow, tiny_model
@@ -124,6 +124,16 @@ def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type
         expected = of_transformers(model, prompt, **options)
         assert list(cut.token_ids) == expected
         assert (cut.finish_reason == "length") == (len(cut.token_ids) == 8), "a limit is no word of the model's"
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_a_saved_length_of_the_whole_is_that_of_transformers(model_type: str) -> None:
+    """`max_length` counts the start token."""
+    model, options = tiny_model(model_type), {"max_length": 9, "repetition_penalty": 1.6}
+    most = saved_limit(GenerationConfig(**options), reads_source=True)
+    expected = of_transformers(model, [5, 6, 7], max_new_tokens=None, **options)
+    assert list(answer(model, [5, 6, 7], VARIED, max_new_tokens=most).token_ids) == expected
+    assert len(expected) == 8
 
 
 @pytest.mark.slow_after(1)

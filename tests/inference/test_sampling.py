@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from loraft.inference.sampling import (
     probabilities,
     read_finite,
     sample,
+    saved_limit,
     unheeded_defaults,
 )
 
@@ -220,8 +222,20 @@ def test_rules_of_a_generation_config(
     assert SamplingParams.of(config, GenerationRequest(**asked)) == expected  # type: ignore[arg-type]
 
 
+unheeded = partial(unheeded_defaults, reads_source=False)
+
+
 def test_what_a_generation_config_asks_for_in_vain_is_named() -> None:
     asks = GenerationConfig(no_repeat_ngram_size=3, min_length=56, length_penalty=2.0, bad_words_ids=[[7]])
-    assert unheeded_defaults(asks) == ("min_length=56", "no_repeat_ngram_size=3")
-    assert unheeded_defaults(GenerationConfig(bad_words_ids=[[7], [8, 9]])) == ("bad_words_ids=[[7], [8, 9]]",)
-    assert unheeded_defaults(GenerationConfig(do_sample=True, top_k=5)) == unheeded_defaults(None) == ()
+    assert unheeded(asks) == ("min_length=56", "no_repeat_ngram_size=3")
+    assert unheeded(GenerationConfig(bad_words_ids=[[7], [8, 9]])) == ("bad_words_ids=[[7], [8, 9]]",)
+    assert unheeded(GenerationConfig(do_sample=True, top_k=5)) == unheeded(None) == ()
+
+
+def test_a_length_of_prompt_and_answer_is_heeded_behind_an_encoder_alone() -> None:
+    """There it counts one token besides the answer; `max_new_tokens` wins over it, as in transformers."""
+    asks = GenerationConfig(max_length=142)
+    assert (saved_limit(asks, reads_source=True), unheeded_defaults(asks, reads_source=True)) == (141, ())
+    assert (saved_limit(asks, reads_source=False), unheeded(asks)) == (None, ("max_length=142",))
+    both = GenerationConfig(max_length=142, max_new_tokens=7)
+    assert (saved_limit(both, reads_source=True), saved_limit(both, reads_source=False), unheeded(both)) == (7, 7, ())
