@@ -203,7 +203,8 @@ class _LaidOutProducts:
     def _laid_out(self) -> Tensor:
         if self.laid is None:
             self.laid = self._made()
-            biases = [module.bias.detach() for module in self.modules if module.bias is not None]
+            # Trained biases are float32 on a base of 16 bits, and autocast does not know this product.
+            biases = [each.bias.detach().to(each.weight.dtype) for each in self.modules if each.bias is not None]
             self.bias = torch.cat(biases) if biases else None
         return self.laid
 

@@ -53,6 +53,18 @@ def test_a_product_is_the_usual_one(shape: tuple[int, ...], bias: bool) -> None:
     torch.testing.assert_close(product, linear(inputs, module.weight, module.bias), **ONE_ULP)
 
 
+def test_a_bias_in_float32_is_added_as_autocast_casts_it() -> None:
+    """As an adapter trains it."""
+    module, generator = nn.Linear(96, 50).bfloat16(), torch.Generator().manual_seed(0)
+    module.bias.data = torch.randn(50, generator=generator)
+    inputs = torch.zeros(3, 96, dtype=torch.bfloat16)
+    inputs[:, 0] = 1
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        usual = module(inputs)
+        with patch_decode_linears(module, torch.bfloat16, room=ROOM):
+            assert torch.equal(module(inputs), usual)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "t5"])
 def test_a_model_says_the_same(model_type: str) -> None:
     model = tiny_model(model_type).bfloat16()
