@@ -94,6 +94,7 @@ def atomic_dir(folder: Path, *, remedy: str = FREE_SPACE, needed: int | None = N
     Every file is synchronised before the rename, and has the mode that the umask gives to new files: safetensors
     would leave 0600. After an error `folder` is as it was. So it is after a kill, save for one between the two renames
     of a replacement: then the old folder lies beside, as `.NAME.previous`, and the next writing takes it back first.
+    A link is replaced by a folder; what it leads to stays.
 
     Raises:
         DiskFullError: If the disk fills up while the files are written, with `remedy` and the bytes `needed`.
@@ -170,7 +171,7 @@ def _is_held(path: Path) -> bool:
 def restore_previous(folder: Path) -> None:
     """Put back a folder that a kill between the two renames of its replacement has left beside its place."""
     previous = folder.with_name(f".{folder.name}.previous")
-    if previous.exists() and not folder.exists():
+    if os.path.lexists(previous) and not os.path.lexists(folder):
         previous.rename(folder)
 
 
@@ -187,12 +188,19 @@ def _settle(staging: Path) -> None:
 
 
 def _swap(staging: Path, folder: Path, previous: Path) -> None:
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
+    _remove(previous)
+    if os.path.lexists(folder):
         folder.rename(previous)
     staging.rename(folder)
     flush(folder.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    _remove(previous)
+
+
+def _remove(previous: Path) -> None:
+    if previous.is_symlink():  # which rmtree refuses
+        previous.unlink()
+    else:
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

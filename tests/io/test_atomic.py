@@ -39,6 +39,23 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_writing(tmp_path: Path
     assert (tmp_path / "folder/file").read_text() == "old"
 
 
+@pytest.mark.parametrize("holds", [True, False], ids=["a folder", "nothing"])
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path, holds: bool) -> None:
+    target, folder = tmp_path / "target", tmp_path / "folder"
+    if holds:
+        target.mkdir()
+        (target / "kept").write_text("old")
+    folder.symlink_to(target)
+    for text in ("one", "two"):
+        with atomic_dir(folder) as staging:
+            (staging / "file").write_text(text)
+        assert (folder / "file").read_text() == text
+    assert not folder.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == ({"folder", "target"} if holds else {"folder"})
+    if holds:
+        assert [path.name for path in target.iterdir()] == ["kept"]
+
+
 def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path) -> None:
     with pytest.raises(DiskFullError, match="bytes are free"), atomic_dir(tmp_path / "folder"):
         raise OSError(errno.ENOSPC, "No space left on device")
