@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,13 @@ CUDA_TAKES = 600 * 10**6
 """What CUDA and its libraries take of a GPU's memory for themselves, about."""
 NO_FLOAT16 = "float16 does not train on a CPU: its gradients underflow without loss scaling"
 EXACT = "its products are exact and slow, without TF32: bfloat16 is several times as fast"
-CGROUP = Path("/sys/fs/cgroup")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MEMORY_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""By the folder of the memory's groups, of v2 and of v1: their files of the limit and of what is used, and the line in
+memory.stat of what was read of files."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """torch's dtypes by the names that the config has for them."""
 
@@ -150,22 +157,41 @@ def processor_name() -> str:
 
 
 def main_memory() -> tuple[int, int]:
-    """Total and available bytes of this process: the machine's, or its container's where that has less.
+    """Total and available bytes of this process: the machine's, or those of a control group of it that has less.
 
-    What a container holds of files that were read counts as used, and is given back where memory is asked for.
+    Containers and jobs of a cluster are such. What they hold of files that were read counts as used, and is given back
+    where memory is asked for.
     """
     machine = psutil.virtual_memory()
-    limit, used = _container_bytes("memory.max"), _container_bytes("memory.current")
-    if limit is None or used is None or limit >= machine.total:
-        return machine.total, machine.available
-    given_back = _container_bytes("memory.stat", r"^inactive_file (\d+)$") or 0
-    return limit, min(machine.available, max(limit - used + given_back, 0))
+    total, available = machine.total, machine.available
+    for group, (most, held, of_files) in _control_groups():
+        limit, used = _number_in(group / most), _number_in(group / held)
+        if limit is not None and used is not None and limit < machine.total:
+            given_back = _number_in(group / "memory.stat", rf"^{of_files} (\d+)$") or 0
+            total, available = min(total, limit), min(available, max(limit - used + given_back, 0))
+    return total, available
 
 
-def _container_bytes(file: str, line: str = r"(\d+)\s*") -> int | None:
-    """The number in a file of cgroup v2; None where there is no such file or line, or the number is the word "max"."""
-    try:
-        found = re.search(line, (CGROUP / file).read_text(), re.MULTILINE)
-    except OSError:
-        return None
+def _control_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The folders of the groups that this process is in, the innermost first, and what their files are called.
+
+    A container may see itself as the root while the path of its group is the host's.
+    """
+    own = _text_of(OWN_CGROUPS)
+    for name, files in MEMORY_FILES.items():
+        root, named = CGROUPS / name, re.search(rf"^\d+:{name}:/(.*)$", own, re.MULTILINE)
+        folder = root / (named[1] if named else "")
+        yield from ((each, files) for each in (folder, *folder.parents) if each.is_relative_to(root))
+
+
+def _number_in(file: Path, line: str = r"(\d+)\s*") -> int | None:
+    """The number in a file; None where there is no such file or line, or the number is the word "max"."""
+    found = re.search(line, _text_of(file), re.MULTILINE)
     return None if found is None else int(found[1])
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

@@ -73,7 +73,7 @@ def test_float16_is_for_cuda_alone(monkeypatch: pytest.MonkeyPatch, no_gpu: None
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_container_may_have_less_memory_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "CGROUP", tmp_path)
+    monkeypatch.setattr(placement, "CGROUPS", tmp_path)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1000, available=900))
     assert select_device(section()).available_bytes == 900
     (tmp_path / "memory.max").write_text("max\n")
@@ -84,6 +84,37 @@ def test_a_container_may_have_less_memory_than_the_machine(tmp_path: Path, monke
     assert (placed.total_bytes, placed.available_bytes) == (400, 300)
     (tmp_path / "memory.stat").write_text("anon 20\nfile 80\nactive_file 10\ninactive_file 70\n")
     assert select_device(section()).available_bytes == 370, "what was read of files is given back"
+
+
+@pytest.mark.parametrize(
+    ("version", "groups", "most", "held", "of_files"),
+    [
+        ("v2", "0::/jobs/one/task\n", "memory.max", "memory.current", "inactive_file"),
+        (
+            "v1", "12:cpu,cpuacct:/\n9:memory:/jobs/one/task\n1:name=systemd:/\n0::/\n", "memory.limit_in_bytes",
+            "memory.usage_in_bytes", "total_inactive_file",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("no_gpu")
+def test_a_job_may_have_less_memory_than_its_machine(
+    version: str, groups: str, most: str, held: str, of_files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its limit is that of any group around the process, in either version of Linux's control groups."""
+    root = tmp_path / "memory" if version == "v1" else tmp_path
+    monkeypatch.setattr(placement, "CGROUPS", tmp_path)
+    monkeypatch.setattr(placement, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1000, available=900))
+    (tmp_path / "own").write_text(groups)
+    for folder, limit, used in (("jobs/one/task", 2**63 - 4096, 100), ("jobs/one", 400, 150), ("jobs", 600, 590)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / most).write_text(f"{limit}\n")
+        (root / folder / held).write_text(f"{used}\n")
+    (root / "jobs/memory.stat").write_text(f"{of_files} 300\n")
+    placed = select_device(section())
+    assert (placed.total_bytes, placed.available_bytes) == (400, 250)
+    (root / "jobs/memory.stat").write_text(f"{of_files} 70\n")
+    assert select_device(section()).available_bytes == 80
 
 
 @pytest.mark.parametrize(("dtype", "said"), [("float32", True), ("bfloat16", False)])
