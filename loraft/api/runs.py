@@ -36,8 +36,8 @@ from loraft.merging.write_weights import chosen_folder
 from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
 from loraft.planning.run_plan import RunPlan, plan_run
+from loraft.planning.sample_prompts import sample_ids
 from loraft.reporting.report_file import reported
-from loraft.rows.formats import Message
 from loraft.rows.places import files_here
 from loraft.rows.standard_input import with_input_kept
 from loraft.training.loop import noted_signals
@@ -177,10 +177,7 @@ def answerer_of(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     rules = SamplingParams().beginning_with(plan.task.first_tokens(adapted.model, renderer))
 
     def answer(prompt: str) -> str:
-        asked = [Message("user", prompt)]
-        system = renderer.system_prompt
-        ids = renderer.prompt_ids([Message("system", system), *asked] if system else asked)
-        limit = plan.config.generation.max_new_tokens
+        ids, limit = sample_ids(renderer, prompt), plan.config.generation.max_new_tokens
         answered = stream(
             adapted.model, renderer.tokenizer, ids, rules=rules, max_new_tokens=limit, stop_ids=renderer.stop_ids
         )

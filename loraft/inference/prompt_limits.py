@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
-from loraft.models.hf_config import configured_positions
+from loraft.models.hf_config import configured_positions, stretched_positions
 from loraft.models.modules import wrapped_model
 
 
@@ -30,16 +30,11 @@ def learned_positions(model: nn.Module) -> int | None:
 def prompt_limit(model: nn.Module) -> int | None:
     """The most tokens that a prompt may have: the positions that a model was trained with; None where they do not end.
 
-    Rotary positions go on, and beyond those that were trained the answers are noise. Scaled ones (linear and dynamic)
-    reach as many times farther; what other kinds scale to is in the configured number.
+    Rotary positions go on, and beyond those that were trained the answers are noise.
     """
-    config = wrapped_model(model).config.get_text_config()
-    rotary = getattr(config, "rope_parameters", None)
-    configured = configured_positions(config)
-    if not rotary or configured is None:
-        return learned_positions(model)
-    factor = rotary.get("factor") if rotary.get("rope_type") in ("linear", "dynamic") else None
-    return int(configured * factor) if isinstance(factor, int | float) and factor > 1 else configured
+    config = wrapped_model(model).config
+    rotary = getattr(config.get_text_config(), "rope_parameters", None)
+    return stretched_positions(config) if rotary else learned_positions(model)
 
 
 def trained_positions(model: nn.Module) -> int | None:

@@ -187,8 +187,8 @@ def in_order(id2label: Mapping[Any, object]) -> tuple[str, ...]:
 
 def context_of(config: PreTrainedConfig, family: ModelSpec) -> int | None:
     """The longest row that a model's positions allow; None where nothing limits it."""
-    positions = configured_positions(config)
-    return positions - family.spare_positions if isinstance(positions, int) else None
+    positions = stretched_positions(config)
+    return positions - family.spare_positions if positions is not None else None
 
 
 def heads_in(config: PreTrainedConfig) -> int:
@@ -208,6 +208,19 @@ def configured_positions(config: PreTrainedConfig) -> int | None:
     text = config.get_text_config()
     said = (getattr(text, name, None) for name in POSITIONS)
     return next((positions for positions in said if isinstance(positions, int) and positions > 0), None)
+
+
+def stretched_positions(config: PreTrainedConfig) -> int | None:
+    """The same, where rotary positions are scaled so many times as linear and dynamic scaling stretch them.
+
+    What other kinds scale to is in the configured number.
+    """
+    configured = configured_positions(config)
+    rotary = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    factor = rotary.get("factor") if rotary.get("rope_type") in ("linear", "dynamic") else None
+    if configured is None or not isinstance(factor, int | float):
+        return configured
+    return int(configured * max(factor, 1))
 
 
 def written_config(file: Path) -> Mapping[str, Any]:

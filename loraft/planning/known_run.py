@@ -50,6 +50,7 @@ from loraft.planning.base_weights import (
 )
 from loraft.planning.new_tokens import about_new_tokens, unseen_tokens
 from loraft.planning.router_loss import router_loss
+from loraft.planning.sample_prompts import sample_problems
 from loraft.planning.trackers import tracker_problems
 from loraft.planning.update_sizes import UpdateSizes, update_sizes
 from loraft.rows.standard_input import with_input_kept
@@ -293,6 +294,8 @@ def known_run(config: RunConfig, stated: StatedDevice | None = None) -> KnownRun
         problems += _beyond_context(config, shape)
         if read is not None and data is not None and labels:
             problems += _without_end(config, shape, read[0], data)
+        if data is not None:
+            problems += sample_problems(config, data.renderer, shape.context)
     problems += tracker_problems(config.training.report_to)
     if config.training.push_to_hub is not None:
         problems += hub_problems(config.training.push_to_hub, Problem("", key="training.push_to_hub"))

@@ -72,6 +72,15 @@ def test_positions_that_no_token_has_do_not_count() -> None:
     assert context_of(RobertaConfig(max_position_embeddings=514), FAMILIES["roberta"]) == 512
 
 
+@pytest.mark.parametrize(("rope_type", "reach"), [("default", 64), ("linear", 256), ("dynamic", 256), ("yarn", 64)])
+def test_scaled_positions_reach_as_many_times_farther(rope_type: str, reach: int) -> None:
+    """Yarn and its kin have it in the configured number."""
+    from transformers import LlamaConfig
+
+    scaled = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 4.0}
+    assert context_of(LlamaConfig(max_position_embeddings=64, rope_parameters=scaled), FAMILIES["llama"]) == reach
+
+
 def test_a_config_that_names_no_layers_has_heads_too() -> None:
     from transformers import BltConfig, LlamaConfig
 
