@@ -19,6 +19,7 @@ from loraft.dataset.build import prepare
 from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, shortened
 from loraft.errors import DataError, Problem
 from loraft.evaluation.past_run import PastRun
+from loraft.figures import counted
 from loraft.rows.fields import columns_of, has_columns
 from loraft.rows.raw_rows import read_rows
 from loraft.tasks import TASKS
@@ -202,7 +203,29 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
         told = tuple(note.replace("training row", "row") for note in told)
     notes = (*source.notes, *prepared.renderer.notes, *told, *_without_answer(items, may_answer=may_answer))
     learned = prepared.train if source.held_out else ()
-    return EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes, learned)
+    rows = EvaluatedRows(items, source.called, source.purpose, prepared.renderer, notes, learned)
+    if positions is None or not source.purpose.task.metrics.offered:
+        return rows
+    return _within(positions, rows, {row.where for row in examples if len(row.input_ids) >= data.max_length})
+
+
+def _within(positions: int, rows: EvaluatedRows, cut: Collection[str]) -> EvaluatedRows:
+    """The rows, of which those ask nothing whose prompt the model cannot read: among those at `cut` places, if any.
+
+    Of a row that was cut a beginning is read, and of the prompt of its last answer all.
+    """
+    items = [
+        replace(item, question=None)
+        if item.question is not None and item.example.where in cut and len(rows.prompt_ids(item)) > positions
+        else item
+        for item in rows.items
+    ]
+    beyond = sum(item.question is None for item in items) - sum(item.question is None for item in rows.items)
+    if not beyond:
+        return rows
+    note = f"{counted(beyond, 'row')} of {len(items):,} would be asked with more tokens than the {positions:,} "
+    note += "positions of the model: only their loss is measured"
+    return replace(rows, items=items, notes=(*rows.notes, note))
 
 
 def with_questions(
