@@ -188,19 +188,22 @@ def _settle(staging: Path) -> None:
 
 
 def _swap(staging: Path, folder: Path, previous: Path) -> None:
-    _remove(previous)
+    with suppress(OSError):
+        remove(previous)
     if os.path.lexists(folder):
         folder.rename(previous)
     staging.rename(folder)
     flush(folder.parent)
-    _remove(previous)
+    with suppress(OSError):
+        remove(previous)
 
 
-def _remove(previous: Path) -> None:
-    if previous.is_symlink():  # which rmtree refuses
-        previous.unlink()
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or a file; of a link itself alone, as somebody may have put it there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        shutil.rmtree(previous, ignore_errors=True)
+        path.unlink()
 
 
 def flush(path: Path) -> None:

@@ -7,7 +7,6 @@ and renamed. One whose files do not match its manifest does not exist for resumi
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -25,7 +24,7 @@ from loraft.distributed.part_files import PartFiles, write_parts
 from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
 from loraft.errors import DiskFullError, NonFiniteError
-from loraft.io.atomic import atomic_dir, restore_previous, write_json
+from loraft.io.atomic import atomic_dir, remove, restore_previous, write_json
 from loraft.io.checkpoint_folders import checkpoints, step_of
 from loraft.io.checksums import NOT_READ, Seals, fault_by_manifest, is_weights, seal, seal_of
 from loraft.io.resources import disk_errors, room_for
@@ -273,7 +272,7 @@ def prune(root: Path, *, step: int, keep: int | None, best_step: int | None) -> 
     taken = [folder for folder in checkpoints(root) if step_of(folder) <= step]
     for folder in taken[keep:]:
         if step_of(folder) != best_step:
-            shutil.rmtree(folder)
+            remove(folder)
 
 
 def remove_partial(root: Path) -> None:
@@ -281,7 +280,7 @@ def remove_partial(root: Path) -> None:
     for previous in root.glob(".step-*.previous"):
         restore_previous(root / previous.name.removeprefix(".").removesuffix(".previous"))
     for left in (*root.glob(".step-*.partial*"), *root.glob(".step-*.previous")):
-        shutil.rmtree(left)
+        remove(left)
 
 
 def _needed(root: Path, about: int | None) -> int | None:

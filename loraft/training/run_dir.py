@@ -24,7 +24,7 @@ from loraft.config.config_file import dump_config
 from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.figures import counted
-from loraft.io.atomic import write_whole
+from loraft.io.atomic import remove, write_whole
 from loraft.io.sealed import sealed, sealed_text
 from loraft.io.secrets import redacted_all
 from loraft.optimization.optimizer import KINDS
@@ -187,12 +187,8 @@ class RunFolder:
     def empty(self) -> None:
         """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config) if self.writes else ():
-            if entry.name == LOCK:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            if entry.name != LOCK:
+                remove(entry)
 
 
 def _is_object(line: bytes) -> bool:

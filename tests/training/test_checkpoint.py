@@ -87,6 +87,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert len(checkpoints(tmp_path)) == 3
 
 
+def test_of_a_checkpoint_that_was_moved_and_linked_to_the_link_is_removed(tmp_path: Path) -> None:
+    """To another disk, perhaps: what lies there is whoever's who put it there."""
+    root = tmp_path / "checkpoints"
+    for step in (1, 2):
+        save(root, step)
+    (root / "step-000001").rename(tmp_path / "far")
+    (root / "step-000001").symlink_to(tmp_path / "far")
+    prune(root, step=2, keep=1, best_step=None)
+    assert [path.name for path in root.iterdir()] == ["step-000002"]
+    assert newest_checkpoint(root)[0] == root / "step-000002"
+    assert (tmp_path / "far/state.json").is_file()
+
+
 def test_a_later_checkpoint_that_was_passed_over_takes_no_place_of_a_good_one(tmp_path: Path) -> None:
     (save(tmp_path, 7) / "state.json").unlink()
     save(tmp_path, 4)  # a run that went on from a step before 7
