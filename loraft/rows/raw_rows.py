@@ -21,7 +21,7 @@ from loraft.errors import DataError, Problem
 from loraft.figures import counted
 from loraft.io.checksums import sha256_of, sha256_of_facts
 from loraft.io.hub_access import unreached
-from loraft.rows.places import AS_TABLE, files_of, lies_in_files
+from loraft.rows.places import AS_TABLE, SourceFiles, files_of, lies_in_files
 from loraft.rows.readers import ALL_TYPES, count_in, rows_in
 from loraft.rows.row import NumberedClass, RawRow, Row, look
 from loraft.rows.tables import from_arrow
@@ -99,10 +99,18 @@ def _opened(source: DataSource, *, streaming: bool) -> tuple[Iterator[RawRow], l
         return _plain(_builtin(source), f"{source.path} {source.split or 'train'}"), []
     if lies_in_files(source.path):
         found = files_of(source)
-        return chain.from_iterable(map(rows_in, found.files)), list(found.notes)
+        return chain.from_iterable(map(rows_in, found.files)), [*found.notes, *_has_no_parts(source, found)]
     # Of one dataset several parts may be named, and a place is a row's name.
     name = " ".join(filter(None, (source.path, source.name, source.split)))
     return _plain(_coming(_with_names_of_classes(_hub(source, streaming=streaming)), source), name), []
+
+
+def _has_no_parts(source: DataSource, found: SourceFiles) -> Iterator[str]:
+    """What to say where a part of files is named: of a file all rows are read, but for the sheets of a workbook."""
+    if source.split is not None:
+        yield f"{source.path}: split {source.split} is not used: files have none, and all of their rows are read"
+    if source.name is not None and found.files[0].kind != ".xlsx":
+        yield f"{source.path}: name {source.name} is not used: it is of workbooks and of datasets of the Hub"
 
 
 def count_rows(source: DataSource) -> int | None:
@@ -195,8 +203,9 @@ def _hub(source: DataSource, *, streaming: bool) -> Any:
         # The library raises a dozen unrelated classes here, one a way in which a dataset cannot be had; those of the
         # system are of one that it did not find.
         message = f"is no file here, and could not be loaded from the Hub (split {split}): {_reason(error)}"
-        of_name = f"check the name; perhaps {unreached()}"
-        remedy = of_name if isinstance(error, OSError) else "check data.name and data.split, or the source's own"
+        remedy = "say which part is meant by data.name, and which split by data.split"
+        if isinstance(error, OSError):
+            remedy = f"check the name; perhaps {unreached()}"
         raise DataError(message, where=source.path, key="data", remedy=remedy) from None
 
 
