@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraft.config.choices import DtypeName, QuantizationType
+from loraft.config.choices import DtypeName, QuantizationType, RowFormat
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
+    from loraft.config.sections import DataSource
 
 
 def argument(metavar: str, text: str, **default: Any) -> Any:
@@ -212,18 +213,37 @@ class AnswerOptions:
         return GenerationRequest(**{**given, "stop": tuple(self.stop or ())})
 
 
-def columns_option() -> Any:
-    """The field `columns`, which `column_names` reads."""
-    return option(
+@dataclass(frozen=True)
+class RowOptions:
+    """What there is to say of the rows that `--data` names."""
+
+    name: str | None = option("NAME", "The configuration of a Hub dataset, or the sheet of a workbook.")
+    split: str | None = option("NAME", "The split of a Hub dataset or a builtin [default: train].")
+    columns: str | None = option(
         "OURS=THEIRS,…",
         "What the columns are, where they have names of their own, such as prompt=Frage,completion=Antwort.",
     )
+    row_format: RowFormat | None = option(None, "The format of the rows [default: by their columns].", "--format")
+
+    def source(self, data: str | None) -> DataSource | None:
+        """The rows that `data` names, with what is said of them; None where it names none."""
+        of_rows = any(each is not None for each in (self.name, self.split, self.columns, self.row_format))
+        refuse(
+            (data == "", "--data is empty: name the rows."),
+            (of_rows and data is None, "--name, --split, --columns and --format are about --data, and there is none."),
+        )
+        names = _column_names(self.columns)
+        if data is None:
+            return None
+        from loraft.config.sections import DataSource
+
+        return DataSource(path=data, name=self.name, split=self.split, columns=names, format=self.row_format or "auto")
 
 
-def column_names(text: str | None) -> dict[str, str] | None:
+def _column_names(text: str | None) -> dict[str, str]:
     """What `--columns` means, as `data.columns` would say it."""
     if text is None:
-        return None
+        return {}
     parts = [part.partition("=") for part in text.split(",")]
     if not all(ours.strip() and theirs.strip() for ours, _, theirs in parts):
         raise typer.BadParameter(f"{text!r} is not of the form OURS=THEIRS,OURS=THEIRS.", param_hint="--columns")

@@ -101,6 +101,7 @@ GIVEN_BY: Mapping[str, tuple[str, ...]] = {
     "quantization.type": ("quantize",),
     "quantization.compute_dtype": ("dtype",),
     **dict.fromkeys(("data", "data.train"), ("data",)),
+    "data.name": ("name",),
     "data.split": ("split",),
     "data.format": ("row_format",),
     "data.columns": ("columns",),

@@ -68,7 +68,7 @@ class DatasetProfile:
         notes: What there is to say about where the rows come from, a sentence each.
     """
 
-    path: str
+    source: DataSource
     rows: int
     unusable: int
     columns: tuple[str, ...]
@@ -82,29 +82,23 @@ class DatasetProfile:
     notes: tuple[str, ...] = ()
 
 
-def profile_dataset(
-    path: str,
-    *,
-    tasks: Collection[TaskName] = (),
-    columns: Mapping[str, str] | None = None,
-    row_format: RowFormat | None = None,
-) -> DatasetProfile:
+def profile_dataset(source: DataSource, *, tasks: Collection[TaskName] = ()) -> DatasetProfile:
     """Read a source and tell what it holds.
 
-    The task is the one of `tasks`, or where they are none of all, that the columns fit best; without `columns` (ours:
-    theirs) names are proposed where they are others, and without `row_format` it is recognised.
+    The task is the one of `tasks`, or where they are none of all, that the columns fit best; where the source names no
+    columns, names are proposed where they are others, and where it says no format, it is recognised.
 
     Raises:
         DataError: It cannot be read, it holds no row that can be used, or its columns fit nothing.
     """
-    read = read_rows(DataSource(path=path))
+    read = read_rows(source)
     if not read.rows:
         raise DataError.several(shortened(read.problems, remedy=None))
     try:
-        fit = _fit(read.columns, tasks, columns, row_format)
+        fit = _fit(read.columns, tasks, source.columns, None if source.format == "auto" else source.format)
     except DataError as error:
         problem = error.problems[0]
-        raise DataError(problem.message, where=path, parameter="data", remedy=problem.remedy) from None
+        raise DataError(problem.message, where=source.path, parameter="data", remedy=problem.remedy) from None
     languages = _languages(read, fit)
     records, problems = _records(read, fit, languages)
     if not records:
@@ -113,10 +107,10 @@ def profile_dataset(
     if len(labels) == 1:
         only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
         wrong = shortened([*read.problems, *problems], remedy=None)
-        raise DataError.several([*wrong, Problem(only, path, parameter="data")])
+        raise DataError.several([*wrong, Problem(only, source.path, parameter="data")])
     unread = unread_columns(read.columns, fit.format, fit.columns, as_pair=TASKS[fit.task].translates)
     return DatasetProfile(
-        path=path,
+        source=source,
         rows=len(records),
         unusable=len(read.problems) + len(problems),
         columns=read.columns,
@@ -126,7 +120,7 @@ def profile_dataset(
         languages=languages,
         labels=labels,
         run_together=_run_together(read, fit),
-        text_by=text_by_of(DataSource(path=path)),
+        text_by=text_by_of(source),
         notes=tuple(read.notes),
     )
 
@@ -134,7 +128,7 @@ def profile_dataset(
 def _fit(
     columns: Collection[str],
     tasks: Collection[TaskName],
-    renamed: Mapping[str, str] | None,
+    renamed: Mapping[str, str],
     row_format: RowFormat | None,
 ) -> FormatMatch:
     """How the columns are read: by their names, or else by those that they may stand for.
@@ -142,10 +136,10 @@ def _fit(
     Raises:
         DataError: They fit nothing.
     """
-    _check_names(columns, renamed or {})
+    _check_names(columns, renamed)
     told_format, told_task = row_format is not None, len(tasks) == 1
     if told_task and not told_format:
-        refuse_answers_to_compare(columns, TASKS[next(iter(tasks))], renamed or {})
+        refuse_answers_to_compare(columns, TASKS[next(iter(tasks))], renamed)
     # Of a label beside other columns nobody knows what it says.
     labelled = {"prompt", "completion", "label"} <= {*columns}
     readings = [
@@ -155,8 +149,9 @@ def _fit(
         if told_format or tasks or form not in each.only_if_asked
         if told_format or told_task or labelled or form != "unpaired"
     ]
+    heeding = [(each, form) for each, form in readings if {*renamed} <= {*columns_of(form)}]
     for may_guess in (False, True):
-        for each, form in readings:
+        for each, form in heeding:
             names = renamed or _other_names(columns, form, optional_only=not may_guess)
             with suppress(DataError):
                 if detect_format(columns, each, names) == form:
@@ -164,7 +159,7 @@ def _fit(
     if not readings:
         assert row_format is not None
         check_format(row_format, TASKS[next(iter(tasks))])
-    raise _fit_nothing(columns, readings)
+    raise _fit_nothing(columns, readings, renamed)
 
 
 def _usual_task(row_format: RowFormat, readings: Sequence[tuple[Task, RowFormat]]) -> Task:
@@ -183,14 +178,20 @@ def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
             raise DataError(f"there is no column {theirs!r}", remedy=f"The columns are {', '.join(columns)}.")
 
 
-def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]]) -> DataError:
+def _fit_nothing(
+    columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]], renamed: Mapping[str, str]
+) -> DataError:
     is_known = len({task.name for task, _ in readings}) == 1
     usual: RowFormat = "prompt_completion"
     form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)
     example = ", ".join(f"{ours!r}: THEIRS" for ours in OURS[form][:2])
     needs = [f"{' and '.join(OURS[form][:2])} ({task.name}, {form})" for task, form in readings]
+    found = "none of them is known to loraft by such a name"
+    if renamed:
+        said = ", ".join(f"{theirs} as {ours}" for ours, theirs in renamed.items())
+        found = f"with {said} they are those of no format"
     return DataError(
-        f"the columns are {', '.join(columns)}, and none of them is known to loraft by such a name",
+        f"the columns are {', '.join(columns)}, and {found}",
         remedy=f"Say which are which, as in `columns={{{example}}}`. Ours are {'; '.join(needs)}.",
     )
 

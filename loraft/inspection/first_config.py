@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loraft.config.choices import DEFAULT_TASK, TASK_OF_GROUP, TASKS_OF_GROUP, Method, RowFormat, TaskName
+from loraft.config.choices import DEFAULT_TASK, TASK_OF_GROUP, TASKS_OF_GROUP, Method, TaskName
+from loraft.config.sections import DataSource
 from loraft.dataset.build import prepare
 from loraft.dataset.dataset_profile import DatasetProfile, profile_dataset
 from loraft.dataset.statistics import DataReport
@@ -31,7 +32,7 @@ T5 = re.compile(r"(?<![a-z])t5", re.IGNORECASE)
 NO_LIMIT = 2**31 - 1
 
 
-def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
+def check_place(path: Path, data: DataSource | None, *, overwrite: bool) -> None:
     """Refuse, before anything is read or asked, a file that a config cannot be written to.
 
     Raises:
@@ -41,7 +42,7 @@ def check_place(path: Path, data: str | None, *, overwrite: bool) -> None:
         named = path.with_suffix(".yaml").name
         remedy = f"Name the config that is to be written, such as {named}, and the rows by `data`."
         raise ConfigError("holds rows, and is no place for a config", where=str(path), remedy=remedy)
-    check_config_place(path, reads=() if data is None else files_here(data), overwrite=overwrite)
+    check_config_place(path, reads=() if data is None else files_here(data.path), overwrite=overwrite)
 
 
 def tasks_of_model(model: str | None) -> tuple[TaskName, ...]:
@@ -56,9 +57,7 @@ def start(
     task: TaskName | None = None,
     method: Method = "lora",
     model: str | None = None,
-    data: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    row_format: RowFormat | None = None,
+    data: DataSource | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a config that `check` passes, from what is known.
@@ -68,9 +67,7 @@ def start(
         task: What is to be learned; None is what the model is for, or what the rows fit best.
         method: How.
         model: The base model; None is a small one for the task.
-        data: The rows; None is an example.
-        columns: Our column names: theirs; None proposes them where the names are others.
-        row_format: The format of the rows; None recognises it.
+        data: The rows; None is an example. Where it says neither columns nor format, both are proposed.
         overwrite: Replace the file that is there.
 
     Returns:
@@ -82,7 +79,7 @@ def start(
     """
     check_place(path, data, overwrite=overwrite)
     tasks: tuple[TaskName, ...] = tasks_of_model(model) if task is None else (task,)
-    found = None if data is None else profile_dataset(data, tasks=tasks, columns=columns, row_format=row_format)
+    found = None if data is None else profile_dataset(data, tasks=tasks)
     likely = found.fit.task if found else next(iter(tasks), DEFAULT_TASK)
     model = model or TASKS[likely].starter_model
     _check_model(model, likely)
@@ -92,7 +89,7 @@ def start(
     except OSError as error:
         remedy = "Name a file in another folder."
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(path), remedy=remedy) from error
-    told = ("task", "method", "model", "train", "format", "columns", "rows")
+    told = ("task", "method", "model", "train", "name", "split", "format", "columns", "rows")
     return {"config": str(path), **{key: getattr(chosen, key) for key in told}, "notes": _notes(found, chosen)}
 
 
@@ -107,7 +104,9 @@ def _chosen(task: TaskName, method: Method, model: str, found: DatasetProfile | 
         task=task,
         method=method,
         model=model,
-        train=found.path,
+        train=found.source.path,
+        name=found.source.name,
+        split=found.source.split,
         format=found.fit.format,
         columns=found.fit.columns,
         rows=found.rows,
@@ -183,16 +182,16 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
         what = "an example" if chosen.train.startswith("builtin:") else "a file that you have to write"
         return (f"no rows were named with `data`: data.train is {chosen.train}, {what}",)
     notes = [*found.notes]
-    if found.path == STANDARD_INPUT:
+    if found.source.path == STANDARD_INPUT:
         notes.append("data.train is -, standard input: pipe the rows into each command that reads the config")
     if found.fit.columns:
         names = ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items())
-        notes.append(f"the columns of {found.path} are read by other names: {names}")
+        notes.append(f"the columns of {found.source.path} are read by other names: {names}")
     if found.unread:
         notes.append(f"nothing is read from {', '.join(found.unread)} (`columns` says which are which)")
     if found.unusable:
         rows = "1 row" if found.unusable == 1 else f"{found.unusable} rows"
-        notes.append(f"{rows} of {found.path} cannot be used: `loraft.check` says why")
+        notes.append(f"{rows} of {found.source.path} cannot be used: `loraft.check` says why")
     if found.run_together:
         notes.append(
             f"prompt and completion follow one another as they stand, and in {found.run_together} of {found.rows} rows "

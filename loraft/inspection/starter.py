@@ -41,6 +41,8 @@ class Start(StarterFacts):
     """What a first config is made from.
 
     Attributes:
+        name: The configuration or sheet of the rows that is meant; None where none was named.
+        split: Their split, likewise.
         columns: Our column names: theirs, where they differ.
         rows: How many rows there are; None where nobody looked.
         longest_tokens: How many tokens the longest row has, at most; None where nobody looked.
@@ -54,6 +56,8 @@ class Start(StarterFacts):
     method: Method
     model: str
     train: str
+    name: str | None = None
+    split: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     rows: int | None = None
     longest_tokens: int | None = None
@@ -112,6 +116,10 @@ def _data(start: Start) -> Iterator[Said]:
     texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
     row = f'{{"translation": {{{texts}}}}}' if texts else ROWS[start.format]
     yield "data.train", start.train, f"{found} {row}"
+    if start.name:
+        yield "data.name", start.name, "The configuration of the dataset, or the sheet of the workbook."
+    if start.split:
+        yield "data.split", start.split, "The split of the dataset."
     yield "data.format", start.format, "What the columns are; auto would recognise it again at every start."
     if start.text_by:
         yield "data.text_by", start.text_by, "What of a plain text is a row: file, paragraph or line."
@@ -127,7 +135,7 @@ def _data(start: Start) -> Iterator[Said]:
 
 
 def _evaluation(start: Start) -> Said:
-    if start.train == "builtin:tickets":
+    if start.train == "builtin:tickets" and start.split != "eval":
         held_out = {"path": start.train, "split": "eval"}
         return "data.eval", held_out, "Rows that are never trained on: their loss tells what was learned."
     if start.rows is not None and start.rows < 10:

@@ -30,7 +30,7 @@ METRIC_FACTS: Mapping[str, MetricFacts] = {
 
 
 def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, str] | None = None) -> RowFormat:
-    """The first of the task's formats that `columns` are of; `renamed` says ours: theirs.
+    """The first of the task's formats that `columns` are of; `renamed` says ours: theirs, and is used where it can be.
 
     Raises:
         DataError: No format fits; it names the columns found and those that each format needs. Or `renamed` has a
@@ -44,7 +44,7 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
         raise DataError(message, key="data.columns", remedy=f"ours are {', '.join(sorted(known))}")
     refuse_answers_to_compare(columns, task, theirs)
     if fitting := [name for name in formats if has_columns(columns, name, theirs)]:
-        return fitting[0]
+        return next((name for name in fitting if {*theirs} <= {*columns_of(name)}), fitting[0])
     found = ", ".join(sorted(columns)) or "none"
     needs = "; ".join(f"{name}: {' or '.join(map(', '.join, needed))}" for name, needed in formats.items())
     others = [(other, each) for other in TASKS.values() for each in other.formats]

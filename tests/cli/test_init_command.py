@@ -9,8 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+import datasets
 import pytest
 import typer
+from openpyxl import Workbook
 from typer.testing import CliRunner, Result
 
 from loraft.cli.app import app
@@ -491,3 +493,67 @@ def test_a_config_with_a_secret_is_not_written(here: Path) -> None:
     assert "data.train: holds a token of Hugging Face, and a config is written" in result.stderr
     assert token not in result.stderr + result.stdout
     assert not Path("c.yaml").exists()
+
+
+def test_a_part_of_a_dataset_of_the_hub_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has several configurations, or no split `train`, says which there are: an option names one."""
+    rows = datasets.Dataset.from_list([row("alpaca", number) for number in range(30)])
+
+    def load_dataset(path: str, name: str | None = None, *, split: str, **_: Any) -> Any:
+        if (name, split) != ("main", "test"):
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main', 'old']")
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    refused = init("c.yaml", "--data", "org/set")
+    assert (refused.exit_code, Path("c.yaml").exists()) == (2, False)
+    assert "['main', 'old']" in refused.stderr
+    assert all(option in refused.stderr for option in ("--name", "--split"))
+    save_tiny(Path("model"))
+    result = init("c.yaml", "--data", "org/set", "--name", "main", "--split", "test", "--model", "model")
+    assert result.exit_code == 0, result.stderr
+    data = load_config("c.yaml").data
+    assert (data.train[0].path, data.name, data.split) == ("org/set", "main", "test")
+    checked = CliRunner().invoke(app, ["check", "c.yaml"], prog_name="loraft")
+    assert checked.exit_code == 0, checked.stderr
+
+
+def test_the_sheet_of_a_workbook_is_named(here: Path) -> None:
+    book = Workbook()
+    for sheet in (book.active, book.create_sheet("faq")):
+        for cells in (("question", "answer"), *(("who?", "me") for _ in range(12))):
+            sheet.append(cells)
+    book.save("x.xlsx")
+    assert "--name" in init("c.yaml", "--data", "x.xlsx").stderr
+    assert init("c.yaml", "--data", "x.xlsx", "--name", "faq").exit_code == 0
+    assert load_config("c.yaml").data.name == "faq"
+
+
+def test_the_rows_that_are_evaluated_are_others_than_those_trained_on(here: Path) -> None:
+    for split, held_out in (("train", True), ("eval", False)):
+        assert init("c.yaml", "--data", "builtin:tickets", "--split", split, "--overwrite").exit_code == 0
+        assert bool(load_config("c.yaml").data.eval_sources) == held_out
+
+
+@pytest.mark.parametrize("given", [("--data", ""), ("--split", "x"), ("--columns", "text=a")])
+def test_what_is_said_of_rows_that_are_not_named_is_refused(here: Path, given: tuple[str, ...]) -> None:
+    result = init("c.yaml", *given)
+    assert (result.exit_code, "--data" in result.stderr, Path("c.yaml").exists()) == (2, True, False)
+
+
+def test_columns_that_no_reading_of_the_rows_has_are_refused(here: Path) -> None:
+    write_rows(Path("rows.jsonl"), [row("messages", number) for number in range(3)])
+    result = init("c.yaml", "--data", "rows.jsonl", "--columns", "prompt=messages")
+    assert (result.exit_code, "messages as prompt" in result.stderr) == (2, True)
+
+
+def test_the_columns_that_are_named_are_those_that_are_read(here: Path) -> None:
+    """Rows that are conversations too are read by the columns that somebody names."""
+    write_rows(Path("rows.jsonl"), [{**row("messages", n), "ask": "who?", "say": f" me {n}"} for n in range(12)])
+    save_tiny(Path("model"))
+    named = ("--columns", "prompt=ask,completion=say", "--model", "model")
+    assert init("c.yaml", "--data", "rows.jsonl", *named).exit_code == 0
+    assert load_config("c.yaml").data.format == "prompt_completion"
+    checked = CliRunner().invoke(app, ["check", "c.yaml", "data.format=auto", "--json"], prog_name="loraft")
+    (source,) = json.loads(checked.stdout)["data"]["sources"]
+    assert source["format"] == "prompt_completion"

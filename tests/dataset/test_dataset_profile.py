@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loraft.config.sections import DataSource
 from loraft.dataset.dataset_profile import profile_dataset
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
+def write(path: Path, rows: list[dict[str, Any]]) -> DataSource:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return DataSource(path=str(path))
 
 
 def test_columns_inside_of_objects_are_measured_too(tmp_path: Path) -> None:
@@ -19,10 +20,10 @@ def test_columns_inside_of_objects_are_measured_too(tmp_path: Path) -> None:
         tmp_path / "flat.jsonl", [{"prompt": "why? " * 50, "completion": "so"}, {"prompt": "a", "completion": "b"}]
     )
     inside = write(
-        tmp_path / "inside.jsonl", [{"all": json.loads(line)} for line in Path(flat).read_text().splitlines()]
+        tmp_path / "inside.jsonl", [{"all": json.loads(line)} for line in Path(flat.path).read_text().splitlines()]
     )
     columns = {"prompt": "all.prompt", "completion": "all.completion"}
-    expected, found = profile_dataset(flat), profile_dataset(inside, columns=columns)
+    expected, found = profile_dataset(flat), profile_dataset(inside.model_copy(update={"columns": columns}))
     assert (found.longest_tokens, found.run_together) == (expected.longest_tokens, expected.run_together)
     assert (expected.longest_tokens > 250, expected.run_together) == (True, 1)
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import RenderableType
 
 from loraft.cli.console import print_either, waiting
-from loraft.cli.options import AnswerOptions, JsonOption, column_names, columns_option, flag, option, refuse
+from loraft.cli.options import AnswerOptions, JsonOption, RowOptions, flag, option, refuse
 from loraft.cli.text_tables import as_figure, cut_answers, facts, figures_beside, text_table
 from loraft.cli.views.progress import watching
-from loraft.config.choices import RowFormat
 from loraft.inference.requests import GenerationRequest
 
 if TYPE_CHECKING:
@@ -28,16 +27,13 @@ MOST_CLASSES = 10
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is measured, and on which rows."""
+    """What is measured."""
 
     data: str | None = option(
         "FILE",
         "Rows as in training: a file, a folder, a pattern, an address, - for standard input, a Hub dataset, "
         "builtin:NAME [default: those that the run held out].",
     )
-    row_format: RowFormat | None = option(None, "The format of the rows [default: as the columns tell].", "--format")
-    columns: str | None = columns_option()
-    split: str | None = option("NAME", "The split of a Hub dataset or a builtin.")
     metrics: str | None = option(
         "A,B",
         "Figures besides loss and perplexity: exact_match, valid_json, bleu, chrf, rouge; of a classifier accuracy, "
@@ -52,16 +48,15 @@ class MeasureOptions:
     def check(self) -> None:
         """Refuse options that contradict one another."""
         none_named = self.metrics is not None and not self.metrics.strip(" ,")
-        of_no_data = self.data is None and (self.split, self.row_format, self.columns) != (None, None, None)
         refuse(
             (self.overwrite and self.output is None, "--overwrite is about --output, and there is none."),
             (none_named, "--metrics names at least one; loss alone generates nothing."),
-            (of_no_data, "--columns, --split and --format are about --data, and there is none."),
         )
 
 
 def evaluate(
     given: MeasureOptions,
+    rows: RowOptions,
     asked: Annotated[
         AnswerOptions,
         "target max_new_tokens adapters base_model quantize dtype source_lang target_lang trust_remote_code",
@@ -77,14 +72,9 @@ def evaluate(
     """
     model = asked.model
     given.check()
-    names = column_names(given.columns) or {}
+    data = rows.source(given.data)
     with waiting("loading libraries"):
         from loraft.api import evaluate as measure
-        from loraft.config.sections import DataSource
-
-    data = None
-    if given.data:
-        data = DataSource(path=given.data, split=given.split, format=given.row_format or "auto", columns=names)
     with watching() as view:
         found = measure(
             model,

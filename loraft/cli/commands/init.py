@@ -12,10 +12,10 @@ import typer
 
 from loraft.cli.console import print_either, print_json, print_note, waiting
 from loraft.cli.launch_files import Launcher, LaunchFile
-from loraft.cli.options import JsonOption, argument, column_names, columns_option, flag, option, refuse
+from loraft.cli.options import JsonOption, RowOptions, argument, flag, option, refuse
 from loraft.cli.text_tables import document, print_document, print_next
 from loraft.cli.wording import with_options
-from loraft.config.choices import DEFAULT_TASK, Method, RowFormat, TaskName
+from loraft.config.choices import DEFAULT_TASK, Method, TaskName
 
 DEFAULT_METHOD: Method = "lora"
 Choice = TypeVar("Choice", bound=str)
@@ -33,8 +33,6 @@ class StartOptions:
     task: TaskName | None = option(None, "What is learned [default: what the rows are for].")
     method: Method | None = option(None, "How it is learned [default: lora].")
     model: str | None = option("MODEL", "The base model [default: a small one].")
-    columns: str | None = columns_option()
-    row_format: RowFormat | None = option(None, "The format of the rows [default: by their columns].", "--format")
     overwrite: bool = flag("Replace the file that is there.")
     launcher: Launcher | None = option(
         None, "Write a file for this scheduler beside PATH, which is kept where it is there."
@@ -45,8 +43,7 @@ class StartOptions:
     @property
     def asks(self) -> bool:
         """Whether something of the config is asked for."""
-        said = (self.data, self.task, self.method, self.model, self.columns, self.row_format)
-        return any(each is not None for each in said)
+        return any(each is not None for each in (self.data, self.task, self.method, self.model))
 
     @property
     def launch_file(self) -> LaunchFile | None:
@@ -60,13 +57,13 @@ class StartOptions:
         return LaunchFile(Path(self.path), self.launcher, self.num_processes or 8, self.num_machines or 1)
 
 
-def init(given: StartOptions, as_json: JsonOption = False) -> None:
+def init(given: StartOptions, rows: RowOptions, as_json: JsonOption = False) -> None:
     """Write a commented config to start with.
 
     Looks at the rows, and proposes task, format, lengths and classes by what they hold. What no option says is asked
     on a terminal; elsewhere the proposal is taken. `loraft check` passes what is written.
     """
-    launch_file = given.launch_file
+    launch_file, data = given.launch_file, rows.source(given.data)
     if launch_file is not None:
         launch_file.check(overwrite=given.overwrite)
         if launch_file.config.exists() and not given.overwrite:
@@ -74,17 +71,16 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
             wrote = {"launch_file": str(launch_file.write())}
             print_either(wrote, document(wrote, rest="written"), as_json=as_json)
             return
-    names, path = column_names(given.columns), Path(given.path)
-    task, method, model = given.task, given.method, given.model
+    path, task, method, model = Path(given.path), given.task, given.method, given.model
     with waiting("looking at the rows"):
         from loraft.dataset.dataset_profile import profile_dataset
         from loraft.inspection.first_config import check_place, start, tasks_of_model
         from loraft.tasks import TASKS
     if _on_a_terminal():
         with waiting("looking at the rows"):  # before anything is asked that they could make needless
-            check_place(path, given.data, overwrite=given.overwrite)
-            likely, rows = tasks_of_model(model) if task is None else (task,), given.data
-            found = profile_dataset(rows, tasks=likely, columns=names, row_format=given.row_format) if rows else None
+            check_place(path, data, overwrite=given.overwrite)
+            likely = tasks_of_model(model) if task is None else (task,)
+            found = profile_dataset(data, tasks=likely) if data else None
         proposed = found.fit.task if found is not None else next(iter(likely), DEFAULT_TASK)
         task = proposed if likely else _asked("task", get_args(TaskName), proposed)
         method = method or _asked("method", get_args(Method), DEFAULT_METHOD)
@@ -95,9 +91,7 @@ def init(given: StartOptions, as_json: JsonOption = False) -> None:
             task=task,
             method=method or DEFAULT_METHOD,
             model=model,
-            data=given.data,
-            columns=names,
-            row_format=given.row_format,
+            data=data,
             overwrite=given.overwrite,
         )
         if launch_file is not None:
