@@ -45,6 +45,7 @@ from loraft.models.safetensors_index import check_weights, expected_tensors, fin
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import (
     IN_INT32,
+    KEY,
     StoredWeights,
     loading_as_stored,
     refuse_another_quantization,
@@ -254,8 +255,9 @@ def _require_known(written: Mapping[str, Any], file: Path) -> None:
     if model_type in CONFIG_MAPPING or (brings and is_trusted()):
         return
     if brings:
-        what_it_may = "with all that you may do on this machine"
-        remedy = f"It brings code of its own: `trust_remote_code=True` runs it, {what_it_may}."
+        remedy = (
+            "It brings code of its own: `trust_remote_code=True` runs it, with all that you may do on this machine."
+        )
     elif near := difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=1, cutoff=0.75):
         remedy = f"The nearest that it knows is {near[0]}."
     else:
@@ -267,8 +269,9 @@ def _read_config(file: Path, **chosen: str) -> PreTrainedConfig:
     with quietly_reading(file):
         trusted = is_trusted()
         config = AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=trusted, **chosen)
-    if not trusted and hasattr(config, AUTO_MAP):
-        delattr(config, AUTO_MAP)
+    for key, is_used in ((AUTO_MAP, trusted), (KEY, getattr(config, KEY, None))):  # transformers reads an empty KEY too
+        if hasattr(config, key) and not is_used:
+            delattr(config, key)
     return cast("PreTrainedConfig", config)
 
 
@@ -316,8 +319,7 @@ def load_tokenizer(model: Model, group: ModelGroup | None = "decoder") -> Tokeni
 def load_noted_tokenizer(model: Model, group: ModelGroup | None = "decoder") -> tuple[Tokenizer, tuple[str, ...]]:
     """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say."""
     handle = ModelHandle.of(model)
-    config = load_config(handle, group)
-    return _tokenizer(handle, config, group)
+    return _tokenizer(handle, load_config(handle, group), group)
 
 
 def _tokenizer(

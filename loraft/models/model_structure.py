@@ -40,14 +40,27 @@ def family_in(model: PreTrainedModel) -> ModelSpec:
     paths = {path: path if path in here else path.partition(".")[2] for path in row.stacks.values()}
     for path in paths.values():
         if path not in here or not list(model.get_submodule(path).children()):
-            raise ModelError(f"a {type(model).__name__} of this config has no layers at {path}")
+            raise _no_layers(model, path)
     encoder = paths[row.encoder_path] if row.encoder_path is not None else None
     return replace(row, layers_path=paths[row.layers_path], encoder_path=encoder)
 
 
 def depths(model: nn.Module, stacks: Mapping[str, str]) -> Mapping[str, int]:
-    """How many layers each stack of the model has, by the paths of these."""
-    return {stack: len(list(model.get_submodule(path).children())) for stack, path in stacks.items()}
+    """How many layers each stack of the model has, by the paths of these.
+
+    Raises:
+        ModelError: One has none.
+    """
+    found = {stack: len(list(model.get_submodule(path).children())) for stack, path in stacks.items()}
+    for stack, path in stacks.items():
+        if not found[stack]:
+            raise _no_layers(model, path)
+    return found
+
+
+def _no_layers(model: nn.Module, path: str) -> ModelError:
+    message, remedy = f"a {type(model).__name__} of this config has no layers at {path}", "Look at its config.json."
+    return ModelError(message, key="model.name_or_path", remedy=remedy)
 
 
 def placed_layers(model: nn.Module, stacks: Mapping[str, str]) -> Iterator[tuple[tuple[str, int], nn.Module]]:

@@ -219,9 +219,10 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]], found: 
     A tensor that is computed from others has no shape to compare before it is made.
 
     Raises:
-        ModelError: With every problem: tensors that are missing, by name; other shapes; dtypes that are not floating.
+        ModelError: With every problem: tensors that are missing, by name; other shapes; dtypes that are not floating;
+            an index that transformers does not read.
     """
-    problems = []
+    problems = list(_unread_index(folder / INDEX))
     if missing := [name for name in expected if name not in found]:
         message = f"{len(missing)} of {len(expected)} tensors are missing: {listed(missing)}"
         remedy = "Training would start from random numbers in their place. " + FETCH_AGAIN
@@ -231,6 +232,13 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]], found: 
             problems += _misfits(name, header, None if origin.converted else expected[name])
     if problems:
         raise ModelError.several(problems[:LISTED])
+
+
+def _unread_index(index: Path) -> Iterator[Problem]:
+    """What is wrong with the list of a model's files, of which transformers reads more than where each tensor is."""
+    if not (index.parent / SINGLE).is_file() and not isinstance(json.loads(index.read_bytes()).get("metadata"), dict):
+        remedy = 'Write "metadata": {} into it, beside "weight_map".'
+        yield Problem('has no "metadata", without which transformers does not read it', str(index), remedy=remedy)
 
 
 def _misfits(name: str, header: TensorHeader, shape: tuple[int, ...] | None) -> Iterator[Problem]:

@@ -162,6 +162,13 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder: Path, edit: dict
         load_model(section(folder), placed())
 
 
+def test_a_quantization_that_says_nothing_is_none(folder: Path) -> None:
+    edit_config(folder, lambda config: config.update(quantization_config={}))
+    loaded = load_model(section(folder), placed())
+    assert loaded.stored is None
+    assert not hasattr(loaded.model.config, "quantization_config")
+
+
 def test_c40_float16_is_refused_where_activations_overflow_in_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not stable in float16"):
         load_model(section(save_tiny(tmp_path, "gemma2")), DeviceConfig("cuda", torch.float16, "test", 1, 1, ()))

@@ -104,6 +104,21 @@ def test_an_index_reaches_no_other_files(tmp_path: Path, shard: str) -> None:
         read_headers(tmp_path)
 
 
+def test_an_index_that_transformers_does_not_read_is_refused(tmp_path: Path) -> None:
+    """It looks for the metadata, which other programs leave out."""
+    folder, model = sharded(tmp_path), tiny_model("llama")
+    index = folder / "model.safetensors.index.json"
+    del (held := json.loads(index.read_text()))["metadata"]
+    index.write_text(json.dumps(held))
+    with pytest.raises(KeyError, match="metadata"):
+        type(model).from_pretrained(folder)
+    with pytest.raises(ModelError, match=r"index\.json: has no \"metadata\""):
+        check(folder, model)
+    index.write_text(json.dumps({"metadata": {}, **held}))
+    check(folder, model)
+    type(model).from_pretrained(folder)
+
+
 def test_c24_missing_tensors_are_named(folder: Path) -> None:
     change(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(ModelError, match=r"1 of 30 tensors are missing: model\.layers\.1\.mlp\.up_proj\.weight"):

@@ -24,6 +24,14 @@ def test_layers_above_a_module_that_is_trained_whole_keep_activations(
     assert known_run(config).shape.graph_layers("decoder") == layers
 
 
+def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    file = Path(config.model.name_or_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 0}))
+    with pytest.raises(InvalidInputError, match=r"model\.name_or_path: .* has no layers at model\.layers"):
+        known_run(config)
+
+
 @pytest.mark.parametrize("fetched", [0, 1, 3])
 def test_a_hub_model_in_shards_is_planned_for_before_all_of_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: int
@@ -37,7 +45,7 @@ def test_a_hub_model_in_shards_is_planned_for_before_all_of_it_is_fetched(
         tensors = load_file(model / shard) if (model / shard).is_file() else {}
         save_file(tensors | {name: tensor}, model / shard)
     (model / "model.safetensors").unlink()
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     for shard in sorted(set(index.values()))[fetched:]:
         (model / shard).unlink()
     monkeypatch.setattr(sources, "snapshot_download", lambda *_, **__: str(model))
