@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -201,6 +202,14 @@ def save_tiny(folder: Path, model_type: str = "llama", **overrides: Any) -> Path
     for name, content in _saved(model_type, json.dumps(overrides, sort_keys=True)).items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def with_head_apart(folder: Path) -> torch.Tensor:
+    """Give a tiny model whose config ties its head one of other numbers, and return it."""
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["lm_head.weight"] = -tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return head
 
 
 @cache

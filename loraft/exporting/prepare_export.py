@@ -24,8 +24,8 @@ from loraft.inference.sampling import SamplingParams, saved_defaults
 from loraft.inference.session import Speaker
 from loraft.merging.merged_tensors import MergedTensors
 from loraft.merging.prepare_merge import BaseChoice, Merge, prepare_merge
-from loraft.models.auto_model import meta_model
 from loraft.models.load_model import load_config, load_noted_tokenizer
+from loraft.models.packed_weights import skeleton_of
 from loraft.models.safetensors_index import Slot
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
@@ -156,7 +156,7 @@ def _slots(
     Raises:
         ModelError: One has no place in the file.
     """
-    model = meta_model(config)
+    model, _ = skeleton_of(config, merge.target.model.folder)
     tied = model.all_tied_weights_keys.keys() - merge.plan.untied.keys()
     own = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and name not in tied}
     names = TensorNames(family, config.num_hidden_layers, where)

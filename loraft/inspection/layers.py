@@ -17,10 +17,10 @@ from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.storage import Storage, bytes_of, read_storage
-from loraft.models.auto_model import meta_model
 from loraft.models.load_model import Model, load_any_config, load_config
 from loraft.models.model_structure import family_in, placed_layers
 from loraft.models.modules import linear_modules, parameter_count
+from loraft.models.packed_weights import skeleton_of
 from loraft.models.registry import FAMILIES, ModelSpec, place_in
 from loraft.models.sources import ModelHandle
 
@@ -122,18 +122,17 @@ def model_table(
     """
     handle = ModelHandle.of(model)
     config = load_config(handle, None, labels) if labels else load_any_config(handle)
-    empty = meta_model(config)
+    empty, about_ties = skeleton_of(config, handle.small_files)
     storage = read_storage(handle.small_files, empty)
     family = family_in(empty)
     anatomy = _anatomy(empty, family, storage)
-    notes: tuple[str, ...] = ()
-    trained = None
+    notes, trained = about_ties, None
     try:
         trained = _of_adapter(*adapted) if lora is None and adapted is not None else _of_section(empty, family, lora)
     except AdapterError as error:
         if lora is not None:
             raise
-        notes = tuple(f"LoRA is not counted: {problem.message}" for problem in error.problems)
+        notes += tuple(f"LoRA is not counted: {problem.message}" for problem in error.problems)
     layers, outside = _rows(empty, family, storage, trained)
     count = _count(trained, layers, anatomy.parameters) if trained else None
     transposed = frozenset(name for name, module in empty.named_modules() if isinstance(module, Conv1D))

@@ -28,12 +28,11 @@ from loraft.adapters.token_rows import refuse_untrained_rows
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
-from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES
 from loraft.models.hf_config import code_notes, own_code
 from loraft.models.load_model import load_config, require_tensors
 from loraft.models.model_structure import grow
-from loraft.models.packed_weights import PackedHeader, weight_headers
+from loraft.models.packed_weights import PackedHeader, skeleton_of, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import experts_in_4_bits, quantized_modules
 from loraft.models.registry import ModelSpec
@@ -61,6 +60,7 @@ class Merge:
         sources: Those that the model has too, by their names in it.
         converted: Those that loading computes from tensors of the files, by their names in the model, and from which.
         quantized: The tensors that quantizing would replace.
+        unties: Whether the base's files have apart what its config.json ties: that of the result ties nothing.
         grown: The sizes of the tensors that are larger than in the base, for new tokens, by their names in the model.
         labels: The classes that the result tells apart; none where it writes text.
     """
@@ -79,6 +79,7 @@ class Merge:
     sources: Mapping[str, TensorHeader]
     converted: Mapping[str, tuple[TensorHeader, ...]]
     quantized: frozenset[str]
+    unties: bool
     grown: Mapping[str, tuple[int, ...]]
     labels: tuple[str, ...]
     notes: tuple[str, ...]
@@ -155,7 +156,8 @@ def prepare_merge(
         config = load_config(target.model, None, labels := classes_of(target))
     family = spec_of(config)
     _refuse_unmergeable(config, family, dtype, target.model.folder)
-    folder, model = target.model.folder, meta_model(config)
+    folder = target.model.folder
+    model, about_ties = skeleton_of(config, folder)
     _, held = require_tensors(folder, model, labels)
     headers = weight_headers(folder, model)
     grown = _grown(model, target.model.tokens, adapters)
@@ -182,9 +184,10 @@ def prepare_merge(
         sources=sources,
         converted=converted,
         quantized=_quantized(model, family, storage),
+        unties=bool(about_ties),
         grown=grown,
         labels=labels,
-        notes=(*target.notes, *about_code, *about_base, *about_storage),
+        notes=(*target.notes, *about_code, *about_base, *about_ties, *about_storage),
     )
 
 

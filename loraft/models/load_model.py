@@ -34,9 +34,9 @@ from loraft.models.hf_config import (
     refuse_code_of_others,
     written_config,
 )
-from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of, left_apart
+from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of
 from loraft.models.modules import clear, is_within, mark_text
-from loraft.models.packed_weights import unpacked_tensors, weight_headers
+from loraft.models.packed_weights import skeleton_of, unpacked_tensors, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import cast_others, compute_dtype, experts_in_4_bits, make_trainable, quantization_config
 from loraft.models.registry import ModelSpec
@@ -126,21 +126,20 @@ def load_model(
     family, stored = spec_of(config, group), stored_in(handle)
     check_dtype(family, placement.dtype)
     refuse_another_quantization(stored, quantization)
-    skeleton = meta_model(config)
+    skeleton, about_ties = skeleton_of(config, folder)
     new, _ = require_tensors(folder, skeleton, labels)
     refuse_altered(folder, is_weights, ModelError)
     tokenizer, notes = _tokenizer(handle, config, group)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
     loaded = _with_weights(handle, config, family, placement, quantization, new, to_host=streamed is not None)
-    notes = (*notes, *left_apart(loaded, skeleton))
     stream = _stream_of(loaded, family, placement, streamed)
     tokens = new_tokens(handle, tokenizer)
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     mark_text(loaded, family.text_mark)
     loaded.requires_grad_(False)
     clear(map(loaded.get_submodule, new))
-    notes, name, own = (*placement.notes, *notes), handle.section.name_or_path, fingerprint(folder)
+    notes, name, own = (*placement.notes, *notes, *about_ties), handle.section.name_or_path, fingerprint(folder)
     return LoadedModel(
         loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens, stream
     )
@@ -254,14 +253,13 @@ def _require_known(written: Mapping[str, Any], file: Path) -> None:
         refuse_code_of_others(file.parent)
     if model_type in CONFIG_MAPPING or (brings and is_trusted()):
         return
+    remedy = "A newer version of transformers may know it."
     if brings:
         remedy = (
             "It brings code of its own: `trust_remote_code=True` runs it, with all that you may do on this machine."
         )
     elif near := difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=1, cutoff=0.75):
         remedy = f"The nearest that it knows is {near[0]}."
-    else:
-        remedy = "A newer version of transformers may know it."
     raise ModelError(f"model type {model_type!r} is not one that transformers knows", where=str(file), remedy=remedy)
 
 

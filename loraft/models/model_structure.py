@@ -196,20 +196,6 @@ def tied_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for names in owners.values() if len(names) > 1 for name in names)
 
 
-def left_apart(loaded: PreTrainedModel, skeleton: PreTrainedModel) -> tuple[str, ...]:
-    """Have the config of a loaded model say that nothing is tied where loading tied nothing of it, and a note of that.
-
-    transformers leaves apart what a config ties where the files hold other numbers for each; whatever asks the config
-    later, growing embeddings or a server, would tie them after all.
-    """
-    tied = skeleton.all_tied_weights_keys
-    if not tied or loaded.all_tied_weights_keys:
-        return ()
-    loaded.config.tie_word_embeddings = loaded.config.get_text_config().tie_word_embeddings = False
-    both = " and ".join(next(iter(tied.items())))
-    return (f"config.json ties {both}, and the files hold other numbers for each: both are used as they are",)
-
-
 def feed_forward_parts(model: nn.Module, family: ModelSpec) -> dict[str, nn.Module]:
     """The modules that are a layer's whole feed-forward part and read a token by itself, by their full names.
 

@@ -13,15 +13,25 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils.import_utils import is_compressed_tensors_available
 
 from loraft.errors import ModelError
 from loraft.kernels.int32_weights import of_awq, of_gptq
+from loraft.models.auto_model import meta_model
 from loraft.models.hf_config import written_config
-from loraft.models.safetensors_index import TORCH_DTYPES, TensorHeader, header_of, mapped_tensor, read_headers
+from loraft.models.safetensors_index import (
+    TORCH_DTYPES,
+    Origin,
+    TensorHeader,
+    differ,
+    header_of,
+    holds_weights,
+    mapped_tensor,
+    read_headers,
+)
 from loraft.models.stored_weights import COMPRESSED, IN_INT32, KEY, ORIGINAL, layout_of, stored_weights
 from loraft.models.weight_names import as_model_names
 
@@ -84,6 +94,34 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
     within = {part.name for header in packed.values() for part in header.parts.values()}
     plain = {name: header for name, header in headers.items() if name not in within and not _is_format(name, packed)}
     return {**plain, **packed}
+
+
+def skeleton_of(config: PreTrainedConfig, folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model of a config on the meta device, as far as they are there with what a folder's files hold; and notes.
+
+    transformers leaves apart what a config ties where the files hold other numbers for each. The config then says so
+    too: whatever asks it later, growing embeddings or a server, would tie them after all.
+
+    Raises:
+        ModelError: The config's sizes make no model, or the files cannot be read.
+    """
+    model = meta_model(config)
+    tied = model.all_tied_weights_keys
+    if not tied or not holds_weights(folder):
+        return model, ()
+    found = as_model_names(model, weight_headers(folder, model))
+    if not all(name in found and of in found and _are_apart(found[name], found[of]) for name, of in tied.items()):
+        return model, ()
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    both = " and ".join(next(iter(tied.items())))
+    note = f"config.json ties {both}, and the files hold other numbers for each: both are used as they are"
+    return meta_model(config), (note,)
+
+
+def _are_apart(one: Origin, other: Origin) -> bool:
+    if len({isinstance(part, PackedHeader) for part in (*one.parts, *other.parts)}) > 1:
+        return True
+    return any(differ(*parts) for parts in zip(one.parts, other.parts, strict=True))
 
 
 def packed_modules(folder: Path, model: PreTrainedModel) -> tuple[str, ...]:

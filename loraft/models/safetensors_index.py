@@ -107,7 +107,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
             message = "the file is missing, and the index lists it"
             raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
         found = headers_of(folder / shard)
-        if twice := [name for name in headers.keys() & found.keys() if _differ(headers[name], found[name])]:
+        if twice := [name for name in headers.keys() & found.keys() if differ(headers[name], found[name])]:
             message = f"{listed(sorted(twice))} stands in another file of the index too, with other numbers"
             raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
         headers |= found
@@ -124,7 +124,8 @@ def holds_weights(folder: Path) -> bool:
     return index.is_file() and all((folder / shard).is_file() for shard in set(weight_map(index).values()))
 
 
-def _differ(one: TensorHeader, other: TensorHeader) -> bool:
+def differ(one: TensorHeader, other: TensorHeader) -> bool:
+    """Whether two tensors are not the same, number for number."""
     same_form = (one.dtype, one.shape) == (other.dtype, other.shape)
     return not same_form or raw_bytes(mapped_tensor(one)) != raw_bytes(mapped_tensor(other))
 

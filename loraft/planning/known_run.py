@@ -23,12 +23,12 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.hub_access import hub_problems
 from loraft.io.paths import cache_folder
-from loraft.models.auto_model import meta_model
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
 from loraft.models.hf_config import check_dtype, context_of, own_code, quietly_reading
 from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, require_tensors, stored_in
 from loraft.models.model_structure import depths, feed_forward_parts, grow
 from loraft.models.modules import decoder_inputs, is_within, parameter_count
+from loraft.models.packed_weights import skeleton_of
 from loraft.models.probe import spec_of
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
@@ -152,7 +152,8 @@ def summarize_model(
     """
     group = TASKS[run.task].group
     config, folder = load_config(model, group, labels), model.small_files
-    family, skeleton = spec_of(config, group), meta_model(config)
+    family = spec_of(config, group)
+    skeleton, about_ties = skeleton_of(config, folder)
     _require_start(skeleton, folder, family, labels)
     head = new = family.classifier if labels else ()
     if has_weights := model.has_weights:
@@ -162,7 +163,7 @@ def summarize_model(
     tiles = tuple(feed_forward_parts(skeleton, family))
     quantization = quantization_of(run, stored)
     few_bits = in_few_bits(skeleton, family, quantization, folder if stored is not None and has_weights else None)
-    notes = [*stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]
+    notes = [*about_ties, *stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]
     targets = None
     if run.method != "full":
         targets = targets_in(skeleton, family, run.lora, quantized=few_bits.modules, head=head, tokens=tokens)

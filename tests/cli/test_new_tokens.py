@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from tests.adapters.setting import disturb
 from tests.cli.running import loraft, refused
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, with_head_apart
 
 TOKENS = ["<call>", "</call>"]
 SIZES: dict[str, dict[str, Any]] = {
@@ -97,6 +97,18 @@ def test_an_adapter_with_new_tokens_is_the_same_in_plain_peft_and_merged(tmp_pat
         answer(folder, "generate", "run", *asked)["completion"]
         == answer(folder, "generate", "merged", *asked)["completion"]
     )
+
+
+def test_new_tokens_are_merged_where_the_files_have_a_head_apart_that_the_config_ties(tmp_path: Path) -> None:
+    """Loading leaves the two apart, and so the rows of both are trained; the merged model's config ties nothing."""
+    folder = place(tmp_path, vocab_size=301, tie_word_embeddings=True)
+    head = with_head_apart(folder / "model")
+    answer(folder, "train", "c.yaml")
+    assert answer(folder, "merge", "run", "merged")["kl_adapted_merged"] <= 1e-6
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    assert not merged.config.tie_word_embeddings
+    assert torch.equal(merged.lm_head.weight[:300], head[:300])
+    assert torch.equal(merged.model.embed_tokens.weight[:300], -head[:300])
 
 
 @pytest.mark.parametrize(

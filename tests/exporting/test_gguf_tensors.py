@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from gguf import GGUFReader
 from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
 
@@ -14,6 +15,7 @@ from loraft import api
 from loraft.errors import NonFiniteError
 from loraft.exporting.gguf_tensors import SIXTEEN_BITS, GgufTensor, OutType, ggml_type, in_pairs
 from tests.merging.merging import save_base
+from tests.tiny import save_tiny, with_head_apart
 from tests.words import Wording
 
 STEPS = {
@@ -42,6 +44,15 @@ def test_ggml_reads_the_numbers_back(kind: OutType) -> None:
     else:
         read = torch.tensor(dequantize(raw.numpy(), ggml_type(kind)))
     assert float((read.view(6, 64) - numbers).abs().max()) <= STEPS[kind] * float(numbers.abs().max())
+
+
+def test_a_head_that_the_files_have_apart_is_written(tmp_path: Path) -> None:
+    """A file without it is of a model whose head is its embeddings."""
+    head = with_head_apart(save_tiny(tmp_path / "base", tie_word_embeddings=True))
+    api.export(str(tmp_path / "base"), tmp_path / "base.gguf", outtype="f32")
+    written = {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(tmp_path / "base.gguf").tensors}
+    assert torch.equal(written["output.weight"], head)
+    assert torch.equal(written["token_embd.weight"], -head)
 
 
 def test_rows_of_both_halves_of_a_head_come_in_turn() -> None:

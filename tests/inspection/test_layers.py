@@ -22,7 +22,7 @@ from loraft.inspection.layers_report import inspect_layers
 from loraft.models.registry import FAMILIES
 from loraft.planning.run_plan import plan_run
 from tests.merging.merging import own_adapter, peft_adapter, save_base
-from tests.tiny import SIZES, TELLING, VOCABULARY, mostly_slow, save_tiny, tiny_model
+from tests.tiny import SIZES, TELLING, VOCABULARY, mostly_slow, save_tiny, tiny_model, with_head_apart
 from tests.training.building import tiny_config
 
 LLAMA_2_7B = {
@@ -385,6 +385,12 @@ def test_what_has_no_layers_is_refused_in_a_sentence(tmp_path: Path) -> None:
 def test_what_cannot_be_taken_apart_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'clip' is not in loraft's table, and it cannot be looked into"):
         table_of(config_alone(tmp_path, {"model_type": "clip"}))
+
+
+def test_a_head_that_the_files_have_apart_is_counted(tmp_path: Path) -> None:
+    tied = table_of(save_tiny(tmp_path, tie_word_embeddings=True)).anatomy.parameters
+    head = with_head_apart(tmp_path)
+    assert table_of(tmp_path).anatomy.parameters - tied == head.numel()
 
 
 def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:

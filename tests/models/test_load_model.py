@@ -23,7 +23,7 @@ from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_config, load_model, load_tokenizer
 from loraft.models.modules import linear_modules, parameter_count
 from loraft.models.registry import FAMILIES
-from tests.tiny import TINY_MODEL_TYPES, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import TINY_MODEL_TYPES, save_tiny, tiny_model, tiny_tokenizer, with_head_apart
 
 
 def placed(dtype: torch.dtype = torch.float32) -> DeviceConfig:
@@ -236,9 +236,7 @@ def test_a_vocabulary_of_sentencepiece_is_a_tokenizer_whatever_it_is_called(tmp_
 def test_a_head_that_a_config_ties_and_the_files_have_apart_stays_apart(tmp_path: Path) -> None:
     """It is so where embeddings grow, which ties what the config says is tied, and where all is trained."""
     folder = save_tiny(tmp_path / "model", tie_word_embeddings=True)
-    tensors = load_file(folder / "model.safetensors")
-    head = tensors["lm_head.weight"] = -tensors["model.embed_tokens.weight"]
-    save_file(tensors, folder / "model.safetensors")
+    head = with_head_apart(folder)
     loaded = load_model(section(folder, add_tokens=[f"<new {number}>" for number in range(30)]), placed())
     weight = loaded.model.get_parameter("lm_head.weight")
     assert len(weight) == 330

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from loraft.errors import InvalidInputError
 from loraft.models import sources
 from loraft.planning.known_run import known_run
-from tests.training.building import tiny_config
+from tests.tiny import save_tiny, with_head_apart
+from tests.training.building import ROWS_OF, tiny_config, write_rows
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,18 @@ def test_layers_above_a_module_that_is_trained_whole_keep_activations(
 ) -> None:
     config = tiny_config(tmp_path, lora__layers="last:1", lora__modules_to_save=saved)
     assert known_run(config).shape.graph_layers("decoder") == layers
+
+
+def test_a_head_that_the_files_have_apart_is_counted(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", tie_word_embeddings=True)
+    write_rows(tmp_path / "train.jsonl", ROWS_OF["causal_lm"]())
+    config = tiny_config(tmp_path, model__add_tokens=["<new>"])
+    tied = known_run(config).shape
+    head = with_head_apart(tmp_path / "model")
+    apart = known_run(config).shape
+    assert apart.total_parameters - tied.total_parameters == head.numel()
+    assert apart.trainable_parameters - tied.trainable_parameters == head.shape[1]
+    assert any("ties lm_head.weight and model.embed_tokens.weight" in note for note in apart.notes)
 
 
 def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
