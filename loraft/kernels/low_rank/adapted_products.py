@@ -129,12 +129,14 @@ def _output(layer: Adapted, u: Tensor, b: Tensor, rows: Tensor, read: Tensor) ->
     base: Any = layer.base
     weight, f, z = unpacked(base).to(rows.dtype).T, layer.factors, None
     output = rows.new_empty(len(rows), len(b)).addmm_(u, b.T, beta=0, alpha=layer.scale)
-    if f is not None and read is not rows:
+    if f is None:
+        output.addmm_(rows, weight)
+    elif read is rows:
+        z = output.addmm_(rows, weight)
+        output = _times(z, f)
+    else:
         z = output.addmm(read, weight)
-        output.add_(_times(z, f - 1))
-    output.addmm_(rows, weight)
-    if f is not None and read is rows:
-        z, output = output, _times(output, f)
+        output.add_(_times(z, f - 1)).addmm_(rows, weight)
     return output if base.bias is None else output.add_(base.bias), z
 
 
