@@ -72,10 +72,13 @@ def _fitting(config: RunConfig, stated: StatedDevice | None, ranks: Ranks) -> Fi
         message = too_large(plan, plan.memory)
         if message is None:
             return Fitting(changes, plan)
-    remedy = "A smaller model or a shorter data.max_length fits, a smaller batch or another method does not."
+    key, needs, memory = "model.name_or_path", "a smaller model or a shorter data.max_length", plan.memory
+    if memory.adapter and 2 * (memory.adapter + memory.gradients + memory.optimizer) > memory.peak_bytes:
+        key, needs = "lora.r", "a smaller lora.r, or fewer modules in lora.target_modules and lora.modules_to_save"
+    remedy = f"It takes {needs}: a smaller batch or another method is not enough."
     if ranks.local_world > 1 and device == "cpu":
         remedy = f"Fewer processes share the memory of this machine. {remedy}"
-    raise ResourceError(f"at its smallest {message}", key="model.name_or_path", remedy=remedy)
+    raise ResourceError(f"at its smallest {message}", key=key, remedy=remedy)
 
 
 def require_memory(config: RunConfig, plan: RunPlan, stated: StatedDevice | None = None, ranks: Ranks = ALONE) -> None:

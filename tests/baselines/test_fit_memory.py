@@ -123,6 +123,12 @@ def test_what_no_change_makes_fit_is_refused(config: RunConfig) -> None:
     assert refused.value.problems[0].key == "model.name_or_path"
 
 
+def test_an_adapter_that_is_too_large_is_named(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, lora__r=10**7)
+    with pytest.raises(ResourceError, match=r"lora\.r: at its smallest"):
+        fit_memory(config, gpu_memory=CUDA_TAKES + 10**9)
+
+
 @pytest.mark.parametrize("verb", ["check", "train"])
 def test_a_run_that_does_not_fit_is_refused_with_what_makes_it_fit(
     config: RunConfig, verb: str, monkeypatch: pytest.MonkeyPatch
