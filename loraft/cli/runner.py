@@ -134,13 +134,14 @@ def _ended(error: BaseException, parameters: Mapping[str, object], received: int
 def end_with(error: LoraftError, problems: Sequence[Problem], *, as_json: bool = False) -> int:
     """Tells what is wrong, and returns the exit code that says of what kind it is."""
     from loraft.cli.console import print_json, print_message, print_problems
+    from loraft.rows.standard_input import as_piped
 
     if isinstance(error, Interrupted):
         exit_code = error.stopped_exit_code
         for said in filter(None, (problems[0].message, problems[0].remedy)):
             print_message(said)
     else:
-        problems = [redacted_problem(problem) for problem in problems]
+        problems = [as_piped(redacted_problem(problem)) for problem in problems]
         exit_code = error.exit_code
         print_problems(problems)
     if as_json:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TextIO
 
-from loraft.errors import DataError
+from loraft.errors import DataError, Problem
 from loraft.io.checksums import sha256_of
 from loraft.io.kept_files import kept_file
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 STANDARD_INPUT, CALLED = "-", "standard input"
 """The path that means it, and what messages call it."""
 AT_ONCE = 2**20
+_kept = set[str]()
 
 
 def with_input_kept(config: RunConfig) -> RunConfig:
@@ -64,10 +66,19 @@ def standard_input(*, as_text: bool) -> Path:
             head = file.read(AT_ONCE).removeprefix(b"\xef\xbb\xbf").lstrip()
         kind = next((end for end, kind in ROW_TYPES.items() if kind.begins and head.startswith(kind.begins)), ".csv")
         name = f"rows{'.txt' if as_text else kind}"
-        return kept_file(sha256_of(received)[:16], name, partial(shutil.copyfile, received))
+        kept = kept_file(sha256_of(received)[:16], name, partial(shutil.copyfile, received))
     except OSError as error:
         message = f"what was piped in cannot be kept in the cache: {error.strerror}"
         raise DataError(message, where=CALLED, key="data", remedy=ANOTHER_CACHE) from error
+    _kept.add(str(kept))
+    return kept
+
+
+def as_piped(problem: Problem) -> Problem:
+    """The problem, which calls a row of what was piped into this process so, and not by the file that keeps it."""
+    place = problem.where or ""
+    path = next((path for path in _kept if place.startswith(path)), None)
+    return problem if path is None else replace(problem, where=f"{CALLED}{place.removeprefix(path)}")
 
 
 @cache

@@ -123,6 +123,12 @@ def test_init_takes_what_is_piped_in(loraft: Loraft, place: Path, wording: Wordi
     assert loraft("check", "piped.yaml", stdin=rows).exit_code == 0
 
 
+@pytest.mark.parametrize("words", [("check", "tickets.yaml", "data.train=-"), ("evaluate", "run", "--data", "-")])
+def test_a_bad_row_of_what_was_piped_in_is_called_so(loraft: Loraft, place: Path, words: tuple[str, ...]) -> None:
+    done = loraft(*words, stdin='{"prompt": "a", "completion": "b"}\n{"prompt": 3, "completion": "b"}\n')
+    assert (done.exit_code, "error: standard input:2 prompt: " in done.stderr) == (2, True)
+
+
 def test_generate_answers_what_is_piped_in(loraft: Loraft, place: Path) -> None:
     asked = "".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in PAIRS[:2])
     words = ("generate", "run", "--input", "-", "--output", "o.jsonl", "--max-new-tokens", "2")
