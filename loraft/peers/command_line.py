@@ -21,6 +21,7 @@ STARTS = re.compile(
 """The start of a command, with variables before it or without."""
 FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
 SCRIPTS = re.compile(r"(?:^|/)(\w+)\.py$")
+YAML_FILE = re.compile(r"(?<!\S)[^\s'\"]+\.ya?ml(?!\S)")
 
 
 PEERS: dict[str, Literal["trl", "llama-factory"]] = {"trl": "trl", "llamafactory-cli": "llama-factory"}
@@ -61,6 +62,12 @@ class CommandLine:
 def holds_a_command(text: str) -> bool:
     """Whether a file is a command line, and no YAML."""
     return STARTS.search(text) is not None and re.search(r"(?<!\S)--\w|\.py\b|^[ \t]*trl[ \t]", text) is not None
+
+
+def import_instead(text: str) -> str | None:
+    """What to do with a command that names a YAML file, which is where its keys are; None where it names none."""
+    named = YAML_FILE.search(text)
+    return f"Import the file that it names, {named[0]}, in place of it." if named else None
 
 
 def read_command(text: str, name: str) -> CommandLine:
@@ -117,7 +124,7 @@ def _flags(words: list[Word], name: str) -> Iterator[tuple[str, ForeignKey]]:
         number += 1
         flag = FLAG.fullmatch(word.text)
         if flag is None:
-            remedy = "Write the flag that it belongs to before it."
+            remedy = import_instead(word.text) or "Write the flag that it belongs to before it."
             raise ConfigError(f"{word.text!r} stands behind no flag", where=where, remedy=remedy)
         values = [] if flag[2] is None else [flag[2]]
         while flag[2] is None and number < len(words) and not FLAG.fullmatch(words[number].text):

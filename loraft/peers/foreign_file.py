@@ -14,7 +14,7 @@ from loraft.config.schema_info import keys_of
 from loraft.config.validation_errors import refuse
 from loraft.config.yaml_nodes import Value, in_words, read_yaml
 from loraft.errors import ConfigError
-from loraft.peers.command_line import ForeignKey, holds_a_command, read_command
+from loraft.peers.command_line import ForeignKey, holds_a_command, import_instead, read_command
 
 Peer = Literal["axolotl", "llama-factory", "trl"]
 NAMES: Mapping[Peer, str] = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory", "trl": "TRL"}
@@ -67,7 +67,8 @@ def read_foreign_file(path: Path, peer: Peer | None = None) -> ForeignFile:
         config = found.pop("config", None)
         if config is not None:
             found = _of_yaml(file_text(beside := str(path.parent / str(config.value))), beside) | found
-        return ForeignFile(path, peer or command.peer or _recognised(path, found), found, command.script)
+        whose = peer or command.peer or _recognised(path, found, import_instead(text))
+        return ForeignFile(path, whose, found, command.script)
     found = _of_yaml(text, str(path))
     return ForeignFile(path, peer or _recognised(path, found), found)
 
@@ -77,7 +78,7 @@ def _of_yaml(text: str, name: str) -> dict[str, ForeignKey]:
     if top is None or wrong:
         refuse(wrong)
     if not isinstance(top.content, dict):
-        remedy = "It must be a YAML file of keys, or a command line such as trl sft …"
+        remedy = import_instead(text) or "It must be a YAML file of keys, or a command line such as trl sft …"
         raise ConfigError(f"holds {in_words(top.content)}, and neither keys nor a command", where=name, remedy=remedy)
     return {
         name_of(key): ForeignKey(_as_they_read(node.value), key, node.key.text) for key, node in top.content.items()
@@ -98,7 +99,8 @@ def _as_they_read(value: Value) -> Value:
     return value if word is None else word == "true"
 
 
-def _recognised(path: Path, keys: Mapping[str, ForeignKey]) -> Peer:
+def _recognised(path: Path, keys: Mapping[str, ForeignKey], otherwise: str | None = None) -> Peer:
+    """Whose file it is, by its keys; `otherwise` is what to do where these tell nothing."""
     if {"model", "data"} <= keys.keys() and all(
         isinstance(keys[section].value, dict) and {*keys[section].value} <= {*keys_of((section,))}  # type: ignore[misc]
         for section in ("model", "data")
@@ -112,6 +114,6 @@ def _recognised(path: Path, keys: Mapping[str, ForeignKey]) -> Peer:
     if most == 0 or len(likely) > 1:
         named = ", ".join(NAMES.values())
         message = f"is not recognised by its keys as a file of {named}"
-        remedy = "If it is of one of them, say which: `peer='axolotl'`."
+        remedy = otherwise or "If it is of one of them, say which: `peer='axolotl'`."
         raise ConfigError(message, where=str(path), remedy=remedy)
     return likely[0]

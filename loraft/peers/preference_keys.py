@@ -16,6 +16,8 @@ LOSSES: Mapping[str, PreferenceLossName] = {"sigmoid": "dpo", **{loss: loss for 
 """What the losses are called elsewhere."""
 OF_TRL = ("dpo", "orpo", "cpo", "kto")
 """Commands and scripts of TRL that train by pairs, or by answers with a label."""
+OF_SFT = ("nll", "chunked_nll", "dft")
+"""The losses of TRL that are of examples; by which training one of the others is meant its command tells alone."""
 NAMES = ("rl", "stage", "pref_loss", "loss_type", "dpo_loss_type")
 """Keys that name the loss, or that answers are compared."""
 OTHERWISE = ("grpo", "rloo", "reward", "ppo", "online_dpo", "gkd", "bco", "prm", "xpo", "distillation", "async_grpo")
@@ -79,6 +81,9 @@ def translate_task(translation: Translation) -> None:
     if peer == "trl" and command in OTHERWISE:
         remedy = "loraft trains by examples, and by pairs of answers with task: preference."
         raise ConfigError(f"is a run of {command}, which loraft does not have", where=where, remedy=remedy)
+    if peer == "trl" and command not in OF_TRL and not {*_listed(translation.value("loss_type"))} <= {*OF_SFT}:
+        remedy = f"Import a file that holds the command: trl dpo --config {translation.file.path.name}, say."
+        translation.refuse("loss_type", "it compares answers, and the command alone tells by which training", remedy)
     for name in ("reward_model", "process_reward_model", "diffusion", "task_type", "lora_task_type", "rl", "stage"):
         remedy = remedy_for(name, translation.value(name)) or ""
         if translation.value(name) is not None and remedy.startswith("There is no"):
@@ -97,16 +102,21 @@ def translate_task(translation: Translation) -> None:
 
 def _loss(translation: Translation, otherwise: str) -> PreferenceLossName:
     """The loss that is named; sigmoid, or no name, is the usual one of what trains."""
-    said: Value = None
+    said: str | None = None
     for name in reversed(NAMES[2:]):
         value = translation.value(name)
-        listed = value if isinstance(value, list) else [] if value is None else [value]
-        if len(listed) > 1 or not {*map(str, listed)} <= LOSSES.keys():
+        listed = _listed(value)
+        if len(listed) > 1 or not {*listed} <= LOSSES.keys():
             remedy = f"The losses of task: preference are {', '.join(get_args(PreferenceLossName))}."
-            translation.refuse(name, f"there is no {' with '.join(map(str, listed))} here", remedy)
+            translation.refuse(name, f"there is no {' with '.join(listed)} here", remedy)
         said = listed[0] if listed else said
     usual = LOSSES.get(otherwise, "dpo")
-    return usual if said in (None, "sigmoid") or usual == "kto" else LOSSES[str(said)]
+    return usual if said in (None, "sigmoid") or usual == "kto" else LOSSES[said]
+
+
+def _listed(value: Value) -> list[str]:
+    """The losses that a value names, one or several."""
+    return [str(each) for each in (value if isinstance(value, list) else [value]) if each is not None]
 
 
 def _add_what_goes_without_saying(translation: Translation) -> None:

@@ -67,6 +67,24 @@ def test_a_command_that_cannot_be_read_is_told_at_its_line(text: str, wording: W
     wording(str(refused.value))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "axolotl train x.yml",
+        "#!/bin/bash\nset -e\naxolotl train x.yml --debug\n",
+        "accelerate launch -m axolotl.cli.train x.yml",
+        "accelerate launch -m axolotl.cli.train x.yml --debug",
+        "llamafactory-cli train x.yml",
+        "llamafactory-cli train x.yml --lora_rank 4",
+    ],
+)
+def test_of_a_command_that_reads_a_yaml_file_that_is_the_one_to_import(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.sh").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        read_foreign_file(tmp_path / "train.sh")
+    assert "x.yml" in (refused.value.problems[0].remedy or "")
+
+
 def test_the_yaml_of_a_command_is_read_beside_it_and_flags_go_before_it(tmp_path: Path) -> None:
     (tmp_path / "sft.yaml").write_text("model_name_or_path: a/b\nlora_r: 4\n")
     (tmp_path / "train.sh").write_text("trl sft --config sft.yaml --lora_r 8\n")

@@ -64,6 +64,15 @@ def test_commands_of_trl(tmp_path: Path) -> None:
     assert (simple.preference.loss, simple.preference.sft_weight) == ("simpo", 1)
 
 
+@pytest.mark.parametrize("loss", ["[simpo]", "sigmoid", "[ipo, sft]"])
+def test_a_loss_of_answers_of_trl_is_not_taken_for_one_of_examples(tmp_path: Path, loss: str) -> None:
+    """Several trainers have a loss of that name, and a YAML file does not say which is meant."""
+    for said in ("nll", "dft"):
+        assert imported(tmp_path, STARTS["trl"] + f"loss_type: {said}\n").config.task == "causal_lm"
+    with pytest.raises(ConfigError, match="loss_type: it compares answers"):
+        imported(tmp_path, STARTS["trl"] + f"loss_type: {loss}\n")
+
+
 def test_a_list_of_losses_of_trl_is_its_only_one_or_refused(tmp_path: Path) -> None:
     (tmp_path / "dpo.yaml").write_text(STARTS["trl"] + "loss_type: [ipo]\n")
     assert imported(tmp_path, "trl dpo --config dpo.yaml", "train.sh").config.preference.loss == "ipo"
