@@ -126,8 +126,9 @@ def holds_weights(folder: Path) -> bool:
 
 def differ(one: TensorHeader, other: TensorHeader) -> bool:
     """Whether two tensors are not the same, number for number."""
-    same_form = (one.dtype, one.shape) == (other.dtype, other.shape)
-    return not same_form or raw_bytes(mapped_tensor(one)) != raw_bytes(mapped_tensor(other))
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return True
+    return not torch.equal(*(mapped_tensor(each).reshape(-1).view(torch.uint8) for each in (one, other)))
 
 
 FETCH_AGAIN = "Copy or download the model again."

@@ -170,7 +170,8 @@ def to_record(
     fields = Fields(row, columns)
     for name in IMAGES:
         if row.values.get(name) and name not in columns.values():
-            raise fields.wrong(name, "there are images in the row, and loraft trains text alone (yet)")
+            remedy = "Leave the column out of the rows, where the text alone is to be learned."
+            raise fields.wrong(name, "there are images in the row, and loraft trains text alone (yet)", remedy)
     if row_format == "classification":
         return ClassificationRecord(fields.text("text"), fields.optional_text("text_pair") or None, class_label(fields))
     if row_format == "prompt_completion":

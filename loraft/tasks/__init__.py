@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from loraft.config.choices import TASKS_OF_GROUP, RowFormat, TaskName
 from loraft.errors import DataError
-from loraft.rows.fields import COLUMNS, columns_of, has_columns, refuse_preferences
+from loraft.rows.fields import COLUMNS, column_of, columns_of, has_columns, refuse_preferences
 from loraft.tasks.causal_lm import CausalLM
 from loraft.tasks.preference import Preference
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
@@ -51,6 +51,8 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
     fits = ((other, each) for other, each in others if has_columns(columns, each, theirs))
     tasks = [(other.group == task.group, len(COLUMNS[each][0]), other.name) for other, each in fits]
     hint = f" Rows with these columns fit task: {max(tasks, key=itemgetter(0, 1))[2]}." if tasks else ""
+    if absent := [f"{name} is {there!r}" for name, there in theirs.items() if column_of(there, columns) not in columns]:
+        hint = f" It says that {', '.join(absent)}, and there is no such column."
     hint = _of_another_case(columns, list(formats), theirs) or hint
     message = f"the columns are {found}, which is none of the formats that task {task.name} takes"
     remedy = f"The formats need these columns: {needs}. data.columns says what ours are called in the file.{hint}"

@@ -474,3 +474,12 @@ def test_columns_that_differ_in_case_or_blanks_alone_are_suggested(
     remedy = refused.value.problems[0].remedy or ""
     assert ("differ in case or blanks alone" in remedy) == (said is not None)
     assert (said or "") in remedy
+
+
+def test_a_column_that_is_named_and_not_there_is_told() -> None:
+    with pytest.raises(DataError) as refused:
+        detect_format(
+            ["prompt", "completion"], TASKS["causal_lm"], {"prompt": "question", "completion": "completion.a"}
+        )
+    remedy = refused.value.problems[0].remedy or ""
+    assert ("prompt is 'question'" in remedy, "completion.a" in remedy) == (True, False)
