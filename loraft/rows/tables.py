@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 from zipfile import ZipFile
 
-from loraft.errors import DataError, LoraftError, Problem, lacking
+from loraft.errors import DataError, LoraftError, lacking
 from loraft.rows.json_rows import RepeatedKeyError
 from loraft.rows.opening import MOST_ROW_BYTES, RowFile, check_size, grown_too_much, most_unpacked, opened, seekable
 from loraft.rows.row import RawRow, UnreadableError, look, remedy_of
@@ -23,6 +23,7 @@ ROWS_OF_PARQUET = 1000
 """Rows of a Parquet file that are decoded together."""
 SEPARATORS: Mapping[str, str] = {",": "commas", ";": "semicolons", "\t": "tabs"}
 """What parts the cells of a .csv file; spreadsheets write semicolons in many countries."""
+QUOTES = "A double quote opens a cell that another one closes; in such a cell, one that is text is written twice."
 TRIED = 100
 """So many rows tell what parts the cells, where the header alone does not."""
 
@@ -33,7 +34,8 @@ def csv_rows(file: RowFile, separator: str | None = None) -> Iterator[RawRow]:
     Bytes that are not UTF-8 are escaped while reading, so that they spoil their row and not the file.
 
     Raises:
-        DataError: At the first row: its header cannot be used, or what parts the cells cannot be told.
+        DataError: At the first row: its header cannot be used, or what parts the cells cannot be told. Or later, where
+            a quote is not closed, or closed inside of a cell: which rows follow nobody can tell.
     """
     csv.field_size_limit(MOST_ROW_BYTES)
     separator = separator or _separator(file)
@@ -51,7 +53,8 @@ def csv_rows(file: RowFile, separator: str | None = None) -> Iterator[RawRow]:
         except csv.Error as error:
             if "field larger" in str(error):
                 check_size(MOST_ROW_BYTES + 1, file, line)
-            yield partial(Problem, f"is not CSV: {error}; nothing after it was read", f"{file.name}:{line}")
+            message = f"is no table from here on: {error}".replace("\t", "\\t")
+            raise DataError(message, where=f"{file.name}:{line}", key="data", remedy=QUOTES) from None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from loraft.config.sections import DataSource
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, class_label
-from loraft.rows.raw_rows import RowsRead, raw_rows, read_rows
+from loraft.rows.raw_rows import RowsRead, count_rows, raw_rows, read_rows
 from loraft.rows.row import Row
 
 
@@ -121,11 +121,15 @@ def test_c46_bad_rows_of_csv_are_problems_beside_the_good_ones(tmp_path: Path) -
     assert [problem.where for problem in found.problems] == [f"{path}:3", f"{path}:4", f"{path}:5"]
 
 
-def test_a_quote_that_does_not_end_is_found_where_it_begins(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.csv", 'prompt,completion\na,b\na,"b\nc,d\n')
-    found = read(path)
-    assert len(found.rows) == 1
-    assert found.problems[0].where == f"{path}:3"
+@pytest.mark.parametrize("cell", ['"b', '"b" c'])
+def test_a_quote_that_does_not_end_where_its_cell_does_spoils_the_file_from_there_on(tmp_path: Path, cell: str) -> None:
+    """It is no row that could be left out: the rows behind it would be, and nobody would count them."""
+    path = written(tmp_path, "a.csv", f"prompt,completion\na,b\nc,d\na,{cell}\nc,d\n")
+    for act in (read_rows, count_rows):
+        with pytest.raises(DataError) as refused:
+            act(DataSource(path=str(path)))
+        assert refused.value.problems[0].where == f"{path}:4"
+    assert len(read_rows(DataSource(path=str(path), limit=1)).rows) == 1
 
 
 def test_a_long_field_of_csv_is_read(tmp_path: Path) -> None:
