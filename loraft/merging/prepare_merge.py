@@ -156,8 +156,7 @@ def prepare_merge(
         config = load_config(target.model, None, labels := classes_of(target))
     family = spec_of(config)
     _refuse_unmergeable(config, family, dtype, target.model.folder)
-    folder = target.model.folder
-    model, about_ties = skeleton_of(config, folder)
+    model, about_ties = skeleton_of(config, folder := target.model.folder)
     _, held = require_tensors(folder, model, labels)
     headers = weight_headers(folder, model)
     grown = _grown(model, target.model.tokens, adapters)

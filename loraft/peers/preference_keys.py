@@ -82,7 +82,9 @@ def translate_task(translation: Translation) -> None:
         remedy = "loraft trains by examples, and by pairs of answers with task: preference."
         raise ConfigError(f"is a run of {command}, which loraft does not have", where=where, remedy=remedy)
     if peer == "trl" and command not in OF_TRL and not {*_listed(translation.value("loss_type"))} <= {*OF_SFT}:
-        remedy = f"Import a file that holds the command: trl dpo --config {translation.file.path.name}, say."
+        remedy = (
+            f"Import a file that holds the command, such as trl dpo with {translation.file.path.name} as its config."
+        )
         translation.refuse("loss_type", "it compares answers, and the command alone tells by which training", remedy)
     for name in ("reward_model", "process_reward_model", "diffusion", "task_type", "lora_task_type", "rl", "stage"):
         remedy = remedy_for(name, translation.value(name)) or ""

@@ -152,8 +152,7 @@ def summarize_model(
     """
     group = TASKS[run.task].group
     config, folder = load_config(model, group, labels), model.small_files
-    family = spec_of(config, group)
-    skeleton, about_ties = skeleton_of(config, folder)
+    family, (skeleton, about_ties) = spec_of(config, group), skeleton_of(config, folder)
     _require_start(skeleton, folder, family, labels)
     head = new = family.classifier if labels else ()
     if has_weights := model.has_weights:
