@@ -184,8 +184,8 @@ def _fit_nothing(
     is_known = len({task.name for task, _ in readings}) == 1
     usual: RowFormat = "prompt_completion"
     form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)
-    example = ", ".join(f"{ours!r}: THEIRS" for ours in OURS[form][:2])
-    needs = [f"{' and '.join(OURS[form][:2])} ({task.name}, {form})" for task, form in readings]
+    example = ", ".join(f"{ours!r}: THEIRS" for ours in _needed(form))
+    needs = [f"{' and '.join(_needed(form))} ({task.name}, {form})" for task, form in readings]
     found = "none of them is known to loraft by such a name"
     if renamed:
         said = ", ".join(f"{theirs} as {ours}" for ours, theirs in renamed.items())
@@ -194,6 +194,11 @@ def _fit_nothing(
         f"the columns are {', '.join(columns)}, and {found}",
         remedy=f"Say which are which, as in `columns={{{example}}}`. Ours are {'; '.join(needs)}.",
     )
+
+
+def _needed(row_format: RowFormat) -> list[str]:
+    """Our columns that rows of a format must have; the first of its alternatives."""
+    return [name for name in OURS[row_format] if name in columns_of(row_format, optional=False)][:3]
 
 
 def _other_names(columns: Collection[str], row_format: RowFormat, *, optional_only: bool) -> dict[str, str]:

@@ -184,8 +184,7 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
     notes = [*found.notes]
     if found.source.path == STANDARD_INPUT:
         notes.append("data.train is -, standard input: pipe the rows into each command that reads the config")
-    if found.fit.columns:
-        names = ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items())
+    if names := ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items() if ours != theirs):
         notes.append(f"the columns of {found.source.path} are read by other names: {names}")
     if found.unread:
         notes.append(f"nothing is read from {', '.join(found.unread)} (`columns` says which are which)")

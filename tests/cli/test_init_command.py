@@ -465,7 +465,11 @@ def test_rows_that_are_not_trained_yet_are_told(here: Path, rows: list[dict[str,
 
 @pytest.mark.parametrize(
     ("task", "example"),
-    [("seq_cls", "text=THEIRS,label=THEIRS"), ("seq2seq_lm", "source=THEIRS,target=THEIRS")],
+    [
+        ("seq_cls", "text=THEIRS,label=THEIRS"),
+        ("seq2seq_lm", "source=THEIRS,target=THEIRS"),
+        ("preference", "chosen=THEIRS,rejected=THEIRS"),
+    ],
 )
 def test_the_example_of_columns_is_of_the_task(here: Path, task: TaskName, example: str) -> None:
     write_rows(here / "x.jsonl", [{"a": "b", "c": "d"}] * 3)
