@@ -175,6 +175,9 @@ def to_record(
     if row_format == "classification":
         return ClassificationRecord(fields.text("text"), fields.optional_text("text_pair") or None, class_label(fields))
     if row_format == "prompt_completion":
+        if isinstance(fields.value("prompt"), list | tuple):
+            remedy = "Write the turns of both as one list, in a column messages."
+            raise fields.wrong("prompt", "must be text; found a list, and turns are those of a conversation", remedy)
         return (Seq2SeqRecord if as_pair else PromptCompletion)(fields.text("prompt"), fields.text("completion"))
     if row_format == "alpaca":
         return _instruction(fields, as_pair=as_pair)

@@ -152,6 +152,13 @@ def test_c46_a_bad_field_is_named_with_its_place(values: dict[str, Any], row_for
     assert (problem.where, problem.key) == ("a.jsonl:7", field)
 
 
+def test_turns_that_are_parted_into_prompt_and_completion_are_told_what_to_become() -> None:
+    """As TRL has them, which prints both with a template."""
+    with pytest.raises(DataError) as caught:
+        record({"prompt": TURNS[:1], "completion": TURNS[1:]}, "prompt_completion")
+    assert "messages" in (caught.value.problems[0].remedy or "")
+
+
 def test_a_field_is_named_as_the_file_names_it() -> None:
     with pytest.raises(DataError) as caught:
         record({"chat": [TURNS[0], {"role": "assistant", "content": ""}]}, "messages", {"messages": "chat"})
