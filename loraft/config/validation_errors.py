@@ -131,6 +131,9 @@ def _problem(path: KeyPath, error: ErrorDetails, top: Node) -> Found:
     value = node.value
     if error["type"] == "missing":
         return problem_at(node.key, *_missing(path))
+    if value is None and ":" in (name := str(path[-1])):  # in braces {prompt:text} is one word
+        written = name.replace(":", ": ", 1)
+        return problem_at(node.key, "has no value", key, f"Write {written}, with a space after the colon.")
     if wanted is None:
         return problem_at(node.key, "is no key of loraft", key, advice_for_key(path, value))
     if len(path) == 1 and keys_of(path) and not isinstance(value, dict):

@@ -49,6 +49,13 @@ from tests.config.written_files import LEAST, only, problems, write
             "Write true; YAML 1.2 reads 'yes' as text.",
         ),
         (
+            "lora: {rank_pattern: {q_proj:8}}",
+            "run.yaml:3:23",
+            "lora.rank_pattern.q_proj:8",
+            "has no value",
+            "Write q_proj: 8, with a space after the colon.",
+        ),
+        (
             "lora: {use_dora: 1}",
             "run.yaml:3:18",
             "lora.use_dora",
