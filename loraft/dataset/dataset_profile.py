@@ -55,6 +55,7 @@ class DatasetProfile:
     """What a source of rows holds.
 
     Attributes:
+        source: Where they lie, and what was said of them.
         rows: How many rows can be used.
         unusable: How many cannot be read, or do not say what such rows must.
         columns: The columns that some row has.
