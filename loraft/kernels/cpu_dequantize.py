@@ -35,5 +35,7 @@ def read_blocks_across_rows() -> torch.library.Library:
     library = torch.library.Library("bitsandbytes", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")  # that is what is meant
-        library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True)  # type: ignore[no-untyped-call]
+        library.impl(  # type: ignore[no-untyped-call]
+            "dequantize_4bit", dequantize, "CPU", with_keyset=True, allow_override=True
+        )
     return library
