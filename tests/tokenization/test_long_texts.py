@@ -239,10 +239,12 @@ from loraft.config.sections import DataSection, DataSource, ModelSection
 from loraft.dataset.build import prepare
 from tests.tiny import tiny_tokenizer
 path, choice = sys.argv[1:]
+held = lambda what: int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+before = held("VmRSS")
 data = DataSection(train=(DataSource(path=path),), eval=None, max_length=256, on_overlength=choice)
 kept = len(prepare(RunConfig(model=ModelSection(name_or_path="x"), data=data), tiny_tokenizer()).train)
 # The peak of this process alone: getrusage counts what the program that started it held.
-print(kept, int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
+print(kept, held("VmHWM") - before)
 """
 
 
@@ -255,6 +257,6 @@ def test_a_row_of_50_mb_takes_bounded_memory(tmp_path: Path, choice: str) -> Non
     done = subprocess.run(
         [sys.executable, "-c", GIANT, str(path), choice], capture_output=True, text=True, check=True, timeout=300
     )
-    kept, peak_bytes = map(int, done.stdout.split())
+    kept, taken_bytes = map(int, done.stdout.split())
     assert kept == 1 if choice == "drop" else kept > 1
-    assert peak_bytes < 1.5e9
+    assert taken_bytes < 1.0e9
