@@ -93,6 +93,8 @@ def pytest_collection_finish() -> None:
 PASSED_OVER: list[int] = []
 """How many modules there were each time that all that was there was taken from the collector of garbage."""
 MANY_MODULES = 100
+# A fork has not the threads of its parent: to end a server that was left behind, it would wait for them for ever.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 def _pass_over_what_stays() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +47,31 @@ def test_a_test_that_takes_long_and_is_not_slow_is_named_by_its_workers_too(tmp_
     assert done.returncode == 0, done.stdout
     named = [line.split()[0].rpartition("::")[2] for line in done.stdout.splitlines() if "of the processor" in line]
     assert named == ["test_long"]
+
+
+class _Ended:
+    """What is garbage as soon as it is there, for the collector alone."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe, self.itself = pipe, self
+
+    def __del__(self) -> None:
+        os.write(self.pipe, b"ended")
+
+
+def test_a_fork_does_not_end_what_its_process_has_left_behind() -> None:
+    read, write = os.pipe()
+    gc.disable()
+    try:
+        _Ended(write)
+        if (child := os.fork()) == 0:
+            gc.collect()
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.write(write, b"not ")
+        gc.collect()
+    finally:
+        gc.enable()
+    assert os.read(read, 100) == b"not ended"
+    os.close(read)
+    os.close(write)

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
+from loraft.kernels.decoding import name_of_cache
 from loraft.models.registry import FAMILIES
 
 Step = Callable[[], Tensor]
@@ -197,7 +198,8 @@ class FixedDecoding:
         inputs["position_ids"] = self.place - self._padding
         if self._model.config.is_encoder_decoder:
             inputs = {"decoder_input_ids": self._ids, "decoder_attention_mask": given}
-        output = self._model(**inputs, **self._inputs, past_key_values=self.cache, use_cache=True)
+        inputs |= {name_of_cache(self._model): self.cache}
+        output = self._model(**inputs, **self._inputs, use_cache=True)
         self.place.add_(1)
         logits: Tensor = output.logits[:, -1].float()
         return logits

@@ -6,10 +6,12 @@ transformers' own cache is copied as a whole with each token.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -57,20 +59,29 @@ class Reading:
     cache: Cache | None
 
 
-OF_CACHES = ("past_key_values", "cache_params")
-"""What models call a cache of theirs."""
+OF_CACHES = ("cache", "past_key_values", "cache_params")
+"""What models call a cache of theirs: all of them by the first since transformers 5.24."""
 
 
-def read_on(model: PreTrainedModel, cache: Cache | None, **inputs: Any) -> Reading:
+def name_of_cache(model: nn.Module) -> str:
+    """What the forward of a model calls its cache."""
+    return _named_by(type(model).forward)
+
+
+@cache
+def _named_by(forward: Callable[..., Any]) -> str:
+    takes = inspect.signature(forward).parameters
+    return next((name for name in OF_CACHES if name in takes), "past_key_values")
+
+
+def read_on(model: PreTrainedModel, held: Cache | None, **inputs: Any) -> Reading:
     """Let a model read on, what its forward takes; without a cache it makes one of its own.
 
     Raises:
         TypeError: It gives none that rows can be selected of.
     """
-    takes = inspect.signature(model.forward).parameters
-    name = next((name for name in OF_CACHES if name in takes), OF_CACHES[0])
-    output = model(use_cache=True, **inputs, **({} if cache is None else {name: cache}))
-    kept = next((value for name in OF_CACHES if (value := getattr(output, name, None)) is not None), cache)
+    output = model(use_cache=True, **inputs, **({} if held is None else {name_of_cache(model): held}))
+    kept = next((value for name in OF_CACHES if (value := getattr(output, name, None)) is not None), held)
     if not isinstance(kept, Cache):
         raise TypeError(f"a {type(model).__name__} gives no cache")
     return Reading(output.logits, kept)

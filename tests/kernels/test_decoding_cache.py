@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from loraft.kernels.decoding import LEAST_ROOM, PreallocatedKVLayer, new_cache
+from loraft.kernels.decoding import LEAST_ROOM, PreallocatedKVLayer, name_of_cache, new_cache
 from tests.tiny import tiny_model
 
 
@@ -70,3 +74,23 @@ def test_sliding_windows_keep_transformers_layers() -> None:
         PreallocatedKVLayer,
         DynamicSlidingWindowLayer,
     ]
+
+
+class _Newer(nn.Module):
+    def forward(self, input_ids: Tensor, cache: Cache | None = None) -> None: ...
+
+
+class _Recurrent(nn.Module):
+    def forward(self, input_ids: Tensor, cache_params: Cache | None = None) -> None: ...
+
+
+class _Unsaid(nn.Module):
+    def forward(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(_Newer, "cache"), (_Recurrent, "cache_params"), (_Unsaid, "past_key_values")]
+)
+def test_a_cache_is_given_by_the_name_that_the_model_has_for_it(kind: type[nn.Module], name: str) -> None:
+    """Transformers 5.24 calls it otherwise than those before."""
+    assert name_of_cache(kind()) == name

@@ -77,7 +77,7 @@ def fuse_rotary(model: nn.Module) -> int:
     found = 0
     for module in model.modules():
         kind = type(module)
-        forward = kind.forward
+        forward = inspect.unwrap(kind.forward)  # transformers 5.24 puts one around it that renames a parameter
         plain = getattr(forward, "__globals__", {}).get(ROTATES)
         if plain is None or ROTATES not in forward.__code__.co_names or not _turns_as_llamas(plain):
             continue
