@@ -19,7 +19,7 @@ from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_diff
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows
 from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, beyond_rouge, losses, pair_figures
 from loraft.events import Observer, Progress, ignored, tell
-from loraft.inference.completion import EndedBy, Finish
+from loraft.inference.completion import FINISH_REASONS, EndedBy
 from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.resources import memory_errors
 from loraft.tasks.task import Task
@@ -302,7 +302,7 @@ def _said(reading: RowScore, weight: int) -> dict[str, object]:
         return {"chosen_reward": chosen, "rejected_reward": rejected, "margin": chosen - rejected, "loss": loss}
     if answer is not None and answer.probabilities is not None:
         return {"prediction": answer.text, "probabilities": dict(answer.probabilities), "loss": loss}
-    text, reason = (answer.text, Finish(answer.ended_by).reason) if answer is not None else (None, None)
+    text, reason = (answer.text, FINISH_REASONS[answer.ended_by]) if answer is not None else (None, None)
     return {"prediction": text, "finish_reason": reason, "loss": loss}
 
 

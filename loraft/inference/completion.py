@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
@@ -18,6 +18,11 @@ from loraft.tokenization.boundaries import Piece
 
 CutBy = Literal["limit", "positions"]
 EndedBy = Literal["stop_id", "stop_text", CutBy]
+FinishReason = Literal["stop", "length"]
+FINISH_REASONS: Mapping[EndedBy, FinishReason] = {
+    "stop_id": "stop", "stop_text": "stop", "limit": "length", "positions": "length",
+}  # fmt: skip
+"""What a `Completion` says of why an answer ended."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,6 @@ class Finish:
     token_id: int | None = None
     text: str | None = None
     limit: int | None = None
-
-    @property
-    def reason(self) -> Literal["stop", "length"]:
-        """The same, as a `Completion` says it."""
-        return "stop" if self.by in ("stop_id", "stop_text") else "length"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Completion:
     completion: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     ended_by: EndedBy
     prefill_ms: float
     decode_tokens_per_second: float | None
@@ -93,9 +93,9 @@ class PartialCompletion:
         return bool(self.rules.last) and len(self.token_ids) == self.limit - 1
 
     @property
-    def finish_reason(self) -> Literal["stop", "length"] | None:
+    def finish_reason(self) -> FinishReason | None:
         """Why it ended, as its `Completion` says it; None until it has."""
-        return None if self.ending is None else self.ending.reason
+        return None if self.ending is None else FINISH_REASONS[self.ending.by]
 
     def take(self, token_id: int, logprob: float, seconds: float, *, is_cut: bool) -> None:
         """Take the token of one step; where the limit forced it (`is_cut`), a stop id is no word of the model's."""
@@ -124,7 +124,7 @@ class PartialCompletion:
             completion="".join(self.pieces),
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
-            finish_reason=ending.reason,
+            finish_reason=FINISH_REASONS[ending.by],
             ended_by=ending.by,
             prefill_ms=self.seconds[0] * 1000,
             decode_tokens_per_second=(len(self.seconds) - 1) / decode_seconds if decode_seconds else None,

@@ -49,9 +49,10 @@ from loraft.training.loop import fit, told_if_stopped
 from loraft.training.out_of_memory import memory_explained
 from loraft.training.resume import compare_with_begun, refuse_another_base, require_same_model, resume_from
 from loraft.training.run_dir import GO_ON, RunFolder
-from loraft.training.run_events import Saved, tracked
+from loraft.training.run_events import Saved
 from loraft.training.save_run import restore_weights, save_result, weights_in
 from loraft.training.start_batches import begin_from_rows
+from loraft.training.tracking import tracked
 from loraft.training.train_step import Trainer
 from loraft.version import versions
 

@@ -11,7 +11,8 @@ from accelerate.tracking import TensorBoardTracker
 
 from loraft.errors import ConfigError
 from loraft.events import Event, Note
-from loraft.training.run_events import Evaluated, StepSkipped, tracked
+from loraft.training.run_events import Evaluated, StepSkipped
+from loraft.training.tracking import tracked
 from tests.training.building import tiny_config
 
 
