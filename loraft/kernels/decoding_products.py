@@ -3,7 +3,8 @@
 On a CPU `x Wᵀ` lays out W anew for each product. oneDNN can lay it out once and for all: half of the time in bfloat16,
 and the same bits; in float32 for several rows two fifths, with sums in another order. Where that is not to be had,
 `W x` takes the weight as it lies, for one row and in bfloat16, on CPUs on which it is faster. What a CPU does fast is
-tried once, and in 16 bits only a form that gives the usual bits is taken.
+tried once. In 16 bits what is laid out is taken only where it gives the usual bits: not for one row with torch 2.15,
+which multiplies one in a way of its own, and as fast.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn.functional import linear
 from loraft.kernels.layer_stream import is_fed
 from loraft.kernels.low_rank.lora_linear import modules_of_adapted_parameters
 
-Form = Literal["usual", "as_it_lies", "laid_out"]
+Form = Literal["usual", "as_it_lies", "laid_out", "laid_out_for_several"]
 TRIED, TIMES = (4096, 1024), 12
 """The weight that the forms are tried on, `[out, in]`, and how often."""
 ROWS = 8
@@ -43,10 +44,13 @@ def fastest_form(dtype: torch.dtype) -> Form:
     with torch.inference_mode():
         usual_one, usual_several = (_seconds(partial(linear, rows, weight)) for rows in (one, several))
         laid = _laid_out(weight)
-        if laid is not None and _is_allowed(dtype, weight, laid, (one, several)):
-            seconds = sum(_seconds(partial(_of_laid_out, rows, laid, None)) for rows in (one, several))
-            if seconds < CLEARLY * (usual_one + usual_several):
+        if laid is not None:
+            laid_one, laid_several = (_seconds(partial(_of_laid_out, rows, laid, None)) for rows in (one, several))
+            gains = laid_one + laid_several < CLEARLY * (usual_one + usual_several)
+            if gains and _is_allowed(dtype, weight, laid, [*several[:, None], several]):
                 return "laid_out"
+            if laid_several < CLEARLY * usual_several and _is_allowed(dtype, weight, laid, [several]):
+                return "laid_out_for_several"
         if dtype == torch.bfloat16 and _seconds(partial(torch.mv, weight, one[0])) < CLEARLY * usual_one:
             return "as_it_lies"
     return "usual"
@@ -136,7 +140,7 @@ def _to_lay_out(modules: Sequence[nn.Linear], dtype: torch.dtype, room: int) -> 
         if module.weight.device.type == "cpu" and module.weight.dtype == dtype and module.weight.numel() >= SMALL
     }
     taken = sum(module.weight.nbytes for module in found)
-    return found if found and taken <= room and fastest_form(dtype) == "laid_out" else set()
+    return found if found and taken <= room and fastest_form(dtype).startswith("laid_out") else set()
 
 
 def _multiply(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
@@ -189,6 +193,9 @@ class _LaidOutProducts:
         module = self.modules[place]
         if torch.is_grad_enabled():  # these products have no gradient
             return linear(inputs, module.weight, module.bias)
+        if inputs.numel() == module.in_features and fastest_form(module.weight.dtype) == "laid_out_for_several":
+            bias = module.bias.to(module.weight.dtype) if module.bias is not None else None
+            return _multiply(module.weight, bias, inputs)
         if inputs is not self.read or place not in self.ready:
             product = _of_laid_out(inputs.to(module.weight.dtype), self._laid_out(), self.bias)
             if len(self.modules) == 1:

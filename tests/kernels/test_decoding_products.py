@@ -22,15 +22,16 @@ from tests.tiny import TINY_MODEL_TYPES, mostly_slow, tiny_model
 ONE_ULP = {"atol": 1e-2, "rtol": 2**-7}
 
 
+LAID_OUT = ("laid_out", "laid_out_for_several")
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 ROOM = 1 << 30
 
 
-@pytest.fixture(autouse=True, params=["laid_out", "as_it_lies", "usual"])
+@pytest.fixture(autouse=True, params=["laid_out", "laid_out_for_several", "as_it_lies", "usual"])
 def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
     """Each form, whichever is fastest on this machine, for weights as small as those of tiny models too."""
     form: Form = request.param
-    if form == "laid_out" and decoding_products._laid_out(torch.ones(8, 8)) is None:
+    if form in LAID_OUT and decoding_products._laid_out(torch.ones(8, 8)) is None:
         pytest.skip("this torch lays no weights out")
     monkeypatch.setattr(decoding_products, "fastest_form", lambda _: form)
     monkeypatch.setattr(decoding_products, "SMALL", 0)
@@ -86,7 +87,7 @@ def test_an_adapter_is_cast_once_to_what_autocast_casts_it_to() -> None:
 
 def test_nothing_stays_behind(chosen: Form) -> None:
     """In float32 only what is laid out computes otherwise."""
-    for dtype, gains in ((torch.float32, ("laid_out",)), (torch.bfloat16, ("laid_out", "as_it_lies"))):
+    for dtype, gains in ((torch.float32, LAID_OUT), (torch.bfloat16, (*LAID_OUT, "as_it_lies"))):
         model = tiny_model("llama").to(dtype)
         with patch_decode_linears(model, dtype, room=ROOM):
             assert ("forward" in vars(model.lm_head)) is (chosen in gains)
@@ -121,7 +122,8 @@ def test_weights_are_laid_out_only_where_there_is_room_and_once(chosen: Form, mo
         torch.testing.assert_close(logits, DecoderState(model).read(torch.tensor([ROW])), atol=1e-4, rtol=1e-4)
         return len(made) - before
 
-    products = 3 * 4 + 1 if chosen == "laid_out" else 0  # of each layer q, k, v as one, and gate, up
+    # Of each layer q, k, v as one, and gate, up; the head reads one row.
+    products = {"laid_out": 3 * 4 + 1, "laid_out_for_several": 3 * 4}.get(chosen, 0)
     assert [read(100, keeps=True), read(ROOM, keeps=False), read(ROOM, keeps=False)] == [0, products, products]
     assert [read(ROOM, keeps=True), read(ROOM, keeps=True)] == [products, 0]
     layer = model.get_submodule("model.layers.1.mlp.down_proj")
@@ -143,7 +145,7 @@ def test_in_16_bits_what_is_laid_out_gives_the_usual_bits(
     smollm2: Path, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    if decoding_products.fastest_form(torch.bfloat16) != "laid_out":
+    if decoding_products.fastest_form(torch.bfloat16) not in LAID_OUT:
         pytest.skip("this CPU takes another form")
     model = open_session(ModelRequest(str(smollm2), dtype="bfloat16")).model
     ids = torch.randint(5, 40_000, (rows, 9), generator=torch.Generator().manual_seed(rows))
