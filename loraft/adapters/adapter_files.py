@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -168,10 +168,11 @@ def insert(model: PeftModel, files: AdapterFiles, name: str) -> None:
     """
     refuse_misfit(model, files, name)
     refuse_other_base(files, model.get_parameter)
-    # peft annotates its result with the function `namedtuple`
-    unplaced = set_peft_model_state_dict(model, files.tensors, adapter_name=name).unexpected_keys  # type: ignore[attr-defined]
-    if unplaced:
-        raise AdapterError(f"peft found no place for {unplaced[0]}", where=str(files.folder / ADAPTER_WEIGHTS))
+    # peft's own way renames them as transformers renames a base's tensors, and for some models finds no place for them.
+    state = model.state_dict()
+    names = {id(tensor): key for key, tensor in state.items()}
+    places = adapter_tensors(model, name, state)
+    model.load_state_dict({names[id(places[key])]: tensor for key, tensor in files.tensors.items()}, strict=False)
 
 
 def refuse_misfit(model: PeftModel, files: AdapterFiles, name: str) -> None:
@@ -232,15 +233,18 @@ def _difference(key: str, copy: torch.Tensor, weight: Callable[[str], torch.Tens
     return None if same else f"{name} of another base: its numbers are not this base's"
 
 
-def adapter_tensors(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter under the keys of PEFT's files.
+def adapter_tensors(
+    model: PeftModel, name: str, state: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter under the keys of PEFT's files: those of `state`, which is the model's.
 
     peft would look for the base on the Hub to see whether the vocabulary grew; loraft never resizes it. By
     `bias: all` it names the biases of a module that is trained whole once more, by where it keeps them.
     """
     # Given the state, it does not take a bias of B for a part of a matrix.
+    state = model.state_dict() if state is None else state
     tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(
-        model, model.state_dict(), adapter_name=name, save_embedding_layers=False
+        model, state, adapter_name=name, save_embedding_layers=False
     )
     inside = {"original_module", "modules_to_save"}
     return {key: tensor for key, tensor in tensors.items() if inside.isdisjoint(key.split("."))}

@@ -1,12 +1,16 @@
-"""Linear modules that peft cannot adapt by their names, in architectures for which it takes the name for another."""
+"""Linear modules of some architectures that peft takes for others by their names: as it adapts, and as it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import torch
+from peft import LoraConfig
 from peft.utils import transformers_weight_conversion as conversion
 from transformers import PreTrainedModel
 
+from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.modules import linear_modules
@@ -41,3 +45,15 @@ def _left_by_peft(model: PreTrainedModel) -> Mapping[str, str]:
     patterns: Mapping[str, str] = vars(conversion)["_MODEL_TO_CONVERSION_PATTERN"]
     names: Mapping[str, object] = vars(conversion)["_MOE_TARGET_MODULE_MAPPING"].get(patterns.get(model_type), {})
     return dict.fromkeys(names, "peft takes that name for the experts, which are one tensor here")
+
+
+def unread_by_peft(model: PreTrainedModel, modules: Iterable[str]) -> list[str]:
+    """Those of the adapted modules whose tensors peft finds no place for where it reads the adapter; loraft does.
+
+    It renames them as transformers renames the tensors of a base's files.
+    """
+    names = {f"base_model.model.{module}.lora_A.weight": module for module in modules}
+    tensors = dict.fromkeys(names, torch.empty(1, 1, device="meta"))
+    convert: Any = conversion.convert_peft_adapter_state_dict_for_transformers
+    placed = convert(model, LoraConfig(), tensors, ADAPTER_NAME)
+    return [module for name, module in names.items() if name not in placed]

@@ -22,7 +22,7 @@ from loraft.adapters.extra_targets import (
     with_experts,
 )
 from loraft.adapters.layer_choice import layers_by_stack
-from loraft.adapters.left_by_peft import adaptable_modules
+from loraft.adapters.left_by_peft import adaptable_modules, unread_by_peft
 from loraft.adapters.token_rows import Rows, token_rows_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
@@ -164,6 +164,11 @@ def family_notes(
     if targets is not None and family.unreached:
         named = ", ".join(family.unreached[:NAMED]) + (", …" if len(family.unreached) > NAMED else "")
         yield f"{family.model_type}: no adapter on {named}, where nothing would be learned"
+    if unread := unread_by_peft(model, targets.modules if targets else ()):
+        yield (
+            f"{family.model_type}: peft itself does not read the adapter back, and finds no place for {unread[0]}; "
+            "loraft reads it, and merged models are read by all"
+        )
     ranks, sizes = targets.ranks if targets else {}, linear_modules(model)
     if beyond := {name: min(sizes[name]) for name, rank in ranks.items() if rank > min(sizes[name])}:
         name, most = min(beyond.items(), key=lambda item: item[1])

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from loraft import api
 from tests.tiny import mostly_slow
 from tests.zoo.cells import CELLS, Tried, failures, path_of
 from tests.zoo.models import ALL, MOST_USED, QUICK
-from tests.zoo.not_alone import NOT_ALONE, trained_alone
+from tests.zoo.not_alone import NOT_ALONE, NOT_READ_BACK, trained_alone
 from tests.zoo.not_yet import NOT_YET, PLAIN
 
 SOON_DONE = ("check", "loss", "adapter", "peft", "generate")
@@ -40,6 +41,13 @@ def tried(folder: Path, group: str, model_type: str, cells: tuple[str, ...]) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries say of their own models
         return dict(failures(Tried(model_type, group, folder), cells))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "model_type"), [each for each, said in NOT_ALONE.items() if NOT_READ_BACK in said])
+def test_loraft_reads_back_the_adapters_that_peft_does_not(tmp_path: Path, group: str, model_type: str) -> None:
+    assert not tried(tmp_path, group, model_type, ("check", "loss", "adapter", "resume"))
+    api.merge(str(tmp_path / "run"), tmp_path / "merged", positions=16)
 
 
 def test_of_those_that_transformers_and_peft_train_all_but_three_in_a_hundred_are_trained() -> None:
