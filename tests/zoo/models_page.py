@@ -9,7 +9,7 @@ from pathlib import Path
 from loraft.models.registry import FAMILIES
 from tests.zoo.cells import CELLS
 from tests.zoo.models import GROUPS
-from tests.zoo.not_alone import NOT_ALONE, trained_alone
+from tests.zoo.not_alone import NOT_ALONE, NOT_READ_BACK, trained_alone
 from tests.zoo.not_yet import NOT_YET, PLAIN
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
@@ -82,17 +82,21 @@ def _table(group: str) -> Iterator[str]:
 
 def path(group: str, model_type: str) -> str:
     """How a type's loss is computed."""
-    if not trained_alone(group, model_type) or "check" in NOT_YET.get((group, model_type), {}):
+    if not _is_trained(group, model_type) or "check" in NOT_YET.get((group, model_type), {}):
         return "–"
     return "plain" if (group, model_type) in PLAIN else "table" if model_type in FAMILIES else "probed"
 
 
+def _is_trained(group: str, model_type: str) -> bool:
+    return trained_alone(group, model_type) or NOT_READ_BACK in NOT_ALONE[group, model_type]
+
+
 def _why(group: str, model_type: str) -> str:
-    if not trained_alone(group, model_type):
+    if not _is_trained(group, model_type):
         return f"not trained by transformers and peft either: {NOT_ALONE[group, model_type][1]}"
     reasons = [f"{cell}: {why}" for cell, why in NOT_YET.get((group, model_type), {}).items()]
     if (group, model_type) in NOT_ALONE:
-        reasons.append(f"generate, in transformers itself: {NOT_ALONE[group, model_type][1]}")
+        reasons.append("{}, in the libraries themselves: {}".format(*NOT_ALONE[group, model_type]))
     return "; ".join(reasons)
 
 

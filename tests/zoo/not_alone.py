@@ -1,4 +1,4 @@
-"""What transformers 5.23 and peft 0.21 themselves cannot do: the step that fails, and why."""
+"""What transformers 5.24 and peft 0.21 themselves cannot do: the step that fails, and why."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Mapping
 TIMM = "its vision tower is a model of timm, which is not installed"
 IMAGES = "its loss needs an image with every text"
 TEXT_PART = "transformers finds no class for the config of its text part, which is what is saved"
-NOT_READ_BACK = "peft does not read back the adapter that it saves: transformers renames what it is on"
-ASSISTANT = "it reads the hidden states of a main model: a config of its own makes none that can be built"
+NOT_READ_BACK = "it does not read back the adapter that it saves, for transformers renames what it is on; loraft does"
+ASSISTANT = "it reads the hidden states of a main model, and has none of its own"
 AUDIO_CONFIG = "transformers gives its class for text the config of the whole, which has no `dropout`"
 
 NOT_ALONE: Mapping[tuple[str, str], tuple[str, str]] = {
     ("causal", "blt"): ("generate", "transformers makes no cache for it: its config has no `num_hidden_layers`"),
     ("causal", "emu3"): ("load", TEXT_PART),
     ("causal", "gemma3n"): ("build", TIMM),
-    ("causal", "gemma4_assistant"): ("build", ASSISTANT),
-    ("causal", "gemma4_unified_assistant"): ("build", ASSISTANT),
+    ("causal", "gemma4_assistant"): ("forward", ASSISTANT),
+    ("causal", "gemma4_unified_assistant"): ("forward", ASSISTANT),
     ("causal", "git"): ("forward", IMAGES),
+    ("causal", "inkling2_loop_text"): ("peft", NOT_READ_BACK),
     ("causal", "inkling2_text"): ("peft", NOT_READ_BACK),
     ("causal", "laguna"): ("peft", NOT_READ_BACK),
     ("causal", "mllama"): ("load", TEXT_PART),
@@ -39,6 +40,7 @@ NOT_ALONE: Mapping[tuple[str, str], tuple[str, str]] = {
     ("multimodal", "granite4_vision"): ("build", "its image part is made for widths of 64 and more"),
     ("multimodal", "idefics"): ("forward", IMAGES),
     ("multimodal", "inkling2"): ("peft", NOT_READ_BACK),
+    ("multimodal", "inkling2_loop"): ("peft", NOT_READ_BACK),
     ("multimodal", "instructblip"): ("forward", IMAGES),
     ("multimodal", "instructblipvideo"): ("forward", IMAGES),
     ("multimodal", "kosmos-2"): ("forward", IMAGES),

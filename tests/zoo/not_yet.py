@@ -43,6 +43,7 @@ PLAIN: frozenset[tuple[str, str]] = frozenset(
         ("multimodal", "muse_glimmer"),
         ("multimodal", "muse_spark"),
         ("multimodal", "nemotron_h_omni"),
+        ("multimodal", "unlimited_ocr"),
     }
 )
 """The types that are trained on the plain path: their loss is computed from the model's own logits."""

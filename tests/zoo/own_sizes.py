@@ -32,6 +32,8 @@ SHARED_ATTENTION = {
 }  # fmt: skip
 
 OF_TYPE: dict[str, dict[str, Any]] = {
+    "apertus1p5": {"image_token_offset": 280, "audio_token_offset": 300},
+    "apertus1p5_vision_tokenizer": {"codebook_size": 20},
     "bamba": {"attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 32, "encoder_hash_byte_group_size": [3, 4]},
     "blt_local_decoder": {"head_dim": 8, "hidden_size_global": 64},
@@ -46,6 +48,8 @@ OF_TYPE: dict[str, dict[str, Any]] = {
              "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
     "deepseek_ocr2_text": EXPERTS | {"num_hidden_layers": 2, "mlp_layer_types": ["dense", "sparse"]},
     "deepseek_v2": EXPERTS,
+    "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1,
+             "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
     "dots1": EXPERTS | {"first_k_dense_replace": 1},
     "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
     "dots3_note_text": {"head_dim": 40},
@@ -100,6 +104,7 @@ OF_TYPE: dict[str, dict[str, Any]] = {
     "xlnet": {"d_head": 8},
     "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 8, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]},
     "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 3200},
+    "wavtokenizer_encoder": {"codebook_size": 20},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "xmod": {"default_language": "en_XX"},
     "zamba": SHARED_ATTENTION | {"attention_hidden_size": 64, "attention_head_dim": 16},

@@ -47,6 +47,7 @@ def tried(folder: Path, group: str, model_type: str, cells: tuple[str, ...]) -> 
 @pytest.mark.parametrize(("group", "model_type"), [each for each, said in NOT_ALONE.items() if NOT_READ_BACK in said])
 def test_loraft_reads_back_the_adapters_that_peft_does_not(tmp_path: Path, group: str, model_type: str) -> None:
     assert not tried(tmp_path, group, model_type, ("check", "loss", "adapter", "resume"))
+    assert (path_of(tmp_path / "model", group) == "plain") == ((group, model_type) in PLAIN)
     api.merge(str(tmp_path / "run"), tmp_path / "merged", positions=16)
 
 
