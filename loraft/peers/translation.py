@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from loraft.config.aliases import LEAVE, ONLY_NEAR, SAME_VALUE, WRITE, WRITTEN, answer_to_value, remedy_for
+from loraft.config.aliases import (
+    BOOLS,
+    LEAVE,
+    ONLY_NEAR,
+    SAME_VALUE,
+    WRITE,
+    WRITTEN,
+    answer_to_value,
+    name_of,
+    remedy_for,
+)
 from loraft.config.choices import RowFormat
 from loraft.config.schema_info import KEYS, Expected, places_of
 from loraft.config.yaml_nodes import Value, read_yaml, scalar
@@ -22,6 +32,8 @@ HIDDEN = "…"
 NO_ADAPTER = "method: full trains every weight, and has no adapter"
 NO_PAIRS = "it is of pairs of answers, and the rows are examples"
 NOT_QUANTIZED = "nothing is quantized without method: qlora"
+SAYS_MORE = ("activation_offloading", "cosine_min_lr_ratio", "curriculum_sampling", "use_muon")
+"""Keys that change what another key asks for."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,7 @@ class Translation:
     def finished(self) -> list[TranslatedKey]:
         """What became of every key, of the rest by the table, and behind that what the tool does of itself."""
         self.by_table()
+        self.rows = _agreed(self.rows)
         for becomes, why in self._of_itself:
             said = {ours for row in self.rows for ours in row.becomes}
             unsaid = {ours: value for ours, value in becomes.items() if ours not in said}
@@ -158,14 +171,41 @@ class Translation:
             self.rows.append(TranslatedKey(key.written, value, {}, why, key.where))
 
     def _add(self, key: ForeignKey, becomes: Mapping[str, Value], why: str) -> None:
-        idle = [NO_ADAPTER for ours in becomes if ours.startswith("lora.") and self.method == "full"]
-        idle += [NOT_QUANTIZED for ours in becomes if ours.startswith("quantization.") and self.method != "qlora"]
-        idle += [NO_PAIRS for ours in becomes if ours.startswith("preference.") and not self.compares]
+        idle = {ours: reason for ours in becomes if (reason := self._idle(ours))}
         if idle and key.written:
-            self.rows.append(TranslatedKey(key.written, key.value, {}, idle[0], key.where))
-        elif not idle:
-            whole = {ours: as_whole(value) for ours, value in becomes.items()}
-            self.rows.append(TranslatedKey(key.written, key.value, whole, why, key.where))
+            self.rows.append(TranslatedKey(key.written, key.value, {}, next(iter(idle.values())), key.where))
+        elif used := {ours: as_whole(value) for ours, value in becomes.items() if ours not in idle}:
+            self.rows.append(TranslatedKey(key.written, key.value, used, why, key.where))
+
+    def _idle(self, ours: str) -> str | None:
+        """Why a key of the config would have nothing to do; None where it has."""
+        if ours.startswith("lora.") and self.method == "full":
+            return NO_ADAPTER
+        if ours.startswith("quantization.") and self.method != "qlora":
+            return NOT_QUANTIZED
+        return NO_PAIRS if ours.startswith("preference.") and not self.compares else None
+
+
+def _agreed(rows: Sequence[TranslatedKey]) -> list[TranslatedKey]:
+    """The rows where each key of the config has one value.
+
+    Of several keys that ask for different ones a key that is switched on counts before one that is off, and of two the
+    later one.
+    """
+    asked: dict[str, TranslatedKey] = {}
+    for row in sorted(rows, key=_weight):
+        asked |= dict.fromkeys(row.becomes, row)
+    found = []
+    for row in rows:
+        kept = {ours: value for ours, value in row.becomes.items() if asked[ours].becomes[ours] == value}
+        others = [asked[ours].key for ours in row.becomes if ours not in kept]
+        found.append(replace(row, becomes=kept, why=row.why if kept else f"{others[0]} says it") if others else row)
+    return found
+
+
+def _weight(row: TranslatedKey) -> tuple[bool, bool]:
+    is_on = BOOLS.get(str(row.value).lower()) != "false"
+    return is_on and name_of(row.key.lstrip("-")) in SAYS_MORE, is_on
 
 
 def ours_of(value: Value, choices: tuple[str, ...]) -> tuple[Value, str]:

@@ -85,6 +85,53 @@ def test_a_key_means_the_same_here(tmp_path: Path, peer: str, text: str, ours: d
     assert {key: found.get(key, "not written") for key in ours} == ours
 
 
+@pytest.mark.parametrize(
+    ("peer", "texts", "ours"),
+    [
+        (
+            "axolotl",
+            ["cosine_min_lr_ratio: 0.1", "lr_scheduler: cosine"],
+            {"training.lr_scheduler_type": "cosine_with_min_lr", "training.lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+        ),
+        (
+            "axolotl",
+            ["activation_offloading: true", "gradient_checkpointing: true"],
+            {"training.gradient_checkpointing": "offload"},
+        ),
+        ("axolotl", ["curriculum_sampling: true", "shuffle_merged_datasets: true"], {"data.shuffle": False}),
+        ("axolotl", ["sdp_attention: true", "flash_attention: false"], {"model.attn_implementation": "sdpa"}),
+        ("llama-factory", ["mask_history: true", "train_on_prompt: false"], {"data.train_on": "last"}),
+        ("llama-factory", ["use_muon: true", "optim: adamw_torch"], {"training.optim": "muon"}),
+    ],
+)
+def test_of_two_keys_for_one_of_ours_the_same_counts_in_either_order(
+    tmp_path: Path, peer: str, texts: list[str], ours: dict[str, Value]
+) -> None:
+    first, second = [imported(tmp_path, STARTS[peer] + "\n".join(order) + "\n") for order in (texts, texts[::-1])]
+    assert first.config == second.config
+    said = {key: value for row in first.rows for key, value in row.becomes.items()}
+    assert {key: said[key] for key in ours} == ours
+    assert len([row for row in first.rows if row.key and not ours.keys().isdisjoint(row.becomes)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("peer", "text"),
+    [
+        ("llama-factory", STARTS["llama-factory"].replace("lora", "full")),
+        ("trl", STARTS["trl"].replace("true", "false")),
+    ],
+)
+def test_what_a_tool_does_of_itself_is_written_where_every_weight_is_trained(
+    tmp_path: Path, peer: str, text: str
+) -> None:
+    """The rank and the dropout of an adapter are among these numbers, and have nothing to do there."""
+    config = imported(tmp_path, text).config
+    assert (config.method, config.seed) == ("full", 42)
+    rates = {"llama-factory": 5e-5, "trl": 2e-5}
+    assert (config.training.learning_rate, config.training.lr_scheduler_type) == (rates[peer], "linear")
+    assert config.training.warmup_steps == 0
+
+
 def test_what_a_tool_does_of_itself_stands_behind_what_its_file_says(tmp_path: Path) -> None:
     text = STARTS["axolotl"].replace("chat_template", "alpaca") + "chat_template_jinja: own.jinja\n"
     done = imported(tmp_path, text)
