@@ -12,6 +12,10 @@ from loraft.peers.translation import Translation
 WHICH = {"axolotl": "adapter", "llama-factory": "finetuning_type", "trl": "use_peft"}
 """The key that says how something is learned."""
 OF_BITS = ("load_in_4bit", "load_in_8bit", "quantization_bit")
+OF_4_BITS = (
+    "bnb_4bit_quant_type", "quantization_type", "bnb_4bit_use_double_quant", "use_bnb_nested_quant",
+    "double_quantization",
+)  # fmt: skip
 ALTERNATIVES = re.compile(r"([\w]*)\(([\w|]+)\)([\w]*)|([\w]+)")
 """The last part of a pattern for module names, such as (gate|up|down)_proj."""
 
@@ -38,12 +42,16 @@ def translate_method(translation: Translation) -> None:
     translation.write(name, {"method": method, **also})
     translation.of_itself({"method": method})
     _write_bits(translation, bits)
-    if translation.file.peer == "trl" and method == "qlora":
+    if translation.file.peer == "trl" and bits == 4:
         translation.of_itself({"quantization.double_quant": False})
     if translation.file.peer == "trl":
         why = "where TRL names none peft chooses, of Llama q_proj and v_proj alone: write these for that"
         translation.of_itself({"lora.target_modules": "all-linear"}, why)
     _write_targets(translation)
+    if translation.compares and translation.value("disable_dropout") is not False:
+        why = f"{translation.tool} switches dropout off where answers are compared"
+        translation.write("lora_dropout", {"lora.dropout": 0}, why)
+        translation.of_itself({"lora.dropout": 0}, why)
 
 
 def _bits(translation: Translation) -> int | None:
@@ -56,6 +64,8 @@ def _bits(translation: Translation) -> int | None:
 
 
 def _write_bits(translation: Translation, bits: int | None) -> None:
+    for name in OF_4_BITS if bits == 8 else ():
+        translation.leave(name, "it is of 4 bits, and weights are stored in 8")
     for name in OF_BITS:
         value = translation.value(name)
         if value is None or value is False:
@@ -88,6 +98,10 @@ def _write_targets(translation: Translation) -> None:
             translation.write(name, {"lora.target_modules": list[Value](found)}, why)
         else:
             translation.leave(name, "is a pattern; lora.target_modules takes names: write them (else all-linear)")
+    named = [row for row in translation.rows if isinstance(row.becomes.get("lora.target_modules"), list)]
+    if not named:
+        why = f"{translation.tool} adapts linear modules alone, and the experts of a mixture are one tensor"
+        translation.of_itself({"lora.experts": False}, why)
 
 
 def names_of_pattern(pattern: str) -> list[str]:

@@ -22,9 +22,12 @@ from loraft.peers.preference_keys import refuse_without_a_reference, translate_t
 from loraft.peers.training_keys import (
     add_what_goes_without_saying,
     translate_cadence,
+    translate_hub,
     translate_length,
+    translate_overrides,
     translate_precision,
     translate_schedule,
+    translate_sharding,
     translate_template,
     translate_trackers,
 )
@@ -120,6 +123,9 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
     translate_schedule(translation)
     translate_cadence(translation)
     translate_trackers(translation)
+    translate_hub(translation)
+    translate_sharding(translation)
+    translate_overrides(translation)
     add_what_goes_without_saying(translation)
     order = {key.written: number for number, key in enumerate(file.keys.values())}
     return sorted(translation.finished(), key=lambda row: order.get(row.key.partition("[")[0], len(order)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
+from loraft.config.aliases import name_of
 from loraft.config.schema_info import KEYS
 from loraft.config.yaml_nodes import Value
 from loraft.peers.foreign_file import Peer
@@ -165,13 +167,70 @@ def translate_trackers(translation: Translation) -> None:
         translation.of_itself({"training.report_to": trackers}, f"{translation.tool} reports where a project is named")
 
 
+def translate_hub(translation: Translation) -> None:
+    """Whether what was trained is put into a repository: axolotl does so where one is named, the others when told."""
+    if translation.file.peer == "axolotl":
+        return
+    repository = translation.value("hub_model_id")
+    if translation.value("push_to_hub") is not True:
+        for name in ("hub_model_id", "push_to_hub"):
+            translation.leave(name, f"{translation.tool} puts nothing into a repository without push_to_hub: true")
+    elif repository is None:
+        translation.leave("push_to_hub", "name the repository: training.push_to_hub: OWNER/NAME")
+    else:
+        translation.write("push_to_hub", {"training.push_to_hub": repository})
+
+
+def translate_sharding(translation: Translation) -> None:
+    """What FSDP splits among the processes, by its words and by its config, whose keys begin with fsdp_ or do not."""
+    config = translation.value("fsdp_config")
+    said = (
+        {name_of(key).removeprefix("fsdp_"): value for key, value in config.items()} if isinstance(config, dict) else {}
+    )
+    text = f"{translation.value('fsdp') or ''} {said.get('sharding_strategy')} {said.get('reshard_after_forward')}"
+    words = {*re.findall(r"\w+", text.lower())}
+    becomes: dict[str, Value] = {"distributed.strategy": "ddp" if "no_shard" in words else "fsdp2"}
+    if words & {"shard_grad_op", "false"}:
+        becomes["distributed.reshard"] = False
+    if words & {"hybrid_shard", "hybrid_shard_zero2"}:
+        becomes["distributed.hybrid_shard"] = True
+    if "offload" in words or said.get("offload_params") is True:
+        becomes["distributed.cpu_offload"] = True
+    if said.get("activation_checkpointing") is True:
+        becomes["training.gradient_checkpointing"] = True
+    if said:
+        translation.write("fsdp_config", becomes)
+    if translation.value("fsdp"):
+        translation.write("fsdp", becomes)
+
+
+def translate_overrides(translation: Translation) -> None:
+    """What axolotl has otherwise than the base's own config: of these the loss of a mixture's routers is here."""
+    for name in ("model_config", "overrides_of_model_config"):
+        said = translation.value(name)
+        if translation.file.peer != "axolotl" or not isinstance(said, dict):
+            continue
+        others = said.keys() - {"output_router_logits", "router_aux_loss_coef"}
+        why = "a model is trained as its config.json says: change it there, and name the folder in model.name_or_path"
+        if said.get("output_router_logits") is True:
+            for key in others:
+                translation.detail(name, f"{name}.{key}", said[key], why)
+            translation.write(name, {"training.router_aux_loss_coef": said.get("router_aux_loss_coef", "auto")})
+        translation.leave(name, why if others else "the loss of the routers is left out, as it is here")
+
+
 def add_what_goes_without_saying(translation: Translation) -> None:
     """What the tool does of itself, where loraft would do otherwise."""
     translation.of_itself(OF_ITSELF[translation.file.peer])
+    if translation.file.peer == "axolotl" and translation.value("val_set_size", "test_datasets"):
+        size: Value = translation.value("micro_batch_size") or 1
+        translation.of_itself({"training.per_device_eval_batch_size": size}, "axolotl's default is micro_batch_size")
     if translation.file.peer != "axolotl" and translation.value("stage") != "pt":
         why = f"{translation.tool} cuts a longer row; here its beginning is kept"
         translation.of_itself({"data.on_overlength": "truncate"}, why)
     if translation.file.peer == "llama-factory":
         rank = translation.number("lora_rank")
+        if translation.value("stage") == "pt":
+            translation.of_itself({"data.packing": "fill"}, "LLaMA-Factory packs texts by default")
         why = "LLaMA-Factory's default is twice the rank"
         translation.of_itself({"lora.alpha": 2 * int(8 if rank is None else rank)}, why)

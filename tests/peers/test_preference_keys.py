@@ -185,6 +185,16 @@ def test_kto_of_trl(tmp_path: Path) -> None:
     assert config.training.learning_rate == 1e-6
 
 
+def test_no_dropout_acts_where_answers_are_compared(tmp_path: Path) -> None:
+    """TRL's trainers of preferences switch it off (disable_dropout), and so do those that the others made of them."""
+    axolotl = AXOLOTL.format(entry="{path: a/b, type: chatml.intel}") + "rl: dpo\nlora_dropout: 0.05\n"
+    assert imported(tmp_path, axolotl).config.lora.dropout == 0
+    assert imported(tmp_path, LLAMA + "lora_dropout: 0.1\n").config.lora.dropout == 0
+    words = "--model_name_or_path a/b --dataset_name c/d --use_peft"
+    for said, dropout in (("", 0), ("--lora_dropout 0.1", 0), ("--no_disable_dropout", 0.05)):
+        assert imported(tmp_path, f"trl dpo {words} {said}", "train.sh").config.lora.dropout == dropout
+
+
 def test_numbers_of_pairs_say_nothing_of_examples(tmp_path: Path) -> None:
     done = imported(tmp_path, STARTS["llama-factory"] + "pref_beta: 0.1\n")
     assert next(row.becomes for row in done.rows if row.key == "pref_beta") == {}

@@ -86,6 +86,8 @@ def test_texts_of_llama_factory_are_read_whole(tmp_path: Path) -> None:
     first, second = imported(tmp_path, text).config.data.train
     assert (first.format, first.columns) == ("text", {})
     assert (second.format, second.columns) == ("text", {"text": "instruction"})
+    assert imported(tmp_path, text).config.data.packing == "fill"  # which is LLaMA-Factory's default for texts
+    assert imported(tmp_path, text + "packing: false\n").config.data.packing == "auto"
 
 
 def test_rows_before_training_are_streamed(tmp_path: Path) -> None:

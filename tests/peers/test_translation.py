@@ -75,6 +75,37 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
     ("axolotl", "chat_template: chatml", {"data.chat_template": "chatml"}),
     ("axolotl", "learning_rate: '2e-4'\nmicro_batch_size: 4.0", {"training.learning_rate": 2e-4}),
     ("axolotl", "gradient_accumulation_steps: 3.0", {"training.gradient_accumulation_steps": 3}),
+    ("trl", "load_in_8bit: true\nbnb_4bit_quant_type: nf4", {"quantization.type": "int8"}),
+    ("llama-factory", "quantization_bit: 8\nquantization_type: fp4", {"quantization.type": "int8"}),
+    ("trl", "push_to_hub: true\nhub_model_id: me/x", {"training.push_to_hub": "me/x"}),
+    ("axolotl", "hub_model_id: me/x", {"training.push_to_hub": "me/x"}),
+    ("axolotl", "adapter: lora\nlora_target_linear: true", {"lora.experts": False}),
+    ("llama-factory", "lora_target: all", {"lora.experts": False}),
+    ("axolotl", "adapter: lora\nlora_target_modules: [q_proj]", {"lora.experts": "not written"}),
+    ("axolotl", "micro_batch_size: 2\nval_set_size: 0.1", {"training.per_device_eval_batch_size": 2}),
+    ("axolotl", "val_set_size: 0.1\neval_batch_size: 4", {"training.per_device_eval_batch_size": 4}),
+    ("axolotl", "micro_batch_size: 2\nval_set_size: 0", {"training.per_device_eval_batch_size": "not written"}),
+    ("axolotl", "model_config: {output_router_logits: true}", {"training.router_aux_loss_coef": "auto"}),
+    (
+        "axolotl",
+        "model_config: {output_router_logits: true, router_aux_loss_coef: 0.02}",
+        {"training.router_aux_loss_coef": 0.02},
+    ),
+    (
+        "axolotl",
+        "fsdp_version: 2\nfsdp_config: {offload_params: true, reshard_after_forward: false}",
+        {"distributed.strategy": "fsdp2", "distributed.reshard": False, "distributed.cpu_offload": True},
+    ),
+    (
+        "axolotl",
+        "fsdp: [full_shard]\nfsdp_config: {fsdp_sharding_strategy: FULL_SHARD, fsdp_activation_checkpointing: true}",
+        {
+            "distributed.strategy": "fsdp2",
+            "distributed.reshard": "not written",
+            "training.gradient_checkpointing": True,
+        },
+    ),
+    ("llama-factory", "fsdp: hybrid_shard auto_wrap offload", {"distributed.hybrid_shard": True}),
     ("axolotl", "lora_r: 1_0\ntrust_remote_code: yes", {}),
 ]
 
@@ -147,6 +178,10 @@ def test_what_a_tool_does_of_itself_stands_behind_what_its_file_says(tmp_path: P
         ("axolotl", "adapter: lora\nbnb_4bit_quant_type: nf4", "quantization.type"),
         ("trl", "eval_strategy: 'no'\neval_steps: null", "training.eval_steps"),
         ("axolotl", "eval_steps: null", "training.eval_steps"),
+        ("trl", "hub_model_id: me/x", "training.push_to_hub"),
+        ("llama-factory", "hub_model_id: me/x\npush_to_hub: false", "training.push_to_hub"),
+        ("trl", "push_to_hub: true", "training.push_to_hub"),
+        ("axolotl", "model_config: {rope_theta: 1, output_router_logits: false}", "training.router_aux_loss_coef"),
     ],
 )
 def test_what_says_nothing_is_not_written(tmp_path: Path, peer: str, text: str, key: str) -> None:
