@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from loraft.config.yaml_nodes import Value
 from loraft.peers.preference_keys import columns_of_answers, rows_of, type_of_answers
-from loraft.peers.row_sources import Source, write_evaluation, written_sources
+from loraft.peers.row_sources import Source, place_of_files, write_evaluation, written_sources
 from loraft.peers.translation import Translation
 
 TYPES: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -31,9 +31,9 @@ COLUMNS = {
     "field_completion": "completion",
 }  # fmt: skip
 """Keys of a dataset that name a column, and what that is called here."""
-FILES = ("json", "csv", "parquet", "text", "arrow")
-"""Types of files that stand for the path of a dataset whose files are named by themselves."""
 KNOWN_TURNS = ({"role": "role", "content": "content"}, {"role": "from", "content": "value"})
+OF_TURNS = ("message_property_mappings", "message_field_role", "message_field_content")
+"""Keys that name those of a turn."""
 ANSWERING = {"assistant", "gpt", "model"}
 SAME = {
     "ds_type": "the type of a file is told by its name",
@@ -131,6 +131,9 @@ def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _D
     if translation.loss is not None:
         dataset.source["format"], compared = translation.compared_as, {*rows_of(translation.loss).fields}
         _answers(dataset, translation.loss)
+    elif said.get("type") is None and place.startswith("datasets"):
+        why = "a dataset without a type is of rows that are tokens already, which are not read: name their text"
+        dataset.details.append((f"{place}.type", None, why))
     else:
         _type(dataset, is_printed_so=_all_are_alpaca(translation))
     for key, ours in COLUMNS.items():
@@ -155,15 +158,13 @@ def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _D
 
 def _place(dataset: _Dataset) -> None:
     """Where the rows are."""
-    path, files = dataset.said.get("path"), dataset.said.get("data_files")
+    path = dataset.said.get("path")
     if not isinstance(path, str) or not path:
         return
-    listed = files if isinstance(files, list) else [] if files is None else [files]
-    if len(listed) == 1:
-        path = str(listed[0]) if path in FILES else f"hf://datasets/{path}/{listed[0]}"
-    elif listed:
+    place = place_of_files(path, dataset.said.get("data_files"))
+    if place is None:
         dataset.tell("data_files", "each file is a source of its own: write its path")
-    dataset.source["path"] = path
+    dataset.source["path"] = place or path
     for key in ("name", "split"):
         if dataset.said.get(key) is not None:
             dataset.source[key] = dataset.said[key]
@@ -177,6 +178,7 @@ def _answers(dataset: _Dataset, loss: str) -> None:
         _tell_formats(dataset)
     if type_of_answers(said, loss) is None:
         dataset.tell("type", "there is no such type: rows are read by their columns, text as it stands")
+    _turn(dataset)
 
 
 def _type(dataset: _Dataset, *, is_printed_so: bool) -> None:
@@ -208,19 +210,30 @@ def _tell_formats(dataset: _Dataset) -> None:
 
 def _conversations(dataset: _Dataset) -> None:
     """Rows of turns: their column, and the keys of a turn."""
-    said = dataset.said
-    column = str(said.get("field_messages") or "messages")
-    mapping = said.get("message_property_mappings")
-    turn = {"role": "role", "content": "content"} | ({} if not isinstance(mapping, dict) else {**mapping})
-    for key, ours in (("message_field_role", "role"), ("message_field_content", "content")):
-        if isinstance(said.get(key), str):
-            turn[ours] = said[key]
-    keys = {key: turn[key] for key in ("role", "content")}
-    if keys not in KNOWN_TURNS:
-        key = "message_property_mappings" if isinstance(mapping, dict) else "message_field_role"
-        dataset.tell(key, "a turn has role and content, or from and value: rename those of the rows")
-    is_shared = keys == KNOWN_TURNS[1] or column == "conversations"
+    column = str(dataset.said.get("field_messages") or "messages")
+    is_shared = _turn(dataset) == KNOWN_TURNS[1] or column == "conversations"
     ours = "conversations" if is_shared else "messages"
     dataset.source["format"] = "sharegpt" if is_shared else "messages"
     if column != ours:
         dataset.columns[ours] = column
+
+
+def _turn(dataset: _Dataset) -> Mapping[str, Value]:
+    """What the role and the content of a turn are called; other names, which are not read, are told."""
+    said = dataset.said
+    mapping = said.get("message_property_mappings")
+    turn = {"role": "role", "content": "content"} | ({**mapping} if isinstance(mapping, dict) else {})
+    for key, ours in (("message_field_role", "role"), ("message_field_content", "content")):
+        if isinstance(said.get(key), str):
+            turn[ours] = said[key]
+    keys = {key: turn[key] for key in ("role", "content")}
+    if keys not in KNOWN_TURNS or any(key != name for key, name in turn.items() if key not in keys):
+        key = next(
+            each
+            for each in ("message_property_mappings", "message_field_role", "message_field_content")
+            if each in said
+        )
+        dataset.tell(
+            key, "a turn has role and content, or from and value, and else tool_calls: rename those of the rows"
+        )
+    return keys

@@ -33,6 +33,8 @@ MARKS: Mapping[Peer, frozenset[str]] = {
     }),
 }  # fmt: skip
 """Keys by which a file of each tool is recognised."""
+OF_PROCESSES = {"distributed_type": "accelerate", "compute_environment": "accelerate", "zero_optimization": "DeepSpeed"}
+"""Keys of files that say how the processes of a run share it, and nothing of what is trained."""
 GROUPED = re.compile(r"[0-9]{1,3}(_[0-9]{3})+")
 """A number as YAML 1.1 takes it, which is what these tools read."""
 
@@ -106,6 +108,10 @@ def _recognised(path: Path, keys: Mapping[str, ForeignKey], otherwise: str | Non
         for section in ("model", "data")
     ):
         raise ConfigError("is a config of loraft already", where=str(path), remedy="`loraft.check` reads it as it is.")
+    if of := next((tool for key, tool in OF_PROCESSES.items() if key in keys), None):
+        message = f"is a config of {of}: it says how processes share a run, and not what is trained"
+        remedy = "Import the file of the training; how processes share it is said in the section distributed."
+        raise ConfigError(message, where=str(path), remedy=remedy)
     counts: dict[Peer, int] = {peer: len(marks & keys.keys()) for peer, marks in MARKS.items()}
     if "model_name_or_path" in keys:  # axolotl calls it base_model
         counts["axolotl"] = 0

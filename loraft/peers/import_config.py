@@ -39,7 +39,12 @@ ROWS: Mapping[Peer, Callable[[Translation], None]] = {
     "trl": trl_rows.translate_rows,
 }
 ORDER = {key: number for number, key in enumerate(KEYS)}
-MODEL = ("base_model", "model_name_or_path")
+MODEL: Mapping[Peer, str] = {
+    "axolotl": "base_model", "llama-factory": "model_name_or_path", "trl": "model_name_or_path",
+}  # fmt: skip
+"""The key of each tool that names the base."""
+ELSEWHERE = ("model", "model_name", "model_id", "pretrained_model_name_or_path")
+"""What it is called where the file is of another tool, or of another version."""
 TRAIN = {"axolotl": "datasets", "llama-factory": "dataset", "trl": "dataset_name"}
 """The key of each tool that names the rows."""
 
@@ -112,8 +117,9 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
         ConfigError: The file asks for a training that loraft does not have, or names neither a model nor rows.
     """
     translation = Translation(file)
-    _refuse_what_trains_nothing(translation)
+    _refuse_without_a_model(translation)
     translate_task(translation)
+    _refuse_without_rows(translation)
     translate_method(translation)
     refuse_without_a_reference(translation)
     ROWS[file.peer](translation)
@@ -131,21 +137,30 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
     return sorted(translation.finished(), key=lambda row: order.get(row.key.partition("[")[0], len(order)))
 
 
-def _refuse_what_trains_nothing(translation: Translation) -> None:
+def _refuse_without_a_model(translation: Translation) -> None:
     file = translation.file
-    first = next(iter(file.keys), None)
-    if first is None:
+    if not file.keys:
         raise ConfigError("says nothing", where=str(file.path))
-    if translation.value(*MODEL) is None:
-        message = f"names no base model ({' or '.join(MODEL)})"
-        raise ConfigError(message, where=str(file.path), remedy="Name it there, a Hub id or a folder.")
-    names = ("datasets", "pretraining_dataset", "dataset", "dataset_name")
-    if translation.value(*names) is None:
-        for name, command in (("export_dir", "merge"), ("infer_backend", "chat")):
-            if translation.is_open(name):
-                translation.refuse(name, "is of a file that trains nothing", f"loraft {command} does what it is for.")
-        message = f"names no rows to learn from ({TRAIN[file.peer]})"
-        raise ConfigError(message, where=str(file.path), remedy="Name them there, or write data.train by hand.")
+    if translation.value(*MODEL.values()) is not None:
+        return
+    for name in ELSEWHERE:
+        if translation.value(name) is not None:
+            remedy = "Files of other tools, and of other versions, are not read: `loraft.init` begins a config."
+            translation.refuse(
+                name, f"is no key of {translation.tool}, which calls its base {MODEL[file.peer]}", remedy
+            )
+    message = f"names no base model ({MODEL[file.peer]})"
+    raise ConfigError(message, where=str(file.path), remedy="Name it there, a Hub id or a folder.")
+
+
+def _refuse_without_rows(translation: Translation) -> None:
+    if translation.value("datasets", "pretraining_dataset", "dataset", "dataset_name") is not None:
+        return
+    for name, command in (("export_dir", "merge"), ("infer_backend", "chat"), ("do_predict", "evaluate")):
+        if translation.value(name):
+            translation.refuse(name, "is of a file that trains nothing", f"loraft {command} does what it is for.")
+    message = f"names no rows to learn from ({TRAIN[translation.file.peer]})"
+    raise ConfigError(message, where=str(translation.file.path), remedy="Name them there, or write data.train by hand.")
 
 
 def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[TranslatedKey], RunConfig]:

@@ -13,6 +13,8 @@ from loraft.peers.row_sources import Source, write_evaluation, written_sources
 from loraft.peers.translation import Translation
 
 INFO = "dataset_info.json"
+REMOTE = "REMOTE:"
+"""How a folder begins that is a dataset of the Hub."""
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "tools": "tools"}
 OF_TURNS = {"messages": "conversations", "system": "system", "tools": "tools"}
 """Their names of columns of instructions and of conversations, and ours."""
@@ -21,6 +23,8 @@ NOT_READ = {
     "history": "earlier turns are read from messages: rewrite the rows as conversations",
 }
 """Columns that nothing here is read from, and why."""
+ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+"""Keys that name rows which are neither a file nor a dataset of the Hub."""
 TURNS = ({"role_tag": "from", "content_tag": "value"}, {"role_tag": "role", "content_tag": "content"})
 """The keys of a turn that are read without being named."""
 
@@ -32,6 +36,8 @@ def translate_rows(translation: Translation) -> None:
         ConfigError: A file of explanations cannot be read, or a dataset is one of preferences.
     """
     folder = translation.value("dataset_dir")
+    if str(folder).startswith(REMOTE):
+        folder = f"hf://datasets/{str(folder).removeprefix(REMOTE)}"
     for name, ours in (("dataset", "data.train"), ("eval_dataset", "data.eval")):
         said = translation.value(name)
         if said is None:
@@ -87,6 +93,7 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
     columns = said.get("columns") if isinstance(said.get("columns"), dict) else {}
     _refuse_other_rows(translation, name, dataset, pairs=bool(said.get("ranking")), labels="kto_tag" in columns)
     source = _place(said, dataset, known[""][""])
+    _tell_other_places(translation, name, dataset, said)
     for theirs, ours in (("subset", "name"), ("split", "split"), ("num_samples", "limit")):
         if said.get(theirs) is not None:
             source[ours] = said[theirs]
@@ -151,6 +158,12 @@ def _place(said: Mapping[str, Any], dataset: str, folder: str) -> Source:
         return {"path": hub}
     named = said.get("file_name")
     return {"path": str(Path(folder) / (named if isinstance(named, str) else dataset))}
+
+
+def _tell_other_places(translation: Translation, name: str, dataset: str, said: Mapping[str, Any]) -> None:
+    for key in ("folder",) if "hf_hub_url" in said else ("folder", *ELSEWHERE):
+        if said.get(key):
+            translation.detail(name, f"{dataset}.{key}", said[key], "write the address or the path of each file")
 
 
 def _column_of_texts(said: Mapping[str, Any]) -> dict[str, Value]:

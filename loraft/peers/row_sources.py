@@ -9,8 +9,18 @@ from loraft.peers.translation import Translation
 
 Source = dict[str, Value]
 """The keys of one source."""
+FILES = ("json", "csv", "parquet", "text", "arrow")
+"""Types of files that stand for the path of a dataset whose files are named by themselves."""
 SHARE = 0.05
 """The share that is held out where a number of rows was wanted."""
+
+
+def place_of_files(path: str, files: Value) -> str | None:
+    """The path of a source whose file is named as `datasets` takes it; None where several are."""
+    listed = files if isinstance(files, list) else [] if files is None else [files]
+    if len(listed) > 1 or isinstance(files, dict):
+        return None
+    return path if not listed else str(listed[0]) if path in FILES else f"hf://datasets/{path}/{listed[0]}"
 
 
 def written_sources(sources: Sequence[Source]) -> Value:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from loraft.config.yaml_nodes import Value
-from loraft.peers.row_sources import Source, write_evaluation, written_sources
+from loraft.peers.row_sources import Source, place_of_files, write_evaluation, written_sources
 from loraft.peers.translation import Translation
+
+NOT_READ = {
+    "columns": "the columns of a source are named by columns: {ours: theirs}",
+    "fraction": "write limit: how many rows are read",
+    "data_dir": "write the address of each file: hf://datasets/OWNER/NAME/FILE",
+}
+"""Keys of a dataset that nothing is read from, and what there is instead."""
 
 
 def translate_rows(translation: Translation) -> None:
@@ -33,12 +40,14 @@ def _source(translation: Translation, number: int, said: Value) -> Source:
         translation.refuse("datasets", "must name its rows by a path", "Write the path of each dataset.")
     for key in said.keys() - {"path", "name", "split", "data_files"}:
         if said[key] is not None:
-            why = "the columns of a source are named by columns: {ours: theirs}"
+            why = NOT_READ.get(key, "a source has path, split, name, limit, weight, format, text_by and columns")
             translation.detail("datasets", f"datasets[{number}].{key}", said[key], why)
     source: Source = {key: said[key] for key in ("path", "name", "split") if said.get(key) is not None}
-    if isinstance(said.get("data_files"), str):
-        source["path"] = f"hf://datasets/{source['path']}/{said['data_files']}"
-    return source
+    place = place_of_files(str(said["path"]), said.get("data_files"))
+    if place is None:
+        why = "each file is a source of its own: write its path"
+        translation.detail("datasets", f"datasets[{number}].data_files", said["data_files"], why)
+    return {**source, "path": place or said["path"]}
 
 
 def _write_evaluation(translation: Translation, dataset: Value) -> None:

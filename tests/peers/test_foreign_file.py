@@ -38,6 +38,8 @@ def test_values_are_read_as_these_tools_read_them(tmp_path: Path) -> None:
         ("ours.yaml", "model: {name_or_path: a/b}\ndata: {train: x.jsonl}\n"),
         ("nobodys.yaml", "learning_rate: 1\n"),
         ("words.txt", "hello there\n"),
+        ("fsdp.yaml", "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nmixed_precision: bf16\n"),
+        ("zero3.json", '{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}'),
     ],
 )
 def test_what_is_no_file_of_theirs_is_told(tmp_path: Path, name: str, text: str | None, wording: Wording) -> None:

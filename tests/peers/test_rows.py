@@ -11,6 +11,8 @@ import pytest
 from loraft.errors import ConfigError
 from tests.peers.translating import STARTS, become, imported
 
+OF_TURN = "message_property_mappings"
+RL = "rl: dpo\nadapter: lora\n"
 SHARED = (
     "{path: a/b, type: chat_template, field_messages: talk, message_property_mappings: {role: from, content: value}}"
 )
@@ -37,7 +39,7 @@ SHARED = (
             {"path": "a/b", "format": "alpaca", "columns": {"instruction": "q", "output": "a"}},
         ),
         ("{path: a/b, data_files: [c.jsonl]}", "hf://datasets/a/b/c.jsonl"),
-        ("{path: json, data_files: c.jsonl, ds_type: json}", "c.jsonl"),
+        ("{path: json, data_files: c.jsonl, ds_type: json, type: completion}", {"path": "c.jsonl", "format": "text"}),
         ("{path: a/b, type: jeopardy}", "a/b"),
     ],
 )
@@ -53,6 +55,25 @@ def test_what_a_dataset_says_besides_is_named(tmp_path: Path) -> None:
     details = {row.key: row.why for row in done.rows if row.key.startswith("datasets[0].")}
     assert {key.partition(".")[2] for key in details} == {"type", "roles_to_train", "frobs", "shards"}
     assert all(details.values())
+
+
+@pytest.mark.parametrize(
+    ("rest", "entry", "key"),
+    [
+        ("", "{path: a/b}", "type"),
+        ("", "{path: a/b, type: chat_template, message_property_mappings: {content: text}}", OF_TURN),
+        (
+            "",
+            "{path: a/b, type: chat_template, message_property_mappings: {role: from, content: value, weight: w}}",
+            OF_TURN,
+        ),
+        (RL, "{path: a/b, type: chat_template.default, message_property_mappings: {role: who}}", OF_TURN),
+        (RL, "{path: a/b, type: chat_template.default, message_field_content: text}", "message_field_content"),
+    ],
+)
+def test_what_no_row_is_read_from_is_named(tmp_path: Path, rest: str, entry: str, key: str) -> None:
+    done = imported(tmp_path, f"base_model: a/b\nsequence_len: 8\n{rest}datasets: [{entry}]\n")
+    assert [row.key for row in done.rows if row.key.startswith("datasets[0].")] == [f"datasets[0].{key}"]
 
 
 def test_alpaca_alone_is_printed_as_alpaca(tmp_path: Path) -> None:
@@ -133,6 +154,27 @@ def test_a_mixture_of_trl(tmp_path: Path) -> None:
         "path": "c/d",
         "split": "validation",
     }
+
+
+def test_places_of_the_files_of_a_mixture_of_trl(tmp_path: Path) -> None:
+    entries = "{path: json, data_files: x.jsonl}, {path: c/d, data_files: [y.jsonl]}, {path: c/d, data_files: [y, z]}"
+    done = imported(
+        tmp_path, f"model_name_or_path: a/b\nuse_peft: true\ndatasets: [{entries}, {{path: e/f, fraction: 1}}]\n"
+    )
+    assert [source.path for source in done.config.data.train] == ["x.jsonl", "hf://datasets/c/d/y.jsonl", "c/d", "e/f"]
+    told = [row.key for row in done.rows if row.key.startswith("datasets[")]
+    assert told == ["datasets[2].data_files", "datasets[3].fraction"]
+
+
+def test_rows_of_llama_factory_that_are_elsewhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    known = {"rows": {"ms_hub_url": "a/b"}, "more": {"hf_hub_url": "a/b", "ms_hub_url": "c/d", "folder": "python"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(known))
+    text = STARTS["llama-factory"].replace("dataset: rows", "dataset: rows, more")
+    rows = imported(tmp_path, text).rows
+    assert [row.key for row in rows if "." in row.key] == ["rows.ms_hub_url", "more.folder"]
+    text = STARTS["llama-factory"] + "dataset_dir: 'REMOTE:a/b'\n"
+    assert imported(tmp_path, text).config.data.train[0].path == "hf://datasets/a/b/rows.json"
 
 
 def become_of(folder: Path, text: str) -> Any:

@@ -207,6 +207,10 @@ def test_what_the_schema_refuses_is_the_reason_and_its_default_stands(tmp_path: 
         ("axolotl", "base_model: a/b\nsequence_len: 8\ndatasets: [{type: alpaca}]", "datasets"),
         ("axolotl", "sequence_len: 8\ndatasets: [x]", None),
         ("axolotl", "base_model: a/b\nsequence_len: 8", None),
+        ("axolotl", "base_model: a/b\nsequence_len: 8\nrl: grpo", "rl"),
+        ("llama-factory", "model_name_or_path: a/b\ntemplate: x\neval_dataset: rows\ndo_predict: true", "do_predict"),
+        ("llama-factory", "model: a/model_name\ntemplate: x\ncutoff_len: 8\ntrain_dataset: rows.yaml", "model"),
+        ("trl", "model_name: a/b\nload_in_4bit: true\nmax_seq_length: 8\ndataset: c/d", "model_name"),
     ],
 )
 def test_what_is_no_training_of_ours_is_refused_at_its_place(
