@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -13,13 +13,17 @@ from loraft.config.aliases import name_of
 from loraft.config.yaml_nodes import Value, read_yaml, scalar
 from loraft.errors import ConfigError
 
+PROGRAMS = ("trl", "python", "python3", "accelerate", "torchrun", "deepspeed", "llamafactory-cli")
 STARTS = re.compile(
-    r"^[ \t$]*(?:\w+=\S*[ \t]+)*(?:uv[ \t]+run[ \t]+)?"
-    r"(?:trl|python3?|accelerate|torchrun|deepspeed|llamafactory-cli)[ \t]",
-    re.MULTILINE,
+    rf"^[ \t$]*(?:\w+=\S*[ \t]+)*(?:(?:nohup|exec|time|uv[ \t]+run)[ \t]+)*(?:{'|'.join(PROGRAMS)})[ \t]", re.MULTILINE
 )
-"""The start of a command, with variables before it or without."""
+"""The start of a command, with variables and programs that start it before it or without."""
 FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
+ASSIGNED = re.compile(r"(?:export[ \t]+)?([A-Za-z_]\w*)=(\S*)")
+"""A variable of the shell that gets a value, in which is no space."""
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+OPERATORS = re.compile(r"\|\|?|&&?|;|[\d&]?>{1,2}.*")
+"""Words that end a command."""
 SCRIPTS = re.compile(r"(?:^|/)(\w+)\.py$")
 YAML_FILE = re.compile(r"(?<!\S)[^\s'\"]+\.ya?ml(?!\S)")
 
@@ -74,21 +78,38 @@ def read_command(text: str, name: str) -> CommandLine:
     """The one command of a file called `name`.
 
     Raises:
-        ConfigError: There are several, a quotation is not closed, or a value is a variable of the shell.
+        ConfigError: There are several, a quotation is not closed, or the shell fills in a value.
     """
-    commands = [words for words in _commands(text, name) if STARTS.match(" ".join(word.text for word in words) + " ")]
+    found = [(" ".join(word.text for word in words), words) for words in _commands(text, name)]
+    variables = _variables(line for line, _ in found)
+    commands = [words for line, words in found if STARTS.match(f"{line} ")]
     if len(commands) != 1:
         message = f"holds {len(commands)} commands" if commands else "holds no command that trains"
         raise ConfigError(message, where=name, remedy="Keep the one that trains.")
-    (words,) = commands
-    first = next(number for number, word in enumerate(words) if "=" not in word.text and word.text != "$")
-    words = words[first:]
+    words = [Word(_with_values(word.text, variables), word.line) for word in commands[0]]
+    words = words[next(number for number, word in enumerate(words) if word.text in PROGRAMS) :]
     start = _start_of_script(words)
     program, script = words[0].text, SCRIPTS.search(words[start].text)
     before = [word for word in words[1:start] if word.text != "-m"]
     launched = next((number for number, word in enumerate(before) if word.text.startswith("-")), len(before))
     flags = dict([*_flags(before[launched:], name), *_flags(words[start + 1 :], name)])
     return CommandLine(PEERS.get(program), script[1] if script else words[start].text.rpartition(".")[2], flags)
+
+
+def _variables(lines: Iterable[str]) -> Mapping[str, str]:
+    """The variables that get one value each; which of two a command would see is not known."""
+    values: dict[str, set[str]] = {}
+    for line in lines:
+        if found := ASSIGNED.fullmatch(line):
+            values.setdefault(found[1], set()).add(found[2])
+    return {name: each for name, (each, *others) in values.items() if not others}
+
+
+def _with_values(text: str, variables: Mapping[str, str]) -> str:
+    """A word with the values of its variables, which may name others."""
+    for _ in variables:
+        text = VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), text)
+    return text
 
 
 def _commands(text: str, name: str) -> Iterator[list[Word]]:
@@ -101,7 +122,12 @@ def _commands(text: str, name: str) -> Iterator[list[Word]]:
         except ValueError as error:
             remedy = "Write each word, with its quotation marks, on one line."
             raise ConfigError(f"is no command: {error}", where=f"{name}:{number}", remedy=remedy) from None
-        words += [Word(each, number) for each in found]
+        for each in found:
+            if OPERATORS.fullmatch(each):
+                yield words
+                words = []
+            else:
+                words.append(Word(each, number))
         if not goes_on and words:
             yield words
             words = []
@@ -130,10 +156,10 @@ def _flags(words: list[Word], name: str) -> Iterator[tuple[str, ForeignKey]]:
         while flag[2] is None and number < len(words) and not FLAG.fullmatch(words[number].text):
             values.append(words[number].text)
             number += 1
-        unsaid = next((each for each in values if re.search(r"\$\w|\$\{", each)), None)
+        unsaid = next((each for each in values if re.search(r"\$[\w{(]|`", each)), None)
         if unsaid is not None:
             remedy = "Write its value in place of it."
-            raise ConfigError(f"{unsaid!r} is a variable of the shell", where=where, key=flag[1], remedy=remedy)
+            raise ConfigError(f"{unsaid!r} is filled in by the shell", where=where, key=flag[1], remedy=remedy)
         yield _flag(flag[1], [_value(each, where) for each in values], where)
 
 

@@ -32,6 +32,14 @@ from tests.words import Wording
         ),
         ("set -e\nllamafactory-cli train --stage sft --max_steps -1", "train", {"stage": "sft", "max_steps": -1}),
         ("trl dpo --beta 0.1", "dpo", {"beta": 0.1}),
+        ("uv run trl dpo --beta 0.1", "dpo", {"beta": 0.1}),
+        ("nohup python x/dpo.py --eos '<|a|>' --b c > log.txt 2>&1 &", "dpo", {"eos": "<|a|>", "b": "c"}),
+        ("A=1 trl sft --b c 2>&1 | tee trl.log && echo done", "sft", {"b": "c"}),
+        (
+            "export OUT='runs'\nM=a/b\nNAME=${OUT}/x\ntrl sft --a $M --b \"${NAME}-1\" --c $M/d\n",
+            "sft",
+            {"a": "a/b", "b": "runs/x-1", "c": "a/b/d"},
+        ),
     ],
 )
 def test_flags_are_read_with_their_values(text: str, script: str, flags: dict[str, Value]) -> None:
@@ -55,6 +63,8 @@ def test_yaml_is_no_command(text: str) -> None:
     "text",
     [
         "trl sft --a $MODEL",
+        "if [ x ]; then\nM=a\nelse\nM=b\nfi\ntrl sft --a $M",
+        "trl sft --a runs/$(date)",
         "trl sft --a 'b",
         "trl sft --a 1\ntrl sft --a 2",
         "trl sft stray --a 1",
