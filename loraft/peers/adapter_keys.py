@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from loraft.config.aliases import remedy_for
+from loraft.config.aliases import SAME_VALUE, remedy_for
 from loraft.config.yaml_nodes import Value
 from loraft.peers.translation import Translation
 
@@ -42,6 +42,7 @@ def translate_method(translation: Translation) -> None:
     translation.write(name, {"method": method, **also})
     translation.of_itself({"method": method})
     _write_bits(translation, bits)
+    _write_inner_keys(translation)
     if translation.file.peer == "trl" and bits == 4:
         translation.of_itself({"quantization.double_quant": False})
     if translation.file.peer == "trl":
@@ -78,6 +79,19 @@ def _write_bits(translation: Translation, bits: int | None) -> None:
             translation.write(name, {"method": "qlora"})
         else:
             translation.leave(name, f"there is no width of {value} bits: method: qlora has 4 and 8; the method is lora")
+
+
+def _write_inner_keys(translation: Translation) -> None:
+    """What axolotl hands on to bitsandbytes and to peft."""
+    name = "bnb_config_kwargs"
+    said = translation.value(name)
+    if isinstance(said, dict) and translation.method == "qlora":
+        for key in said.keys() - SAME_VALUE.keys():
+            translation.detail(name, f"{name}.{key}", said[key], "the section quantization has nothing like it")
+        if known := {SAME_VALUE[key]: value for key, value in said.items() if key in SAME_VALUE}:
+            translation.write(name, known)
+    if translation.file.peer == "axolotl":
+        translation.leave("peft", "lora.init: loftq, of method: qlora, starts an adapter by LoftQ")
 
 
 def _write_targets(translation: Translation) -> None:

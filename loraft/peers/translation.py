@@ -153,7 +153,7 @@ class Translation:
         elif remedy is not None:
             self._by_remedy(key, remedy)
         elif ours is not None:
-            value, difference = ours_of(_number(key.value, KEYS[ours]), KEYS[ours].choices)
+            value, difference = ours_of(_fitting(key.value, KEYS[ours]), KEYS[ours].choices)
             self._add(key, {ours: value}, difference)
         else:
             why = UNKNOWN.format(tool=self.tool)
@@ -235,10 +235,13 @@ def as_whole(value: Value) -> Value:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _number(value: Value, wanted: Expected) -> Value:
-    """A number that stands in quotes, where one is wanted."""
-    takes_number = (wanted.takes(int) or wanted.takes(float)) and not wanted.takes(str)
-    number = scalar(value.strip()) if isinstance(value, str) and takes_number else value
+def _fitting(value: Value, wanted: Expected) -> Value:
+    """A number that stands in quotes, or a list with commas between its texts, where one is wanted."""
+    if not isinstance(value, str) or wanted.takes(str):
+        return value
+    if wanted.takes(tuple) and not wanted.choices:
+        return [each.strip() for each in value.split(",") if each.strip()]
+    number = scalar(value.strip()) if wanted.takes(int) or wanted.takes(float) else value
     return value if isinstance(number, bool | str) else number
 
 

@@ -61,6 +61,15 @@ def test_the_table_and_the_file(theirs: Path, loraft: Loraft, wording: Wording) 
     assert load_config("ours.yaml").method == "qlora"
 
 
+def test_what_is_given_beside_a_config_is_said_as_it_is_typed(loraft: Loraft, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.yaml"
+    path.write_text("model_name_or_path: a/b\nstage: sft\ndataset: rows\ndo_train: true\noverwrite_output_dir: true\n")
+    table = loraft("import", str(path)).stderr
+    assert "loraft train CONFIG --overwrite" in table
+    keys = json.loads(loraft("import", str(path), "--json").stdout)["keys"]
+    assert "loraft.train" not in f"{table}{keys}"
+
+
 def test_without_a_place_the_config_is_the_output_and_the_table_beside_it(theirs: Path, loraft: Loraft) -> None:
     result = loraft("import", "theirs.yml")
     Path("ours.yaml").write_text(result.stdout)

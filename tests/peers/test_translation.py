@@ -77,6 +77,18 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
     ("axolotl", "gradient_accumulation_steps: 3.0", {"training.gradient_accumulation_steps": 3}),
     ("trl", "load_in_8bit: true\nbnb_4bit_quant_type: nf4", {"quantization.type": "int8"}),
     ("llama-factory", "quantization_bit: 8\nquantization_type: fp4", {"quantization.type": "int8"}),
+    (
+        "llama-factory",
+        "additional_target: embed_tokens, lm_head",
+        {"lora.modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
+    ("llama-factory", "new_special_tokens: '<a>,<b>'", {"model.add_tokens": ["<a>", "<b>"]}),
+    ("axolotl", "adapter: lora\nlora_target_parameters: mlp.up", {"lora.target_parameters": ["mlp.up"]}),
+    (
+        "axolotl",
+        "adapter: qlora\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_use_double_quant: false, other: 1}",
+        {"quantization.double_quant": False},
+    ),
     ("trl", "push_to_hub: true\nhub_model_id: me/x", {"training.push_to_hub": "me/x"}),
     ("axolotl", "hub_model_id: me/x", {"training.push_to_hub": "me/x"}),
     ("axolotl", "adapter: lora\nlora_target_linear: true", {"lora.experts": False}),

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from loraft.cli.console import print_aside, print_json, print_note, print_result, waiting
 from loraft.cli.options import JsonOption, argument, flag, option
 from loraft.cli.text_tables import print_next, text_table
+from loraft.cli.wording import in_options
 from loraft.config.config_file import inline
 from loraft.peers.foreign_file import NAMES, Peer
 
@@ -64,7 +65,7 @@ def _table(done: ImportedConfig) -> RenderableType:
 
 def _row(row: TranslatedKey) -> list[str]:
     written = [f"{ours}: {inline(value)}" for ours, value in row.becomes.items()]
-    why = [f"({row.why})" if written else f"– {row.why}"] if row.why else []
+    why = [in_options(f"({row.why})" if written else f"– {row.why}")] if row.why else []
     return [row.key or "(not said)", "\n".join([*written, *why])]
 
 
@@ -76,7 +77,7 @@ def _document(done: ImportedConfig, target: Path | None) -> dict[str, object]:
             "value": row.value,
             "where": row.where or None,
             "becomes": dict(row.becomes),
-            "why": row.why or None,
+            "why": in_options(row.why) or None,
             "known": row.known,
         }
         for row in done.rows
