@@ -145,7 +145,7 @@ def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _D
     if dataset.columns:
         dataset.source["columns"] = dataset.columns
     roles = said.get("roles_to_train")
-    if isinstance(roles, list) and not {str(role) for role in roles} <= ANSWERING:
+    if isinstance(roles, list) and not (roles and {str(role) for role in roles} <= ANSWERING):
         dataset.tell("roles_to_train", "the assistant's turns are trained; data.train_on: all trains every token")
     for key, why in SAME.items():
         if said.get(key) not in (None, False) and key != "ds_type":

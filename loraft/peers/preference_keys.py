@@ -128,6 +128,8 @@ def _add_what_goes_without_saying(translation: Translation) -> None:
         translation.of_itself({"preference.sft_weight": 1})
     if translation.file.peer == "trl":
         translation.of_itself({"training.learning_rate": 1e-6})
+    if translation.file.peer == "trl" and translation.loss == "kto":
+        translation.of_itself({"data.shuffle": False}, "trl kto keeps the order of the rows")
 
 
 def refuse_without_a_reference(translation: Translation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
@@ -88,12 +89,13 @@ class Translation:
         return next((key.value for name in names if (key := self.file.keys.get(name)) and key.value is not None), None)
 
     def number(self, *names: str) -> float | None:
-        """The same where it is a number, in quotes or without."""
+        """The same where it is a finite number, in quotes or without."""
         value = self.value(*names)
         try:
-            return None if value is None or isinstance(value, bool | list | dict) else float(value)
-        except ValueError:
+            number = math.nan if value is None or isinstance(value, bool | list | dict) else float(value)
+        except (ValueError, OverflowError):
             return None
+        return number if math.isfinite(number) else None
 
     def is_open(self, name: str) -> bool:
         """Whether the file has the key, and nothing became of it yet."""

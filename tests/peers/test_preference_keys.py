@@ -182,7 +182,9 @@ def test_kto_of_trl(tmp_path: Path) -> None:
     words = "--model_name_or_path a/b --dataset_name c/d --use_peft --per_device_train_batch_size 2"
     config = imported(tmp_path, f"trl kto {words} --desirable_weight 1.5", "train.sh").config
     assert (config.task, config.preference.loss, config.preference.desirable_weight) == ("preference", "kto", 1.5)
-    assert config.training.learning_rate == 1e-6
+    assert (config.training.learning_rate, config.data.shuffle) == (1e-6, False)
+    random = imported(tmp_path, f"trl kto {words} --train_sampling_strategy random", "train.sh").config
+    assert random.data.shuffle is True
 
 
 def test_no_dropout_acts_where_answers_are_compared(tmp_path: Path) -> None:

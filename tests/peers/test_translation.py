@@ -89,6 +89,7 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
         "adapter: qlora\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_use_double_quant: false, other: 1}",
         {"quantization.double_quant": False},
     ),
+    ("llama-factory", "lora_rank: .inf", {"lora.r": "not written", "lora.alpha": 16}),
     ("trl", "push_to_hub: true\nhub_model_id: me/x", {"training.push_to_hub": "me/x"}),
     ("axolotl", "hub_model_id: me/x", {"training.push_to_hub": "me/x"}),
     ("axolotl", "adapter: lora\nlora_target_linear: true", {"lora.experts": False}),
