@@ -45,7 +45,7 @@ def translate_method(translation: Translation) -> None:
     _write_inner_keys(translation)
     if translation.file.peer == "trl" and bits == 4:
         translation.of_itself({"quantization.double_quant": False})
-    if translation.file.peer == "trl":
+    if translation.file.peer == "trl" and translation.value("lora_target_modules") is None:
         why = "where TRL names none peft chooses, of Llama q_proj and v_proj alone: write these for that"
         translation.of_itself({"lora.target_modules": "all-linear"}, why)
     _write_targets(translation)

@@ -84,8 +84,6 @@ def translate_rows(translation: Translation) -> None:
             _translate(translation, name, ours)
     if translation.value("pretraining_dataset") is not None:
         _translate(translation, "pretraining_dataset", "data.train", {"data.streaming": True})
-        translation.leave("val_set_size", "rows that are read as a stream are not held out: name data.eval")
-        translation.of_itself({"data.eval": None}, "nothing is evaluated where rows are streamed")
     write_evaluation(translation, "val_set_size", "test_datasets")
     if _all_are_alpaca(translation):
         why = "as type: alpaca prints it, but for its opening words (Below is an instruction …)"

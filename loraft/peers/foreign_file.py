@@ -68,7 +68,9 @@ def read_foreign_file(path: Path, peer: Peer | None = None) -> ForeignFile:
         found = {**command.flags}
         config = found.pop("config", None)
         if config is not None:
-            found = _of_yaml(file_text(beside := str(path.parent / str(config.value))), beside) | found
+            beside, here = path.parent / str(config.value), Path(str(config.value))
+            name = str(here if here.is_file() and not beside.is_file() else beside)
+            found = _of_yaml(file_text(name), name) | found
         whose = peer or command.peer or _recognised(path, found, import_instead(text))
         return ForeignFile(path, whose, found, command.script)
     found = _of_yaml(text, str(path))

@@ -45,8 +45,10 @@ MODEL: Mapping[Peer, str] = {
 """The key of each tool that names the base."""
 ELSEWHERE = ("model", "model_name", "model_id", "pretrained_model_name_or_path")
 """What it is called where the file is of another tool, or of another version."""
-TRAIN = {"axolotl": "datasets", "llama-factory": "dataset", "trl": "dataset_name"}
-"""The key of each tool that names the rows."""
+TRAIN: Mapping[Peer, tuple[str, ...]] = {
+    "axolotl": ("datasets", "pretraining_dataset"), "llama-factory": ("dataset",), "trl": ("dataset_name", "datasets"),
+}  # fmt: skip
+"""The keys of each tool that name the rows."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,13 @@ def _refuse_without_a_model(translation: Translation) -> None:
 
 
 def _refuse_without_rows(translation: Translation) -> None:
-    if translation.value("datasets", "pretraining_dataset", "dataset", "dataset_name") is not None:
+    names = TRAIN[translation.file.peer]
+    if translation.value(*names) is not None:
         return
     for name, command in (("export_dir", "merge"), ("infer_backend", "chat"), ("do_predict", "evaluate")):
         if translation.value(name):
             translation.refuse(name, "is of a file that trains nothing", f"loraft {command} does what it is for.")
-    message = f"names no rows to learn from ({TRAIN[translation.file.peer]})"
+    message = f"names no rows to learn from ({' or '.join(names)})"
     raise ConfigError(message, where=str(translation.file.path), remedy="Name them there, or write data.train by hand.")
 
 

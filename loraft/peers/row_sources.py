@@ -11,6 +11,8 @@ Source = dict[str, Value]
 """The keys of one source."""
 FILES = ("json", "csv", "parquet", "text", "arrow")
 """Types of files that stand for the path of a dataset whose files are named by themselves."""
+STREAMS = ("streaming", "dataset_streaming", "pretraining_dataset")
+"""Keys by which rows are read as a stream."""
 SHARE = 0.05
 """The share that is held out where a number of rows was wanted."""
 
@@ -32,6 +34,9 @@ def written_sources(sources: Sequence[Source]) -> Value:
 def write_evaluation(translation: Translation, share: str, named: str | None = None) -> None:
     """What is evaluated: the rows under the key `named`, the share under the key `share`, or nothing."""
     value = translation.number(share)
+    if any(translation.value(name) for name in STREAMS) and not (named and translation.value(named)):
+        translation.leave(share, "rows that are read as a stream are not held out: name data.eval")
+        translation.of_itself({"data.eval": None}, "nothing is evaluated where rows are streamed")
     for strategy in ("eval_strategy", "evaluation_strategy"):
         if translation.value(strategy) in ("no", False):
             translation.leave(strategy, "data.eval: null evaluates nothing")

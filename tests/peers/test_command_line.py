@@ -95,9 +95,14 @@ def test_of_a_command_that_reads_a_yaml_file_that_is_the_one_to_import(tmp_path:
     assert "x.yml" in (refused.value.problems[0].remedy or "")
 
 
-def test_the_yaml_of_a_command_is_read_beside_it_and_flags_go_before_it(tmp_path: Path) -> None:
+def test_the_yaml_of_a_command_is_read_beside_it_or_where_one_is_and_flags_go_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sft.yaml").write_text("model_name_or_path: a/b\nlora_r: 4\n")
-    (tmp_path / "train.sh").write_text("trl sft --config sft.yaml --lora_r 8\n")
-    found = read_foreign_file(tmp_path / "train.sh")
-    assert {name: key.value for name, key in found.keys.items()} == {"model_name_or_path": "a/b", "lora_r": 8}
-    assert (found.peer, found.command) == ("trl", "sft")
+    (tmp_path / "scripts").mkdir()
+    for script in (Path("train.sh"), Path("scripts", "train.sh")):
+        (tmp_path / script).write_text("trl sft --config sft.yaml --lora_r 8\n")
+        monkeypatch.chdir(tmp_path if script.parent.name else tmp_path / "scripts")
+        found = read_foreign_file(tmp_path / script)
+        assert {name: key.value for name, key in found.keys.items()} == {"model_name_or_path": "a/b", "lora_r": 8}
+        assert (found.peer, found.command) == ("trl", "sft")

@@ -119,6 +119,19 @@ def test_rows_before_training_are_streamed(tmp_path: Path) -> None:
     assert (config.data.streaming, config.data.eval, config.data.train[0].format) == (True, None, "text")
 
 
+@pytest.mark.parametrize(
+    ("peer", "text"),
+    [
+        ("axolotl", "streaming: true\nval_set_size: 0.1\n"),
+        ("llama-factory", "streaming: true\nval_size: 100\n"),
+        ("trl", "dataset_streaming: true\ntest_split_size: 0.1\n"),
+    ],
+)
+def test_no_share_of_a_stream_is_held_out(tmp_path: Path, peer: str, text: str) -> None:
+    config = imported(tmp_path, f"{STARTS[peer]}{text}max_steps: 9\n").config
+    assert (config.data.streaming, config.data.eval) == (True, None)
+
+
 def test_datasets_of_llama_factory_are_explained_by_the_file_beside(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     known = {

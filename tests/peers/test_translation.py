@@ -297,6 +297,12 @@ def test_a_key_that_nobody_knows_is_told(tmp_path: Path) -> None:
     assert [row.key for row in done.rows if not row.known] == ["frobnicate"]
 
 
+def test_of_a_pattern_that_is_not_read_it_is_not_told_that_there_is_none(tmp_path: Path) -> None:
+    done = imported(tmp_path, STARTS["trl"] + "lora_target_modules: 'layers\\.(?!0).*'\n")
+    assert done.config.lora.target_modules == "all-linear"
+    assert [row.key for row in done.rows if "lora.target_modules" in row.becomes] == []
+
+
 def test_a_word_that_is_only_near_says_in_what_it_differs() -> None:
     assert ours_of("lion_32bit", ("lion_8bit",)) == ("lion_8bit", "the nearest: its state is in 8 bits")
     assert ours_of("adamw_torch", ("adamw",)) == ("adamw", "")
