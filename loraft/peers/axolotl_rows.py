@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,14 +11,16 @@ from loraft.peers.preference_keys import columns_of_answers, rows_of, type_of_an
 from loraft.peers.row_sources import Source, place_of_files, write_evaluation, written_sources
 from loraft.peers.translation import Translation
 
+OPEN_ORCA = {"system": "system_prompt", "instruction": "question", "output": "response"}
 TYPES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "alpaca": ("alpaca", {}),
+    "alpaca_instruct": ("alpaca", {}),
     "alpaca_chat": ("alpaca", {}),
+    "alpaca_chat.load_qa": ("alpaca", {"instruction": "question", "output": "answer"}),
+    "alpaca_chat.load_camel_ai": ("alpaca", {"instruction": "message_1", "output": "message_2"}),
     "alpaca_w_system": ("alpaca", {}),
-    "alpaca_w_system.load_open_orca": (
-        "alpaca",
-        {"system": "system_prompt", "instruction": "question", "output": "response"},
-    ),
+    "alpaca_w_system.load_open_orca": ("alpaca", OPEN_ORCA),
+    "alpaca_w_system.load_open_orca_chatml": ("alpaca", OPEN_ORCA),
     "gpteacher": ("alpaca", {"output": "response"}),
     "oasst": ("alpaca", {"instruction": "INSTRUCTION", "output": "RESPONSE"}),
     "sharegpt": ("sharegpt", {}),
@@ -25,6 +28,13 @@ TYPES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "pretrain": ("text", {}),
 }
 """Types whose rows are read as one of our formats, with our column names: theirs."""
+NOT_AS_ALPACA = re.compile(r":(?!instruct)|^alpaca_chat|load_chat|load_no_prompt")
+"""Types of instructions that are printed otherwise than as Alpaca."""
+TEMPLATES = {
+    "alpaca": "as type: alpaca prints it, but for its opening words (Below is an instruction …)",
+    "chatml": "as the type of the rows prints them",
+}
+"""Templates by which a type prints its rows, and what is said of that."""
 COLUMNS = {
     "field_instruction": "instruction", "field_input": "input", "field_output": "output", "field_system": "system",
     "field_tools": "tools", "field_human": "prompt", "field_model": "completion", "field_prompt": "prompt",
@@ -85,9 +95,8 @@ def translate_rows(translation: Translation) -> None:
     if translation.value("pretraining_dataset") is not None:
         _translate(translation, "pretraining_dataset", "data.train", {"data.streaming": True})
     write_evaluation(translation, "val_set_size", "test_datasets")
-    if _all_are_alpaca(translation):
-        why = "as type: alpaca prints it, but for its opening words (Below is an instruction …)"
-        translation.of_itself({"data.chat_template": "alpaca"}, why)
+    if template := _template_of_types(translation):
+        translation.of_itself({"data.chat_template": template}, TEMPLATES[template])
 
 
 def _translate(translation: Translation, name: str, ours: str, besides: Mapping[str, Value] | None = None) -> None:
@@ -108,12 +117,21 @@ def _entries(translation: Translation, name: str) -> list[Mapping[str, Value]]:
     return [{"path": each} if isinstance(each, str) else each for each in entries if isinstance(each, str | dict)]
 
 
-def _all_are_alpaca(translation: Translation) -> bool:
-    """Whether every dataset is printed as Alpaca: then one template prints them all."""
+def _template_of_types(translation: Translation) -> str | None:
+    """The template that prints every dataset, by the types; None where the file says one, or where they differ."""
+    if translation.value("chat_template", "chat_template_jinja") is not None:
+        return None
     names = ("datasets", "test_datasets", "pretraining_dataset")
-    kinds = [_known(each.get("type")) for name in names for each in _entries(translation, name)]
-    is_said = translation.value("chat_template", "chat_template_jinja") is not None
-    return not (is_said or translation.compares) and all(kind is not None and kind[0] == "alpaca" for kind in kinds)
+    types = [str(each.get("type")) for name in names for each in _entries(translation, name)]
+    found = {_template_of(kind, of_answers=translation.compares) for kind in types}
+    return found.pop() if len(found) == 1 else None
+
+
+def _template_of(kind: str, *, of_answers: bool) -> str | None:
+    if kind.startswith("chatml.") if of_answers else kind.endswith("_chatml"):
+        return "chatml"
+    known = None if of_answers or NOT_AS_ALPACA.search(kind) else _known(kind)
+    return "alpaca" if known is not None and known[0] == "alpaca" else None
 
 
 def _known(kind: Value) -> tuple[str, Mapping[str, str]] | None:
@@ -133,7 +151,7 @@ def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _D
         why = "a dataset without a type is of rows that are tokens already, which are not read: name their text"
         dataset.details.append((f"{place}.type", None, why))
     else:
-        _type(dataset, is_printed_so=_all_are_alpaca(translation))
+        _type(dataset, is_printed_so=_template_of_types(translation) is not None)
     for key, ours in COLUMNS.items():
         if said.get(key) is not None and key not in compared:
             dataset.columns[ours] = said[key]
@@ -176,6 +194,8 @@ def _answers(dataset: _Dataset, loss: str) -> None:
         _tell_formats(dataset)
     if type_of_answers(said, loss) is None:
         dataset.tell("type", "there is no such type: rows are read by their columns, text as it stands")
+    elif str(said.get("type")).startswith("llama3."):
+        dataset.tell("type", "data.chat_template prints it: auto is the tokenizer's own, as Llama 3 has one")
     _turn(dataset)
 
 

@@ -104,6 +104,19 @@ def test_rows_of_pairs_of_axolotl(tmp_path: Path, entry: str, columns: dict[str,
     assert (config.data.train[0].format, config.data.train[0].columns) == ("preferences", columns)
 
 
+def test_a_type_of_answers_prints_them(tmp_path: Path) -> None:
+    """`chatml.intel` is ChatML whatever the tokenizer has."""
+    for kind, more, template in (
+        ("chatml.intel", "", "chatml"),
+        ("chatml.intel", "chat_template: own.jinja\n", "own.jinja"),
+        ("llama3.intel", "", "auto"),
+        ("chat_template.default", "", "auto"),
+    ):
+        done = imported(tmp_path, AXOLOTL.format(entry=f"{{path: a/b, type: {kind}}}") + "rl: dpo\n" + more)
+        assert done.config.data.chat_template == template
+        assert [row.key for row in done.rows if row.key.endswith(".type")] == ["datasets[0].type"] * ("llama3" in kind)
+
+
 def test_rows_of_orpo_of_axolotl_are_whole_conversations(tmp_path: Path) -> None:
     config = imported(tmp_path, AXOLOTL.format(entry="{path: a/b, type: chat_template.argilla}") + "rl: orpo\n").config
     assert config.data.train[0].columns == {}

@@ -38,6 +38,10 @@ SHARED = (
             "{path: a/b, type: {field_instruction: q, field_output: a}}",
             {"path": "a/b", "format": "alpaca", "columns": {"instruction": "q", "output": "a"}},
         ),
+        (
+            "{path: a/b, type: alpaca_chat.load_qa}",
+            {"path": "a/b", "format": "alpaca", "columns": {"instruction": "question", "output": "answer"}},
+        ),
         ("{path: a/b, data_files: [c.jsonl]}", "hf://datasets/a/b/c.jsonl"),
         ("{path: json, data_files: c.jsonl, ds_type: json, type: completion}", {"path": "c.jsonl", "format": "text"}),
         ("{path: a/b, type: jeopardy}", "a/b"),
@@ -88,6 +92,9 @@ def test_alpaca_alone_is_printed_as_alpaca(tmp_path: Path) -> None:
         (["alpaca", "gpteacher"], "alpaca", 0),
         (["alpaca_w_system.load_open_orca"], "alpaca", 0),
         (["alpaca", "chat_template"], "auto", 1),
+        (["'alpaca:chat'"], "auto", 1),
+        (["alpaca_chat.load_qa"], "auto", 1),
+        (["alpaca_w_system.load_open_orca_chatml"], "chatml", 0),
     ],
 )
 def test_one_template_prints_all_datasets(tmp_path: Path, kinds: list[str], template: str, told: int) -> None:
