@@ -82,8 +82,12 @@ def _of_yaml(text: str, name: str) -> dict[str, ForeignKey]:
     if top is None or wrong:
         refuse(wrong)
     if not isinstance(top.content, dict):
-        remedy = import_instead(text) or "It must be a YAML file of keys, or a command line such as trl sft …"
-        raise ConfigError(f"holds {in_words(top.content)}, and neither keys nor a command", where=name, remedy=remedy)
+        remedy = import_instead(text)
+        message = f"holds {in_words(top.content)}, and neither keys nor a command"
+        if remedy is not None:
+            message = "holds no keys, and names a file that does"
+        remedy = remedy or "It must be a YAML file of keys, or a command line such as trl sft …"
+        raise ConfigError(message, where=name, remedy=remedy)
     return {
         name_of(key): ForeignKey(_as_they_read(node.value), key, node.key.text) for key, node in top.content.items()
     }

@@ -141,7 +141,8 @@ def refuse_without_a_reference(translation: Translation) -> None:
     if translation.method == "full" and translation.loss in WITH_REFERENCE:
         name = next((name for name in NAMES if name in translation.file.keys), next(iter(translation.file.keys)))
         why = f"{translation.loss} compares with the base, which a run that trains every weight does not keep"
-        translation.refuse(name, why, "Train an adapter, or by orpo, simpo or cpo.")
+        others = "" if translation.loss == "kto" else ", or by orpo, simpo or cpo"
+        translation.refuse(name, why, f"Train an adapter{others}.")
 
 
 def rows_of(loss: str) -> AnswerRows:

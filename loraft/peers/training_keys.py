@@ -56,11 +56,17 @@ def translate_precision(translation: Translation) -> None:
             translation.leave(name, f"{chosen} is the precision")
     if chosen is not None:
         translation.write(chosen, {"model.dtype": PRECISIONS[chosen]})
-    elif "bf16" in off and translation.value("fp16") in (None, False) and translation.file.peer == "axolotl":
+    elif "bf16" in off and translation.value("fp16") in (None, False) and _is_float32_without(translation):
         translation.write("bf16", {"model.dtype": "float32"})
         translation.leave("fp16", "model.dtype says it")
     for name in off:
         translation.leave(name, "model.dtype: auto is bfloat16 where the machine multiplies it")
+
+
+def _is_float32_without(translation: Translation) -> bool:
+    """Whether a run is in float32 where neither bf16 nor fp16 is on: LLaMA-Factory then goes by the model."""
+    said = translation.value("dtype", "torch_dtype")
+    return translation.file.peer == "axolotl" or (translation.file.peer == "trl" and said is None)
 
 
 def translate_length(translation: Translation) -> None:

@@ -137,6 +137,7 @@ def test_rows_of_pairs_of_llama_factory(tmp_path: Path) -> None:
     "text",
     [
         STARTS["axolotl"] + "rl: dpo\n",
+        STARTS["axolotl"] + "rl: kto\n",
         LLAMA + "pref_loss: hinge\n",
         "trl kto --model_name_or_path a/b --dataset_name c/d --use_peft --loss_type apo_zero_unpaired",
     ],

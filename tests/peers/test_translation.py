@@ -57,6 +57,9 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
     ("axolotl", "bf16: true\nfp16:", {"model.dtype": "bfloat16"}),
     ("axolotl", "bf16: false\nfp16: true", {"model.dtype": "float16"}),
     ("axolotl", "bf16: false\nfp16: false", {"model.dtype": "float32"}),
+    ("trl", "bf16: false", {"model.dtype": "float32"}),
+    ("trl", "bf16: false\ndtype: bfloat16", {"model.dtype": "bfloat16"}),
+    ("llama-factory", "bf16: false", {"model.dtype": "not written"}),
     ("axolotl", "optimizer: adamw_bnb_8bit", {"training.optim": "adamw_8bit"}),
     ("axolotl", "optimizer: adamw_torch_4bit", {"training.optim": "adamw_8bit"}),
     (
