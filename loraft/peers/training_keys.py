@@ -40,9 +40,9 @@ OF_ITSELF: Mapping[Peer, Mapping[str, Value]] = {
 }
 """What each tool does where nothing is said, and loraft would do otherwise (axolotl 0.19, LLaMA-Factory 0.9, TRL 1)."""
 TRACKERS = {
-    "wandb_project": "wandb", "use_wandb": "wandb", "use_mlflow": "mlflow", "mlflow_tracking_uri": "mlflow",
+    "wandb_project": "wandb", "use_wandb": "wandb", "use_mlflow": "mlflow", "mlflow_experiment_name": "mlflow",
     "use_tensorboard": "tensorboard", "use_swanlab": "swanlab", "use_trackio": "trackio", "use_comet": "comet_ml",
-    "trackio_project_name": "trackio",
+    "trackio_project_name": "trackio", "comet_project_name": "comet_ml",
 }  # fmt: skip
 """Keys that have a run reported, and to whom."""
 
@@ -128,11 +128,13 @@ def translate_cadence(translation: Translation) -> None:
             translation.leave(steps, f"{strategy} is {said}: a run {does} once an epoch")
         elif said == "steps" and translation.value(steps) is not None:
             translation.leave(strategy, f"training.{steps} says so")
+    if translation.value("logging_strategy") == "steps" and translation.value("logging_steps") is not None:
+        translation.leave("logging_strategy", "training.logging_steps says so")
 
 
 def translate_template(translation: Translation) -> None:
     """How conversations are printed: each tool has templates by name, and loraft those of the tokenizers."""
-    for name in ("chat_template", "template"):
+    for name in ("chat_template", "template", "chat_template_jinja"):
         value = translation.value(name)
         if value is None or not translation.is_open(name):
             continue
@@ -143,14 +145,11 @@ def translate_template(translation: Translation) -> None:
             translation.write(name, {"data.chat_template": "auto"})
         elif word == "jinja":
             translation.leave(name, "chat_template_jinja says it")
+        elif name == "chat_template_jinja" or re.search(r"\{[{%]", word):
+            translation.leave(name, "keep the template in a .jinja file, and name it in data.chat_template")
         else:
             why = f"the tokenizer's own, where {translation.tool} has one that it calls {word}; without one, chatml"
             translation.write(name, {"data.chat_template": "auto"}, why)
-    text = translation.value("chat_template_jinja")
-    if isinstance(text, str) and not text.endswith((".jinja", ".jinja2")):
-        translation.leave(
-            "chat_template_jinja", "keep the template in a .jinja file, and name it in data.chat_template"
-        )
 
 
 def translate_trackers(translation: Translation) -> None:
