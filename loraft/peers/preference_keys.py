@@ -20,6 +20,16 @@ OF_SFT = ("nll", "chunked_nll", "dft")
 """The losses of TRL that are of examples; by which training one of the others is meant its command tells alone."""
 NAMES = ("rl", "stage", "pref_loss", "loss_type", "dpo_loss_type")
 """Keys that name the loss, or that answers are compared."""
+OF_ANSWERS = (
+    "beta", "label_smoothing", "desirable_weight", "undesirable_weight", "cpo_alpha", "simpo_gamma",
+    "precompute_ref_log_probs", "disable_dropout",
+)  # fmt: skip
+"""Keys that TRL's trainers of answers have, and the one of examples has not."""
+NOT_HERE = (
+    "reward_model", "process_reward_model", "reward_funcs", "num_generations", "diffusion", "task_type",
+    "lora_task_type", "rl", "stage",
+)  # fmt: skip
+"""Keys that may ask for a training that loraft does not have."""
 OTHERWISE = ("grpo", "rloo", "reward", "ppo", "online_dpo", "gkd", "bco", "prm", "xpo", "distillation", "async_grpo")
 """Commands and scripts of TRL that loraft has no training for."""
 
@@ -81,15 +91,12 @@ def translate_task(translation: Translation) -> None:
     if peer == "trl" and command in OTHERWISE:
         remedy = "loraft trains by examples, and by pairs of answers with task: preference."
         raise ConfigError(f"is a run of {command}, which loraft does not have", where=where, remedy=remedy)
-    if peer == "trl" and command not in OF_TRL and not {*_listed(translation.value("loss_type"))} <= {*OF_SFT}:
-        remedy = (
-            f"Import a file that holds the command, such as trl dpo with {translation.file.path.name} as its config."
-        )
-        translation.refuse("loss_type", "it compares answers, and the command alone tells by which training", remedy)
-    for name in ("reward_model", "process_reward_model", "diffusion", "task_type", "lora_task_type", "rl", "stage"):
+    for name in NOT_HERE:
         remedy = remedy_for(name, translation.value(name)) or ""
         if translation.value(name) is not None and remedy.startswith("There is no"):
             translation.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
+    if peer == "trl" and command not in OF_TRL:
+        _refuse_without_a_command(translation)
     first = next((name for name in NAMES[:2] if translation.value(name) not in (None, False, "sft", "pt")), None)
     if first is None and not (peer == "trl" and command in OF_TRL):
         return
@@ -100,6 +107,20 @@ def translate_task(translation: Translation) -> None:
         translation.write(name, becomes)
     translation.of_itself(becomes, f"what trl {command} trains")
     _add_what_goes_without_saying(translation)
+
+
+def _refuse_without_a_command(translation: Translation) -> None:
+    """Refuse keys of TRL that only its trainers of answers have, where no command says which of these is meant.
+
+    Raises:
+        ConfigError: There is such a key.
+    """
+    says = [name for name in OF_ANSWERS if translation.value(name) is not None]
+    says += ["loss_type"] if not {*_listed(translation.value("loss_type"))} <= {*OF_SFT} else []
+    if says:
+        name = translation.file.path.name
+        remedy = f"Import a file that holds the command, such as trl dpo with {name} as its config."
+        translation.refuse(says[0], "it compares answers, and the command alone tells by which training", remedy)
 
 
 def _loss(translation: Translation, otherwise: str) -> PreferenceLossName:

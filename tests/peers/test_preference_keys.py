@@ -64,13 +64,24 @@ def test_commands_of_trl(tmp_path: Path) -> None:
     assert (simple.preference.loss, simple.preference.sft_weight) == ("simpo", 1)
 
 
-@pytest.mark.parametrize("loss", ["[simpo]", "sigmoid", "[ipo, sft]"])
-def test_a_loss_of_answers_of_trl_is_not_taken_for_one_of_examples(tmp_path: Path, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss_type", "[simpo]"),
+        ("loss_type", "sigmoid"),
+        ("loss_type", "[ipo, sft]"),
+        ("beta", "0.1"),
+        ("desirable_weight", "1.2"),
+    ],
+)
+def test_a_loss_of_answers_of_trl_is_not_taken_for_one_of_examples(tmp_path: Path, key: str, value: str) -> None:
     """Several trainers have a loss of that name, and a YAML file does not say which is meant."""
     for said in ("nll", "dft"):
         assert imported(tmp_path, STARTS["trl"] + f"loss_type: {said}\n").config.task == "causal_lm"
-    with pytest.raises(ConfigError, match="loss_type: it compares answers"):
-        imported(tmp_path, STARTS["trl"] + f"loss_type: {loss}\n")
+    with pytest.raises(ConfigError, match=f"{key}: it compares answers"):
+        imported(tmp_path, STARTS["trl"] + f"{key}: {value}\n")
+    with pytest.raises(ConfigError, match="num_generations: there is none here"):
+        imported(tmp_path, STARTS["trl"] + "num_generations: 8\nbeta: 0.04\n")
 
 
 def test_a_list_of_losses_of_trl_is_its_only_one_or_refused(tmp_path: Path) -> None:
