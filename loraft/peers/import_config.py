@@ -25,6 +25,7 @@ from loraft.peers.training_keys import (
     translate_hub,
     translate_length,
     translate_overrides,
+    translate_plugins,
     translate_precision,
     translate_schedule,
     translate_sharding,
@@ -134,6 +135,7 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
     translate_hub(translation)
     translate_sharding(translation)
     translate_overrides(translation)
+    translate_plugins(translation)
     add_what_goes_without_saying(translation)
     order = {key.written: number for number, key in enumerate(file.keys.values())}
     return sorted(translation.finished(), key=lambda row: order.get(row.key.partition("[")[0], len(order)))

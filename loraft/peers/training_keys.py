@@ -47,6 +47,10 @@ TRACKERS = {
 """Keys that have a run reported, and to whom."""
 
 
+CHANGES_NOTHING = re.compile(r"cut_cross_entropy|liger|kernels|expert_parallel|swanlab|lm_eval")
+"""Plugins of axolotl that compute the same, or measure and report."""
+
+
 def translate_precision(translation: Translation) -> None:
     """The dtype: the one that is switched on; what is switched off says nothing beside it."""
     chosen = next((name for name in PRECISIONS if translation.value(name) in (True, "full", "true")), None)
@@ -207,6 +211,16 @@ def translate_sharding(translation: Translation) -> None:
         translation.write("fsdp_config", becomes)
     if translation.value("fsdp"):
         translation.write("fsdp", becomes)
+
+
+def translate_plugins(translation: Translation) -> None:
+    """Tell of each plugin of axolotl that is more than a kernel or a log."""
+    plugins = translation.value("plugins")
+    translation.by_table("plugins")
+    for number, each in enumerate(plugins if isinstance(plugins, list) else []):
+        if not CHANGES_NOTHING.search(str(each)):
+            why = "no plugin is loaded, and what this one changes of the training is not here"
+            translation.detail("plugins", f"plugins[{number}]", each, why)
 
 
 def translate_overrides(translation: Translation) -> None:

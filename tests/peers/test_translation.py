@@ -300,6 +300,12 @@ def test_a_strategy_whose_steps_are_named_needs_no_advice(tmp_path: Path) -> Non
     assert [row.why for row in done.rows if row.key == "eval_strategy"] == ["training.eval_steps says so"]
 
 
+def test_a_plugin_that_changes_the_training_is_named(tmp_path: Path) -> None:
+    plugins = "axolotl.integrations.liger.LigerPlugin, axolotl.integrations.kd.KDPlugin"
+    done = imported(tmp_path, f"{STARTS['axolotl']}plugins: [{plugins}]\n")
+    assert [row.key for row in done.rows if row.key.startswith("plugins")] == ["plugins", "plugins[1]"]
+
+
 def test_a_key_that_nobody_knows_is_told(tmp_path: Path) -> None:
     done = imported(tmp_path, STARTS["axolotl"] + "frobnicate: 3\n")
     assert [row.key for row in done.rows if not row.known] == ["frobnicate"]
