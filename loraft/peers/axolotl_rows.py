@@ -156,8 +156,9 @@ def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _D
         if said.get(key) is not None and key not in compared:
             dataset.columns[ours] = said[key]
     named = said.get("field", said.get("text_column"))
-    if named not in (None, "text"):
-        dataset.columns["text"] = named
+    ours = "conversations" if dataset.source.get("format") == "sharegpt" else "text"
+    if named not in (None, ours):
+        dataset.columns[ours] = named
     if dataset.columns:
         dataset.source["columns"] = dataset.columns
     roles = said.get("roles_to_train")

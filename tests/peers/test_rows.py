@@ -42,6 +42,10 @@ SHARED = (
             "{path: a/b, type: alpaca_chat.load_qa}",
             {"path": "a/b", "format": "alpaca", "columns": {"instruction": "question", "output": "answer"}},
         ),
+        (
+            "{path: a/b, type: sharegpt, field: talk}",
+            {"path": "a/b", "format": "sharegpt", "columns": {"conversations": "talk"}},
+        ),
         ("{path: a/b, data_files: [c.jsonl]}", "hf://datasets/a/b/c.jsonl"),
         ("{path: json, data_files: c.jsonl, ds_type: json, type: completion}", {"path": "c.jsonl", "format": "text"}),
         ("{path: a/b, type: jeopardy}", "a/b"),
