@@ -116,7 +116,8 @@ def translate_cadence(translation: Translation) -> None:
         if times is None:
             continue
         if times <= 0:
-            translation.leave(name, "null is once an epoch; data.eval: null evaluates nothing")
+            otherwise = "; data.eval: null evaluates nothing" if ours == "training.eval_steps" else ""
+            translation.leave(name, f"null is once an epoch{otherwise}")
         elif times == 1 or times * epochs <= 1:
             translation.write(name, {ours: None}, "null is once an epoch")
         else:
