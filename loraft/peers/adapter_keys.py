@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import accumulate, chain
 
 from loraft.config.aliases import SAME_VALUE, remedy_for
 from loraft.config.yaml_nodes import Value
@@ -16,8 +17,11 @@ OF_4_BITS = (
     "bnb_4bit_quant_type", "quantization_type", "bnb_4bit_use_double_quant", "use_bnb_nested_quant",
     "double_quantization",
 )  # fmt: skip
-ALTERNATIVES = re.compile(r"([\w]*)\(([\w|]+)\)([\w]*)|([\w]+)")
+CHOICE = re.compile(r"(\w*)\((\w+(?:\|\w+)*)\)(\w*)")
 """The last part of a pattern for module names, such as (gate|up|down)_proj."""
+WORD = re.compile(r"^\w+$")
+OPTIONAL_PLACE = re.compile(r"\([\w\\.]*\.\)\?")
+"""A part of a path that may be missing, such as (shared_experts.)?"""
 
 
 def translate_method(translation: Translation) -> None:
@@ -119,9 +123,32 @@ def _write_targets(translation: Translation) -> None:
 
 
 def names_of_pattern(pattern: str) -> list[str]:
-    """The module names that the last part of a regular expression stands for; none where it is no plain choice."""
-    last = re.split(r"\\?\.(?![^(]*\))", pattern.strip("^$"))[-1]
-    found = ALTERNATIVES.fullmatch(last)
-    if found is None:
-        return []
-    return [found[4]] if found[4] else [f"{found[1]}{word}{found[3]}" for word in found[2].split("|") if word]
+    """The module names that a regular expression ends in; none where that is no plain choice."""
+    plain = OPTIONAL_PLACE.sub("", pattern.strip("^$").replace("(?:", "("))
+    last = _split(plain, ".")[-1].lstrip("*")
+    choices = _split(plain, "|")
+    if len(choices) == 1 and _is_group(last):
+        choices = _split(last[1:-1], "|")
+    if choices != [plain]:
+        found = [names_of_pattern(each) for each in choices]
+        return [*dict.fromkeys(chain.from_iterable(found))] if all(found) else []
+    names = CHOICE.fullmatch(last)
+    return [f"{names[1]}{word}{names[3]}" for word in names[2].split("|")] if names else WORD.findall(last)
+
+
+def _split(pattern: str, at: str) -> list[str]:
+    """The parts of a pattern between the characters `at` that stand in no group and in no set."""
+    parts, depth = [""], 0
+    for each in pattern:
+        depth += (each in "([") - (each in ")]")
+        if each == at and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += each
+    return parts
+
+
+def _is_group(pattern: str) -> bool:
+    """Whether one pair of parentheses holds all of it."""
+    depths = [*accumulate((each == "(") - (each == ")") for each in pattern)]
+    return pattern.endswith(")") and 0 not in depths[:-1]

@@ -16,6 +16,16 @@ from loraft.peers.adapter_keys import names_of_pattern
         ),
         (r"model\.layers\.\d+\.self_attn\.q_proj", ["q_proj"]),
         (r".*\.(q_proj|v_proj)", ["q_proj", "v_proj"]),
+        (
+            r"model\.layers\.\d+\.self_attn\.(q|k)_proj|model\.layers\.\d+\.mlp\.down_proj",
+            ["q_proj", "k_proj", "down_proj"],
+        ),
+        (
+            r"model\.layers\.\d+\.(self_attn\.(q|k)_proj|mlp\.(shared_experts\.)?(gate|up)_proj)",
+            ["q_proj", "k_proj", "gate_proj", "up_proj"],
+        ),
+        (r".*(?:q_proj|v_proj)$", ["q_proj", "v_proj"]),
+        (r".*q_proj|.*visual.*", []),
         (r"(?!.*visual).*", []),
         (r"layers.*", []),
     ],
