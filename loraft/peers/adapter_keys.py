@@ -105,7 +105,12 @@ def _write_targets(translation: Translation) -> None:
     translation.leave("lora_target_linear", "lora.target_modules names them")
     for name in ("lora_target_modules", "lora_target"):
         value = translation.value(name)
-        if not isinstance(value, str) or value.lower() in ("all", "all-linear"):
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, str) and value.lower() in ("all", "all-linear"):
+            translation.write(name, {"lora.target_modules": "all-linear"})
+            continue
+        if not isinstance(value, str):
             translation.by_table(name)
             continue
         names = [each.strip() for each in value.split(",")]

@@ -43,6 +43,7 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
         "adapter: lora\nlora_target_modules: 'model.layers.[\\d]+.(mlp|self_attn).(up|down)_proj'",
         {"lora.target_modules": ["up_proj", "down_proj"]},
     ),
+    ("trl", "lora_target_modules: [all-linear]", {"lora.target_modules": "all-linear"}),
     ("llama-factory", "lora_target: q_proj, v_proj", {"lora.target_modules": ["q_proj", "v_proj"]}),
     ("axolotl", "micro_batch_size: 2\nbatch_size: 8", {"training.gradient_accumulation_steps": 4}),
     ("axolotl", "num_epochs: 2\nevals_per_epoch: 4", {"training.eval_steps": 0.125}),
