@@ -91,6 +91,11 @@ def translate_length(translation: Translation) -> None:
 
 def translate_schedule(translation: Translation) -> None:
     """The warm-up and how the rate falls."""
+    if translation.value("lr_scheduler", "lr_scheduler_type") == "constant":  # constant_with_warmup is another word
+        why = f"constant has no warm-up in {translation.tool}"
+        for name in ("warmup_steps", "warmup_ratio"):
+            translation.write(name, {"training.warmup_steps": 0}, why)
+        translation.of_itself({"training.warmup_steps": 0}, why)
     if (translation.number("warmup_steps") or 0) > 0:
         translation.leave("warmup_ratio", "warmup_steps goes before it")
     elif translation.number("warmup_ratio") is not None:
