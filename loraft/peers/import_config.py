@@ -24,6 +24,7 @@ from loraft.peers.training_keys import (
     translate_cadence,
     translate_hub,
     translate_length,
+    translate_order,
     translate_overrides,
     translate_plugins,
     translate_precision,
@@ -132,6 +133,7 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
     translate_schedule(translation)
     translate_cadence(translation)
     translate_trackers(translation)
+    translate_order(translation)
     translate_hub(translation)
     translate_sharding(translation)
     translate_overrides(translation)

@@ -9,6 +9,7 @@ from loraft.config.aliases import name_of
 from loraft.config.schema_info import KEYS
 from loraft.config.yaml_nodes import Value
 from loraft.peers.foreign_file import Peer
+from loraft.peers.row_sources import STREAMS
 from loraft.peers.translation import Translation, ours_of
 
 PRECISIONS = {
@@ -47,6 +48,8 @@ TRACKERS = {
 """Keys that have a run reported, and to whom."""
 
 
+KEEPS_THE_ORDER = {"shuffle_merged_datasets": "curriculum_sampling", "shuffle_dataset": "train_sampling_strategy"}
+"""Keys that say whether rows are shuffled once, and those that say whether they are drawn anew."""
 CHANGES_NOTHING = re.compile(r"cut_cross_entropy|liger|kernels|expert_parallel|swanlab|lm_eval")
 """Plugins of axolotl that compute the same, or measure and report."""
 
@@ -180,6 +183,18 @@ def translate_trackers(translation: Translation) -> None:
             translation.write(name, {"training.report_to": trackers})
     if trackers:
         translation.of_itself({"training.report_to": trackers}, f"{translation.tool} reports where a project is named")
+
+
+def translate_order(translation: Translation) -> None:
+    """Whether rows are shuffled before training, which draws them in another order in any case but for streams."""
+    if any(translation.value(name) for name in STREAMS):
+        return
+    for name, order in (
+        ("shuffle_merged_datasets", "curriculum_sampling"),
+        ("shuffle_dataset", "train_sampling_strategy"),
+    ):
+        why = f"{translation.tool} draws rows anew in each epoch whatever it says, unless {order} keeps their order"
+        translation.leave(name, why)
 
 
 def translate_hub(translation: Translation) -> None:

@@ -33,7 +33,7 @@ HIDDEN = "…"
 NO_ADAPTER = "method: full trains every weight, and has no adapter"
 NO_PAIRS = "it is of pairs of answers, and the rows are examples"
 NOT_QUANTIZED = "nothing is quantized without method: qlora"
-SAYS_MORE = ("activation_offloading", "cosine_min_lr_ratio", "curriculum_sampling", "use_muon")
+SAYS_MORE = ("activation_offloading", "cosine_min_lr_ratio", "use_muon")
 """Keys that change what another key asks for."""
 
 
