@@ -30,7 +30,10 @@ NOT_HERE = (
     "lora_task_type", "rl", "stage",
 )  # fmt: skip
 """Keys that may ask for a training that loraft does not have."""
-OTHERWISE = ("grpo", "rloo", "reward", "ppo", "online_dpo", "gkd", "bco", "prm", "xpo", "distillation", "async_grpo")
+OTHERWISE = (
+    "grpo", "rloo", "reward", "ppo", "online_dpo", "dpo_online", "gkd", "bco", "prm", "xpo", "distillation",
+    "async_grpo",
+)  # fmt: skip
 """Commands and scripts of TRL that loraft has no training for."""
 
 
@@ -87,7 +90,8 @@ def translate_task(translation: Translation) -> None:
     Raises:
         ConfigError: It is another training, by rewards say, or by a loss that there is not.
     """
-    command, peer, where = translation.file.command, translation.file.peer, str(translation.file.path)
+    peer, where = translation.file.peer, str(translation.file.path)
+    command = _training_of(translation.file.command)
     if peer == "trl" and command in OTHERWISE:
         remedy = "loraft trains by examples, and by pairs of answers with task: preference."
         raise ConfigError(f"is a run of {command}, which loraft does not have", where=where, remedy=remedy)
@@ -107,6 +111,12 @@ def translate_task(translation: Translation) -> None:
         translation.write(name, becomes)
     translation.of_itself(becomes, f"what trl {command} trains")
     _add_what_goes_without_saying(translation)
+
+
+def _training_of(command: str | None) -> str | None:
+    """What a subcommand or a script trains by its name: `run_dpo` is dpo."""
+    words = [] if command is None else [command, *command.split("_")]
+    return next((word for word in words if word in (*OTHERWISE, *OF_TRL)), command)
 
 
 def _refuse_without_a_command(translation: Translation) -> None:

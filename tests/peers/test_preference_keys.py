@@ -58,6 +58,10 @@ def test_commands_of_trl(tmp_path: Path) -> None:
     assert (config.task, config.preference.loss, config.preference.beta) == ("preference", "ipo", 0.2)
     assert config.training.learning_rate == 1e-6
     assert imported(tmp_path, f"python x/orpo.py {words}", "train.sh").config.preference.loss == "orpo"
+    assert imported(tmp_path, f"python run_dpo.py {words}", "train.sh").config.task == "preference"
+    for other in ("dpo_online", "reward_modeling"):
+        with pytest.raises(ConfigError, match="is a run of"):
+            imported(tmp_path, f"python {other}.py {words}", "train.sh")
     plain = imported(tmp_path, f"python x/cpo.py {words} --loss_type sigmoid", "train.sh").config
     assert plain.preference.loss == "cpo"
     simple = imported(tmp_path, f"python x/cpo.py {words} --loss_type simpo", "train.sh").config
