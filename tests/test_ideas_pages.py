@@ -24,6 +24,7 @@ def _dtype() -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda path: path.stem)
 def test_the_code_prints_what_stands_below_it(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Words to the letter, figures to their size, for sums round differently from one machine to another."""

@@ -125,6 +125,7 @@ def test_what_no_change_makes_fit_is_refused(config: RunConfig) -> None:
     assert refused.value.problems[0].key == "model.name_or_path"
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_too_large_is_named(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, lora__r=10**7)
     with pytest.raises(ResourceError, match=r"lora\.r: at its smallest"):

@@ -67,6 +67,7 @@ def test_all_methods_see_the_same_rows_over_more_than_an_epoch(tmp_path: Path) -
     assert other.rows_digest != costs[0].rows_digest
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_train(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     cost = measured(config, "lora", tmp_path / "trial", steps=6)

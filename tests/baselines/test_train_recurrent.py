@@ -28,7 +28,7 @@ def accuracy(model: RecurrentModel, rows: list[Example]) -> float:
     return float((logits.argmax(1) == torch.tensor([row.labels[0] for row in rows])).float().mean())
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @both_cells
 def test_it_learns_what_has_to_be_remembered(cell: Cell) -> None:
     found = trained(cell)
@@ -61,6 +61,7 @@ def test_it_ends_at_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.training.rounds == found.training.best_round + PATIENCE
 
 
+@pytest.mark.slow
 def test_it_tells_how_far_it_is() -> None:
     events: list[Event] = []
     found = trained(observer=events.append)
@@ -70,6 +71,7 @@ def test_it_tells_how_far_it_is() -> None:
     assert all(each.done <= each.total for each in said)
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "RATES", {"rnn": (1e30, 1e-2)})
     found = trained("rnn")

@@ -168,6 +168,7 @@ def test_plain_text_is_gone_on_with(place: Path) -> None:
     assert sample["answers"].keys() == {"base", "lstm"}
 
 
+@pytest.mark.slow
 def test_a_network_that_there_is_not_is_refused(place: Path) -> None:
     from loraft import InvalidInputError, load_config, train_baseline
 

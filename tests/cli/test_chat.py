@@ -67,6 +67,7 @@ def test_the_history_is_not_read_again(place: Path) -> None:
     assert again[0] < second[0]
 
 
+@pytest.mark.slow
 def test_an_adapter_answers_as_generate_does_and_voices_change(place: Path) -> None:
     adapters = ("--adapter", "a=a", "--adapter", "b=b")
     lines = ("hi", "/reset", "/adapter b", "hi", "/reset", "/adapter none", "hi", "/adapter", "/adapter c")

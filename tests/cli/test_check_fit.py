@@ -21,6 +21,7 @@ def test_a_run_is_planned_for_a_gpu_that_is_not_here(loraft: Loraft, config: Wri
     assert any("planned for a GPU of 24.0 GB" in note for note in document["notes"])
 
 
+@pytest.mark.slow
 def test_a_run_is_planned_for_several_gpus(loraft: Loraft, config: WriteConfig) -> None:
     path, memory = str(config()), ("--gpu-memory", "24GB")
     one, two = (

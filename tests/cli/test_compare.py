@@ -37,6 +37,7 @@ def document(place: Path, *words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_json_has_every_figure_of_every_method(place: Path, here: pytest.MonkeyPatch) -> None:
     found = document(place, "--steps", "2")
     assert found.keys() == {

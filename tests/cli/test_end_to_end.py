@@ -95,6 +95,7 @@ def test_check_counts_rows_that_are_there_twice_and_names_them_when_asked(place:
     assert "1 training row repeats an earlier one, the first twice.jsonl:3" in named.stderr
 
 
+@pytest.mark.slow
 def test_a_stream_is_checked_and_trained_on(place: Path) -> None:
     streaming = ("data.streaming=true", "data.eval=null", "training.output_dir=streamed")
     told = loraft("check", "c.yaml", *streaming, "--json", cwd=place)
@@ -184,6 +185,7 @@ def test_runs_without_a_name_are_numbered(place: Path) -> None:
     assert sorted(os.listdir(place / "runs")) == ["c-1", "c-2"]
 
 
+@pytest.mark.slow
 def test_an_adapter_on_another_base_is_refused(place: Path) -> None:
     """C23 from the command line."""
     assert loraft("train", "c.yaml", cwd=place).returncode == 0

@@ -50,7 +50,7 @@ def place(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "place"
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("target", ["run", "c.yaml", "run/adapter", "run/checkpoints/step-000004"])
 def test_a_run_is_measured_on_its_own_held_out_rows(place: Path, target: str) -> None:
     """The loss is that which training logged last."""
@@ -75,6 +75,7 @@ def test_c38_the_batch_size_changes_no_figure(place: Path, batch_size: str) -> N
     assert (told["tokens"], told["metrics"]) == (alone["tokens"], alone["metrics"])
 
 
+@pytest.mark.slow
 def test_the_table_shows_base_adapter_and_difference(place: Path) -> None:
     words = ("evaluate", "a", "--data", "rows.jsonl", *SETTINGS, "--baseline", "--metrics", "bleu,rouge")
     done = loraft(*words, cwd=place)
@@ -112,6 +113,7 @@ def test_of_several_adapters_the_figures_say_whose_they_are(place: Path) -> None
     assert re.search(r"figures of +a$", alone.stdout, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_rows_are_written_with_prediction_reference_loss_and_tokens(place: Path) -> None:
     words = ("evaluate", "a", "--data", "rows.jsonl", *SETTINGS, "--output", "o.jsonl")
     assert loraft(*words, "--limit", "4", cwd=place).returncode == 0

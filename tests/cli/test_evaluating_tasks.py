@@ -98,6 +98,7 @@ def test_translations_are_generated_measured_and_written(place: Path) -> None:
     assert lines[0]["baseline"].keys() == {"prediction", "finish_reason", "loss"}
 
 
+@pytest.mark.slow
 def test_classes_are_told_measured_and_written(place: Path) -> None:
     done = loraft("evaluate", "topics", "--data", "topics.jsonl", "--output", "o.jsonl", cwd=place)
     assert done.returncode == 0, done.stderr

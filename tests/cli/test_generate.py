@@ -84,6 +84,7 @@ def test_json_is_the_completion(loraft: Loraft) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("place")
 def test_a_dash_reads_standard_input(loraft: Loraft, calls: Calls) -> None:
     for stdin, prompt in (("two\nlines\n", "two\nlines"), ("", ""), ("é\n\n", "é\n")):

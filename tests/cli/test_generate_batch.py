@@ -32,6 +32,7 @@ def test_json_of_several_prompts_is_a_list(loraft: Loraft) -> None:
     assert len(documents[0]["token_ids"]) == len(documents[0]["logprobs"]) == 9
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts(loraft: Loraft, calls: Calls) -> None:
     Path("p.jsonl").write_text('{"prompt": "Capital?"}\n{"prompt": "Where?"}\n{"prompt": "One?"}\n')
     words = ["generate", "run", "--input", "p.jsonl", "--output", "o.jsonl", "--temperature", "0"]

@@ -117,6 +117,7 @@ def test_c43_a_hostile_adapter_that_names_a_path_as_its_base(
     assert left == before
 
 
+@pytest.mark.slow
 def test_c43_a_hostile_adapter_that_names_another_base(place: Path, tmp_path: Path) -> None:
     base_in(tmp_path / "other", seed=3)
     for record in (True, False):

@@ -158,6 +158,7 @@ def test_c14_an_adapter_is_shown_with_its_base_and_the_dtypes_of_both(here: Path
     assert "lora_B" not in every
 
 
+@pytest.mark.slow
 def test_two_adapters_are_compared(here: Path) -> None:
     adapter(here / "one")
     adapter(here / "two", seed=5)

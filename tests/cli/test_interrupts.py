@@ -73,7 +73,7 @@ def running(place: Path, *words: str) -> Iterator[Run]:
             run.end()
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_what_stops_a_run_saves_it(place: Path, number: int, code: int) -> None:
     with running(place, *ENDLESS) as run:

@@ -103,6 +103,7 @@ def test_a_single_word_beside_adapters_is_where_to_write_unless_it_is_a_base(lor
         assert done.exit_code == code, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("weak")
 def test_a_merge_that_lost_the_adapter_fails(loraft: Loraft) -> None:
     result = loraft("merge", "lost")

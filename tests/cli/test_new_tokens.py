@@ -99,6 +99,7 @@ def test_an_adapter_with_new_tokens_is_the_same_in_plain_peft_and_merged(tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_new_tokens_are_merged_where_the_files_have_a_head_apart_that_the_config_ties(tmp_path: Path) -> None:
     """Loading leaves the two apart, and so the rows of both are trained; the merged model's config ties nothing."""
     folder = place(tmp_path, vocab_size=301, tie_word_embeddings=True)

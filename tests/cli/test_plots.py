@@ -20,6 +20,7 @@ def drawn(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_names_title_and_axes_are_text_of_the_picture(tmp_path: Path) -> None:
     text = drawn(tmp_path / "p.svg").decode()
     for words in ("falls &amp; falls", "dashed", "What falls", "distance", "norm"):

@@ -100,7 +100,7 @@ def test_an_encoder_decoder_learns_which_of_two_dialects_to_answer_in(tmp_path: 
     assert answered.returncode == 0, answered.stderr
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("rows", "words", "named"),
     [

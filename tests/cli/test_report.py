@@ -40,6 +40,7 @@ def place(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "place"
 
 
+@pytest.mark.slow
 def test_a_page_a_few_lines_and_the_same_as_json(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     words = ("report", "run", "--answers", "1", "--max-new-tokens", "2")

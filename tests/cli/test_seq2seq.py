@@ -133,7 +133,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", BAD_ROWS)
 def test_a_bad_pair_is_named_with_line_and_field(place: Path, bad: str) -> None:
     row, messages = BAD_ROWS[bad]

@@ -52,7 +52,7 @@ def test_help_and_version_on_a_full_disk(to_full: ToFull, words: list[str]) -> N
     is_told(to_full(*words))
 
 
-@pytest.mark.slow_after(8)
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize(
     "words",
     [
@@ -103,6 +103,7 @@ def test_every_command_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monkey
         is_told(to_full(*command, "--json"))
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_says_it_once_and_ends_with_3() -> None:
     with FULL.open("wb") as full:
         done = subprocess.run(
@@ -136,6 +137,7 @@ def test_a_closed_standard_output_is_refused_before_anything_is_done() -> None:
     assert "standard output is closed" in done.stderr
 
 
+@pytest.mark.slow
 def test_where_standard_error_is_closed_the_exit_code_and_the_document_tell(tmp_path: Path) -> None:
     words = ["bash", "-c", f"{sys.executable} -m loraft check not-there.yaml --json 2>&-"]
     done = subprocess.run(

@@ -74,7 +74,7 @@ def test_from_a_quantized_folder_to_a_merged_model(tmp_path: Path, kind: str, dt
         assert seen["layers"][0]["modules"][0]["dtype"] == WORDS_FOR.get(kind, kind)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "trained_in"),
     [(kind, dtype) for kind in ("gptq", "nf4") for dtype in ("bfloat16", "float32")]
@@ -122,6 +122,7 @@ def test_qlora_on_a_quantized_folder_trains_what_lora_does(tmp_path: Path) -> No
     assert losses(folder) == first
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(
     ("kind", "overrides"),
     [

@@ -21,6 +21,7 @@ from tests.words import Wording
 Fault = Callable[[RunFolder], None]
 
 
+@pytest.mark.slow
 def test_train_ends_with_the_result_and_how_to_try_it(loraft: Loraft, config: WriteConfig) -> None:
     result = loraft("train", str(config()))
     assert result.exit_code == 0
@@ -55,6 +56,7 @@ def test_train_json_is_one_document(loraft: Loraft, config: WriteConfig) -> None
     assert document["best_step"] == document["saved_step"] == 4
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("options", "given"),
     [
@@ -107,6 +109,7 @@ def bug(_: RunFolder) -> None:
     raise RuntimeError("a bug")
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize(
     ("where", "fault", "exit_code"),
     [

@@ -135,6 +135,7 @@ def test_c45_what_yaml_allows_and_a_config_does_not(tmp_path: Path, text: str | 
     assert first.where == where
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize(
     "bomb",
     [

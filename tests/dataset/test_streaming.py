@@ -150,6 +150,7 @@ def test_c10_an_epoch_trains_on_every_token_in_the_steps_that_were_told(tmp_path
     assert trained == sum(example.trained for example in prepared(path, streaming=False).train)
 
 
+@pytest.mark.slow
 def test_a_bad_row_stops_the_stream_with_its_line_or_is_counted(tmp_path: Path) -> None:
     late = write(tmp_path / "a.jsonl", [*rows(1200), "{bad", {"prompt": "", "completion": "x"}])
     data = prepared(late)

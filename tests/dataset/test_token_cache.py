@@ -172,6 +172,7 @@ def test_another_vocabulary_of_a_tokenizer_in_python_is_noticed(place: Place, tm
     assert place.reads == 2
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["rows/fields.py", "tokenization/__init__.py", "tasks/__init__.py",
                                   "dataset/__init__.py", "figures.py"])  # fmt: skip
 def test_the_program_is_all_that_makes_tokens(tmp_path: Path, name: str) -> None:

@@ -78,6 +78,7 @@ def test_the_figures_are_those_of_the_rows_in_the_file(place: Path, tmp_path: Pa
     assert found.measured.loss == pytest.approx(math.fsum(line["loss"] for line in lines) / 23)
 
 
+@pytest.mark.slow_after(1)
 def test_classes_are_those_of_the_adapter_whatever_the_rows_have(place: Path, tmp_path: Path) -> None:
     """Rows of one class, one by its number; and a pair, of which both texts are shown."""
     rows = [{"text": "late", "text_pair": "the order", "label": "other"}, {"text": "so", "label": 2}]

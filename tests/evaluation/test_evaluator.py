@@ -143,6 +143,7 @@ def test_plain_text_has_a_loss_alone(place: Path, tmp_path: Path) -> None:
     assert found.measured.loss > 0
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_on_what_it_held_out_to_the_loss_of_its_training(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, data__eval=0.4, training__num_train_epochs=1)
     trained = api.train(config)

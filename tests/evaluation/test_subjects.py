@@ -71,6 +71,7 @@ def test_a_run_is_measured_on_the_pairs_that_it_held_out_as_it_measured_them(pla
     assert margin.difference == pytest.approx(found.measured.metrics["margin"])
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_rows_in_the_file_and_of_the_formula(place: Path, tmp_path: Path) -> None:
     """Each row against Rafailov's equation 7 on transformers' logits, row by row; 1e-5: float32 sums of them."""
     found = evaluated(place / "run", data=place / "pairs.jsonl", output=tmp_path / "o.jsonl", batch_size=3)

@@ -27,7 +27,7 @@ def of_transformers(model: PreTrainedModel, prompt: list[int], stops: list[int] 
     return answer[:-1] if stops and answer[-1] in stops else answer
 
 
-@pytest.mark.slow_after(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", mostly_slow(["llama", "gpt2", "bloom", "t5", "bart", "marian"], "llama"))
 @pytest.mark.parametrize(
     "settings",

@@ -112,7 +112,7 @@ def test_what_the_encoder_read_takes_no_position_of_the_decoder() -> None:
         answer(model, [5] * 17)
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", TYPES)
 def test_an_answer_that_must_end_at_its_limit_is_that_of_transformers(model_type: str) -> None:
     """BART's and Marian's forced_eos_token_id: the last token that the limit allows is the end, and no other."""
@@ -136,7 +136,7 @@ def test_a_saved_length_of_the_whole_is_that_of_transformers(model_type: str) ->
     assert len(expected) == 8
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("last", [(), (2,)], ids=["free", "forced end"])
 def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...]) -> None:
@@ -150,7 +150,7 @@ def test_beams_are_those_of_transformers(model_type: str, last: tuple[int, ...])
         assert list(found.token_ids) == expected
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", TYPES)
 def test_sampled_answers_do_not_depend_on_their_neighbours(model_type: str) -> None:
     """Row n of a batch draws from seed + n, from the distribution that it would have alone."""

@@ -92,6 +92,7 @@ def test_c36_a_stream_without_a_cache_is_one_with(model_type: str) -> None:
         assert cached.logprobs == pytest.approx(uncached.logprobs, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_drawn_row_depends_on_its_seed_and_not_on_its_batch() -> None:
     model = tiny_model("llama")
     rows = prompts(7)
@@ -141,7 +142,7 @@ def test_a_stop_id_at_once_is_an_empty_answer() -> None:
     assert list(stream(model, TOKENIZER, [5, 6, 7], rules=GREEDY, max_new_tokens=4, stop_ids=(stop,))) == []
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [["the", "and"], ["e"], ["zzzz"]])
 def test_a_stop_text_ends_the_answer_and_is_not_in_its_text(stops: list[str]) -> None:
     """Its tokens are in `token_ids`, as without it; what might have become one comes with a later token or the end."""

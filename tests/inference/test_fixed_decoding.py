@@ -67,7 +67,7 @@ def answers(model: nn.Module, rules: SamplingParams = GREEDY, **more: bool) -> l
     )  # type: ignore[arg-type]
 
 
-@pytest.mark.slow_after(3)
+@pytest.mark.slow_after(1)
 @pytest.mark.usefixtures("taped")
 @pytest.mark.parametrize("rules", [GREEDY, SamplingParams(temperature=1.0, repetition_penalty=1.2)])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "t5"])

@@ -42,6 +42,7 @@ def session(tmp_path: Path) -> Session:
     return open_session(ModelRequest(str(base_in(tmp_path / "base", max_position_embeddings=48))))
 
 
+@pytest.mark.slow
 def test_it_is_told_before_answers_that_may_go_on(session: Session) -> None:
     opened = api.load(str(session.loaded.folder))
     assert isinstance(opened, api.OpenModel)

@@ -66,6 +66,7 @@ def test_the_base_lies_in_memory_once(place: Path) -> None:
     assert {parameter.requires_grad for parameter in session.model.parameters()} == {False}
 
 
+@pytest.mark.slow
 def test_gradients_stay_off_after_every_voice(place: Path) -> None:
     session = opened(place, "plain", "whole")
     for name in ("whole", BASE, "plain"):
@@ -146,6 +147,7 @@ def test_an_adapter_of_4_bits_beside_one_of_16(place: Path, tmp_path: Path) -> N
     assert any("the adapter q was trained on its base in nf4" in note for note in plain.notes)
 
 
+@pytest.mark.slow
 def test_c12_a_4_bit_base_answers_the_same_after_any_number_of_answers_and_switches(
     place: Path, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def test_checkpointed_layers_tell_the_same(tmp_path: Path) -> None:
     assert [each.norm for each in again.layers] == pytest.approx([each.norm for each in plain.layers])
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("task", ["seq2seq_lm", "seq_cls"])
 def test_other_tasks(tmp_path: Path, task: str) -> None:
     found = inspect_gradients(tiny_config(tmp_path, task=task)).gradients

@@ -71,6 +71,7 @@ def test_a_module_that_was_trained_whole_is_put_back_too(tmp_path: Path, base: P
     assert torch.equal(model.get_submodule(name).weight, whole)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_found_before_it_is_written(tmp_path: Path, base: Path) -> None:
     own_adapter(tmp_path / "adapter", base, target_modules=["q_proj"], amount=1e30)
     with pytest.raises(NonFiniteError, match=r"q_proj.* holds NaN or infinity"):

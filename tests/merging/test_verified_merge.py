@@ -259,7 +259,7 @@ LEFT_OUT = {
 }
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LEFT_OUT)
 def test_c25_a_tensor_that_a_merge_leaves_out_is_found_in_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str

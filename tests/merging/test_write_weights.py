@@ -184,6 +184,7 @@ def test_an_old_name_of_a_head_is_merged_under_it(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_c25_the_sum_is_float32_and_cast_once(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", dtype=torch.bfloat16)
     peft_adapter(tmp_path / "adapter", base)

@@ -81,7 +81,8 @@ def test_of_the_keys_of_examples_at_least_95_of_100_are_answered(peer: Peer) -> 
     assert share >= 0.99, unanswered
 
 
-@pytest.mark.parametrize("peer", ["axolotl", "llama-factory", "trl"])
+@pytest.mark.slow_after(1)
+@pytest.mark.parametrize("peer", ["trl", "llama-factory", "axolotl"])
 def test_each_key_of_an_example_has_one_row(peer: Peer) -> None:
     for file, rows in outcomes(peer):
         if isinstance(rows, list):
@@ -89,6 +90,7 @@ def test_each_key_of_an_example_has_one_row(peer: Peer) -> None:
             assert sorted(of_the_file) == sorted(key.written for key in file.keys.values()), file.path
 
 
+@pytest.mark.slow
 def test_every_example_of_lora_on_one_gpu_becomes_a_config_that_the_schema_takes() -> None:
     asked = {peer: [(file, rows) for file, rows in outcomes(peer) if is_one_gpu_lora(file)] for peer in get_args(Peer)}
     assert [(file.path, rows) for found in asked.values() for file, rows in found if not isinstance(rows, list)] == []
@@ -106,6 +108,7 @@ def test_every_field_of_trl_is_answered() -> None:
     assert {name for name in names - of_rows if not places_of(name) and answer_to_key(name, True) is None} == set()
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_no_training_of_ours() -> None:
     refused = {
         str(file.path): str(error)

@@ -64,6 +64,7 @@ def test_what_is_learned_is_the_loss_of_transformers(tmp_path: Path, model_type:
     assert run.router_aux_loss_coef > 0
 
 
+@pytest.mark.slow
 def test_c49_padding_counts_for_nothing(tmp_path: Path) -> None:
     """C49: rows end to end, with and without padding behind them, and padded rows have one loss of their routers."""
     found = []

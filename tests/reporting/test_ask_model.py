@@ -46,6 +46,7 @@ def test_the_end_of_a_run_writes_its_report_without_asking_the_model(run: Path) 
     assert read_records(run).planned_steps == 2
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_evaluate(run: Path, told: RunReport) -> None:
     assert told.findings is not None
     evaluated = api.evaluate(str(run), baseline=True, metrics=["loss"])

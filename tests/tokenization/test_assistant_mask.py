@@ -179,7 +179,7 @@ def _cut(random: Random) -> PromptCompletion:
     return PromptCompletion(text[:at], text[at:])
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("trim_offsets", [False, True])
 @pytest.mark.parametrize("bos", [None, "<s>"])
 def test_c5_a_completion_is_learned_behind_the_tokens_of_its_prompt(bos: str | None, trim_offsets: bool) -> None:

@@ -42,7 +42,7 @@ def gradients(folder: Path, model_type: str, cell: tuple[int, int], **overrides:
     return step
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
 def test_c9_gradients_do_not_depend_on_accumulation(tmp_path: Path, model_type: str, method: str) -> None:

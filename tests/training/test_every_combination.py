@@ -43,7 +43,7 @@ def train_two_steps(config: RunConfig, *, norms_in_float32: bool = False) -> Non
     assert not still
 
 
-@pytest.mark.slow_after(5)
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(("task", "packing"), LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

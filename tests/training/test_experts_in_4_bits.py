@@ -167,6 +167,7 @@ def test_an_expert_that_is_not_finite_is_named(tmp_path: Path) -> None:
         take_step(run, 1, run.prepare(window), Throughput(0))
 
 
+@pytest.mark.slow
 def test_experts_that_are_read_past_their_module_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """That is found by experiment: there the tensor that stands in for them is read."""
     model = build("olmoe", "causal")

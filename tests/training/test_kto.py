@@ -28,6 +28,7 @@ def config_of(folder: Path, rows: list[dict[str, Any]] | None = None, **options:
     return tiny_config(folder, **{"task": "preference", **given})
 
 
+@pytest.mark.slow
 def test_kto_begins_at_one_half_and_parts_the_rewards_of_both_kinds(tmp_path: Path) -> None:
     events: list[Any] = []
     options = {"training__max_steps": 8, "training__eval_steps": 8, "training__learning_rate": 0.02}

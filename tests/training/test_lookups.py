@@ -69,6 +69,7 @@ def test_so_do_evaluating_and_answering(run: tuple[str, Path, Counter[Any], Coun
         assert asked == {("org/base", False): 1, ("org/base", True): 1}, verb
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("data", mostly_slow([None, "rows.jsonl"], None))
 def test_evaluating_reads_each_file_of_rows_once(
     run: tuple[str, Path, Counter[Any], Counter[Any]], data: str | None, monkeypatch: pytest.MonkeyPatch

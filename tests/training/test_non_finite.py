@@ -182,6 +182,7 @@ def test_a_run_that_goes_on_to_steps_that_are_left_out_logs_what_was_trained_bef
     assert min(logged["loss"], logged["grad_norm"], logged["learning_rate"]) > 0
 
 
+@pytest.mark.slow
 def test_so_many_in_a_row_end_the_run_as_one_does_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, state = tiny_fit(tiny_config(tmp_path, training__on_nonfinite="skip", training__max_steps=20))
     overflowing(monkeypatch, 1, *range(3, 20))

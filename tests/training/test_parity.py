@@ -21,7 +21,7 @@ SETUPS = {"2x2": (2, 2), "1x4": (1, 4)}
 TASKS = ("causal_lm", "seq2seq_lm", "seq_cls")
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 @pytest.mark.parametrize("task", TASKS)
 def test_c9_accumulation_gives_the_gradient_of_the_whole(tmp_path: Path, task: str, method: str) -> None:
@@ -55,6 +55,7 @@ def test_c9_accumulation_gives_the_gradient_of_the_whole(tmp_path: Path, task: s
             close(ours, theirs, 1e-10 if method == "full" else 1e-5)
 
 
+@pytest.mark.slow
 def test_c9_an_uneven_last_window_of_weighted_classes_is_whole(tmp_path: Path) -> None:
     """C9: a class counts what it weighs in the whole window, however its rows are spread over batches."""
     options: dict[str, Any] = {

@@ -262,6 +262,7 @@ def test_a_model_whose_files_have_other_names_goes_on_from_its_own_checkpoint(tm
     assert (again.saved / "model.safetensors").read_bytes() == (whole.saved / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_checkpoints_are_gone_is_not_begun_anew_over_its_result(tmp_path: Path) -> None:
     done = api.train(longer(tmp_path, 4))
     shutil.rmtree(tmp_path / "run/checkpoints")

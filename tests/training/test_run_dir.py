@@ -20,6 +20,7 @@ def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
     return tiny_config(tmp_path, training__output_dir=str(tmp_path / output), training__max_steps=2, **overrides)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     first = api.train(config_of(tmp_path, "run"))
@@ -33,6 +34,7 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
     assert (second.saved / "adapter_model.safetensors").read_bytes() != before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_to_be_replaced_stands_until_the_new_one_can_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

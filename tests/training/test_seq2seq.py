@@ -121,7 +121,7 @@ def test_c11_the_rows_of_a_batch_do_not_see_each_other(variant: str, training: b
     assert not torch.equal(found[0][1], found[1][1])
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_c13_gradient_checkpointing_changes_no_gradient(tmp_path: Path, method: str, model_type: str) -> None:

@@ -131,6 +131,7 @@ def test_noise_is_on_what_is_trained_and_on_no_padding(tmp_path: Path, task: str
         assert (added[bounds > 0] > 0.5 * bounds[bounds > 0]).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_step_is_noisy_and_an_evaluation_is_not(tmp_path: Path) -> None:
     losses, measured = [], []
     for alpha in (None, ALPHA):

@@ -47,6 +47,7 @@ def test_a_tracker_that_cannot_be_opened_is_refused_by_its_key(tmp_path: Path, m
     assert (problem.key, problem.message.rpartition("-")[2]) == ("training.report_to", "mine is gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["log", "finish"])
 def test_a_tracker_that_fails_on_the_way_is_told_of_once_and_the_run_goes_on(
     act: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -155,6 +155,7 @@ def test_a_kill_before_older_checkpoints_are_removed_leaves_none_too_many(tmp_pa
     assert sorted(path.name for path in done.iterdir()) == kept
 
 
+@pytest.mark.slow
 def test_c30_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     done = api.train(config_of(tmp_path, "run"))
@@ -169,6 +170,7 @@ def test_c30_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path) -> No
     assert any(note.startswith("going on from step-00000") for note in notes)
 
 
+@pytest.mark.slow
 def test_resume_without_a_checkpoint_begins_at_step_0_and_says_so(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     notes: list[str] = []
@@ -382,6 +384,7 @@ def stopped_early(tmp_path: Path) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     result = api.train(stopped_early(tmp_path))
@@ -396,6 +399,7 @@ def test_early_stopping_saves_the_best_weights(tmp_path: Path) -> None:
     assert f"last training loss: {loss:.4f}" in card, "not that of steps whose weights are not saved"
 
 
+@pytest.mark.slow
 def test_c30_best_weights_that_were_damaged_meanwhile_are_not_saved(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     notes: list[str] = []
@@ -453,6 +457,7 @@ def test_a_tensorboard_tracker_gets_the_metrics(tmp_path: Path) -> None:
     assert list((result.run_folder / "trackers").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_the_manifest_tells_versions_and_fingerprints_and_no_absolute_path(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     place = str(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.zoo.alone import Failed, train_alone
 from tests.zoo.models import ALL, GROUPS, MOST_USED
-from tests.zoo.not_alone import NOT_ALONE, trained_alone
+from tests.zoo.not_alone import NOT_ALONE, of_this_version, trained_alone
 from tests.zoo.not_yet import NOT_YET
 
 UNTOLD = [each for each in ALL if each in NOT_ALONE or each in NOT_YET]
@@ -31,6 +31,7 @@ def test_transformers_and_peft_alone(group: str, model_type: str) -> None:
     assert (failed and failed[0]) == (expected and expected[0]), failed
 
 
+@of_this_version
 def test_the_zoo_has_its_types() -> None:
     """177 causal types are trained by transformers and peft alone, and so is all that is used most."""
     trained = Counter(group for group, name in ALL if trained_alone(group, name))

@@ -42,7 +42,7 @@ KERNELS: dict[str, tuple[list[str], dict[str, str], dict[str, Any]]] = {
 """Of each kernel the tensors in the model's dtype, its other arguments by type, and what it is compiled for."""
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", KERNELS)
