@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
@@ -26,9 +27,11 @@ from loraft.tokenization.content_marks import APART, THINKS, Places, find_parts,
 from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_budget import TemplateBoundError
 from loraft.tokenization.template_sandbox import Plain, render_bounded
+from loraft.tokenization.turn_end import TurnEnd
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 KEY = "data.chat_template"
+FUNCTION = {"name": "f", "description": "f", "parameters": {"type": "object", "properties": {}}}
 
 Starts = Mapping[int, int | None]
 
@@ -55,48 +58,46 @@ class ChatTemplate:
 
     Attributes:
         tokenizer: It brings the special tokens that the template may print.
-        end_of_turn: The token that the template prints after the assistant's last content; None where it prints none.
+        end: What the template prints after the assistant's content.
         tools: The tools of the conversation at hand.
         arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
     """
 
     tokenizer: PreTrainedTokenizerBase
     text: str
+    end: TurnEnd
     origin: str = "the tokenizer"
-    end_of_turn: str | None = None
     tools: Tools = ()
     arguments_as_text: bool = False
 
     @classmethod
     def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str, origin: str = "the tokenizer") -> ChatTemplate:
-        """The template; its end of turn, and how it takes arguments, found by rendering a few messages.
+        """The template; how it ends turns, and takes arguments, found by rendering a few messages.
 
         Raises:
             DataError: The template cannot render that conversation.
         """
-        template = cls(tokenizer, text, origin)
+        template = cls(tokenizer, text, TurnEnd.unknown(tokenizer), origin)
         (mark,) = unused_characters(text)
-        asked, answered = Message("user", "Question"), Message("assistant", f"Answer{mark}")
-        after = template.render([asked, answered]).rpartition(mark)[2]
-        tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-        longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
-        found = re.match(rf"\s*({'|'.join(map(re.escape, longest_first))})", after) if longest_first else None
+        asked = Message("user", "Question")
+        turns = [asked, Message("assistant", f"Answer{mark}")]
+        with_tools = replace(template, tools=({"type": "function", "function": FUNCTION},))
+        if _or_nothing(template.render, turns) is None and _or_nothing(with_tools.render, turns):
+            template = with_tools  # it prints no conversation without
+        last, earlier = template.render(turns), _or_nothing(template.render, [*turns, asked]) or ""
+        end = template.end.found(last.partition(mark)[2], earlier.partition(mark)[2], tokenizer.eos_token)
+        template = replace(template, end=end)
         call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {}}}
         calls = [asked, Message("assistant", "", more={"tool_calls": [call]})]
-        template = replace(template, end_of_turn=found[1] if found else None)
         takes_text = replace(template, arguments_as_text=True)
         as_text = _or_nothing(template.render, calls) is None and _or_nothing(takes_text.render, calls)
-        return takes_text if as_text else template
+        return replace(takes_text if as_text else template, tools=())
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to say about the template, a sentence each."""
-        notes = []
-        if self.end_of_turn is None:
-            notes.append("the chat template prints no token after an answer: the model does not learn to stop")
-        if "strftime_now" in self.text:
-            notes.append("the chat template prints the date of the day: rows prepared on another day differ")
-        return tuple(notes)
+        dated = "the chat template prints the date of the day: rows prepared on another day differ"
+        return (*self.end.notes, *([dated] if "strftime_now" in self.text else []))
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text of `messages`.
@@ -146,12 +147,18 @@ class ChatTemplate:
         findings = left_out(messages, places, f"{APART}; or name another template")
         starts = self._prompt_ends(messages, text)
         marked = heed_marks and MARKS.search(self.text)
-        spans = self._marked(messages, wanted) if marked else self._spans(messages, wanted, text, places, starts)
+        if marked:
+            spans = self._marked(messages, wanted, places)
+        else:
+            spans = self._spans(messages, wanted, text, places, starts)
+            said = (own[-1][1] for turn, own in spans.items() if "tool_calls" not in messages[turn].more)
+            findings += self.end.findings(text, said)
         for turn in (turn for turn in wanted if turn in starts and starts[turn] is None):
-            findings += self._other_prompt(messages[:turn], text, spans[turn][0])
-        borders = {**starts, **{turn: start for turn, (start, _) in spans.items()}}
-        order = sorted({border for turn, border in borders.items() if messages[turn].role == "assistant" and border})
-        return RenderedTurns(text, tuple(spans.values()), tuple(order), tuple(dict.fromkeys(findings)))
+            findings += self._other_prompt(messages[:turn], text, spans[turn][0][0])
+        begins = {turn: own[0][0] for turn, own in spans.items() if messages[turn].role == "assistant"}
+        borders = {**begins, **{turn: start for turn, start in starts.items() if start is not None}}
+        order = sorted({border for border in borders.values() if border})
+        return RenderedTurns(text, tuple(chain(*spans.values())), tuple(order), tuple(dict.fromkeys(findings)))
 
     def answer(self, messages: Sequence[Message]) -> RenderedTurns:
         """The last message behind the prompt that generation feeds, whatever the template prints of both together.
@@ -163,16 +170,19 @@ class ChatTemplate:
         if last == 0:  # nothing is asked
             return self.turns(messages, [0])
         prompt, borders = self.asked(messages[:-1])
-        text, places = find_parts(self._plain(messages), self.tools, self._print, last)
-        findings = left_out(messages, places, "name another template, or leave such rows out")
-        starts, marked = self._prompt_ends(messages, text), MARKS.search(self.text)
-        spans = self._marked(messages, [last]) if marked else self._spans(messages, [last], text, places, starts)
-        start, stop = spans[last]
-        begins = starts[last]
-        begins = start if begins is None else begins
+        text, places = find_parts(self._plain(messages), self.tools, self._print)
+        own = {part: found for part, found in places.items() if part.turn == last}
+        findings = left_out(messages, own, "name another template, or leave such rows out")
+        starts = self._prompt_ends(messages, text)
+        if MARKS.search(self.text):
+            (said,) = self._marked(messages, [last], places).values()
+        else:
+            (said,) = self._spans(messages, [last], text, places, starts).values()
+        begins = starts.get(last)
+        begins = said[0][0] if begins is None else begins
         moved = len(prompt) - begins
-        span = (start + moved, stop + moved)
-        return RenderedTurns(prompt + text[begins:], (span,), (*borders, len(prompt)), tuple(findings))
+        spans = tuple((start + moved, stop + moved) for start, stop in said)
+        return RenderedTurns(prompt + text[begins:], spans, (*borders, len(prompt)), tuple(findings))
 
     def _print(self, messages: Plain, tools: Plain) -> str:
         return self._printed(messages, tools)[0]
@@ -200,22 +210,28 @@ class ChatTemplate:
         return header if header.startswith(alone) else alone
 
     def _prompt_ends(self, messages: Sequence[Message], text: str) -> dict[int, int | None]:
-        """Where the prompt of each assistant's turn ends in `text`; None where it is no beginning of it."""
+        """Where the prompt of each assistant's turn ends in `text`; None where it is no beginning of it.
+
+        An answer behind another one has none where the template does not ask for it.
+        """
         ends: dict[int, int | None] = {}
         for turn in (turn for turn, message in enumerate(messages) if turn and message.role == "assistant"):
-            prompt = _or_nothing(self.prompt, messages[:turn])
+            before = messages[:turn]
+            prompt = _or_nothing(self.prompt, before)
+            if before[-1].role == "assistant" and prompt == _or_nothing(self.render, before):
+                continue
             ends[turn] = len(prompt) if prompt is not None and text.startswith(prompt) else None
         return ends
 
     def _spans(
         self, messages: Sequence[Message], wanted: Sequence[int], text: str, places: Places, starts: Starts
-    ) -> dict[int, Span]:
+    ) -> dict[int, list[Span]]:
         """Where in `text` the messages `wanted` are said, ends of turn included."""
         spans = {}
         for turn in wanted:
             start = starts.get(turn)
             start = self._says_from(messages, turn, text, self.render) if start is None else start
-            spans[turn] = (start, self._end(messages, turn, text, places))
+            spans[turn] = [(start, self._end(messages, turn, text, places))]
         return spans
 
     def _says_from(
@@ -226,11 +242,13 @@ class ChatTemplate:
         Tokenizers join spaces to the word that follows, so those before it belong to it.
         """
         (mark,) = unused_characters(text)
-        says_other = [*messages[:turn], Message(messages[turn].role, mark), *messages[turn + 1 :]]
-        other = _or_nothing(render, says_other)
-        if other is None:
-            raise _not_found()
-        return len(text[: shared_beginning(text, other)].rstrip(" "))
+        calls = [{"type": "function", "function": {"name": mark, "arguments": {}}}]
+        for more in ({}, {"tool_calls": calls}):  # templates refuse what a tool says where nothing calls it
+            said = Message(messages[turn].role, mark, more=more)
+            other = _or_nothing(render, [*messages[:turn], said, *messages[turn + 1 :]])
+            if other is not None:
+                return self.end.token_start(text, len(text[: shared_beginning(text, other)].rstrip(" ")))
+        raise _not_found()
 
     def _end(self, messages: Sequence[Message], turn: int, text: str, places: Places) -> int:
         """The end of a turn in `text`: behind its last part and the end-of-turn token that follows."""
@@ -239,43 +257,53 @@ class ChatTemplate:
             found = places[max(contents, key=lambda part: part.end)] if contents else ()
             if len(found) != 1:
                 raise _not_found()
-            return self._turn_end(text, found[0])
-        own = [place for part, found in places.items() if part.turn == turn for place in found]
+            return self.end.behind(text, found[0])
+        own = {part: found[0] for part, found in places.items() if part.turn == turn and found}
         later = [place for part, found in places.items() if (part.turn or 0) > turn for place in found]
-        if own and self.end_of_turn is not None:
-            end = text.find(self.end_of_turn, max(own), min(later, default=len(text)))
+        stop = self.end.stop_token
+        if own and stop is not None:
+            end = text.find(stop, max(own.values()), min(later, default=len(text)))
             if end >= 0:
-                return end + len(self.end_of_turn)
-        until = self.render(messages[: turn + 1]).rstrip()  # where no token ends a turn, the text does
-        if not text.startswith(until):
+                return end + len(stop)
+        # It ends as it does where nothing follows, behind the last part that stands in both.
+        alone, ends = find_parts(self._plain(messages[: turn + 1]), self.tools, self._print, turn)
+        at, rest = max(((own[part], alone[ends[part][0] :]) for part in own if ends.get(part)), default=(0, alone))
+        if not text.startswith(rest.rstrip(), at):
             raise _not_found()
-        return len(until)
+        return at + len(rest.rstrip())
 
     def _other_prompt(self, asked: Sequence[Message], text: str, start: int) -> list[str]:
         prompt = _or_nothing(self.prompt, asked)
         if prompt is None:
             return []
-        common = shared_beginning(prompt, text)
+        common = self.end.token_start(prompt, shared_beginning(prompt, text))
         if common >= start:  # all that rows differ in stands before it
             return [f"generation feeds {prompt[common:]!r} before the answer, and the row has it not: {APART}"]
         return [f"generation feeds another prompt than the row begins with: {APART}"]
 
-    def _turn_end(self, text: str, content_end: int) -> int:
-        """The end of the end-of-turn token behind `content_end`, or `content_end` where there is none."""
-        if self.end_of_turn is None:
-            return content_end
-        found = re.compile(rf"\s*{re.escape(self.end_of_turn)}").match(text, content_end)
-        return found.end() if found else content_end
+    def _marked(self, messages: Sequence[Message], wanted: Sequence[int], places: Places) -> dict[int, list[Span]]:
+        """The spans that the template itself marks, each turn's drawn to the end of its end-of-turn token.
 
-    def _marked(self, messages: Sequence[Message], wanted: Sequence[int]) -> dict[int, Span]:
-        """The spans that the template itself marks, each drawn to the end of its end-of-turn token."""
-        text, spans = self._printed(self._plain(messages), self.tools, return_assistant_tokens_mask=True)
-        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        if len(spans) != len(answers):
-            message = f"the chat template marks {len(spans)} spans with {{% generation %}} for {len(answers)} answers"
-            raise DataError(message, key=KEY, remedy="mark each of the assistant's turns once")
-        marked = zip(answers, spans, strict=True)
-        return {turn: (start, self._marked_end(text, start, stop)) for turn, (start, stop) in marked if turn in wanted}
+        A span is of the turn that what is said last before its end is of, or of the next one, where that is another's.
+        """
+        text, marked = self._printed(self._plain(messages), self.tools, return_assistant_tokens_mask=True)
+        said = sorted((place, part.turn or 0) for part, found in places.items() for place in found)
+        spans: dict[int, list[Span]] = {}
+        for start, stop in (span for span in marked if span[0] < span[1]):
+            if others := [of for place, of in said if start < place <= stop and messages[of].role != "assistant"]:
+                message = f"the chat template marks what the {messages[others[0]].role} says with {{% generation %}}"
+                raise DataError(message, key=KEY, remedy="mark the assistant's turns alone")
+            before = [of for place, of in said if place <= stop][-1:]
+            later = [of for place, of in said if place > stop and messages[of].role == "assistant"][:1]
+            for turn in before if before and messages[before[0]].role == "assistant" else later:
+                spans.setdefault(turn, []).append((start, stop))
+        if missing := [turn for turn in wanted if turn not in spans]:
+            message = f"the chat template marks nothing of messages[{missing[0]}] with {{% generation %}}"
+            raise DataError(message, key=KEY, remedy="mark each of the assistant's turns")
+        for own in spans.values():
+            start, stop = own[-1]
+            own[-1] = (start, self._marked_end(text, start, stop))
+        return {turn: spans[turn] for turn in wanted}
 
     def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template takes them."""
@@ -288,9 +316,9 @@ class ChatTemplate:
     def _marked_end(self, text: str, start: int, stop: int) -> int:
         """`stop` without white space behind an end-of-turn token, or with the token where it stands behind the mark."""
         inside = text[start:stop].rstrip()
-        if self.end_of_turn is not None and inside.endswith(self.end_of_turn):
+        if self.end.text is not None and inside.endswith(self.end.text):
             return start + len(inside)
-        return self._turn_end(text, stop)
+        return self.end.behind(text, stop)
 
 
 def _with_arguments(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:

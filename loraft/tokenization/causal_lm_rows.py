@@ -133,7 +133,7 @@ class CausalLMRenderer(RowRenderer):
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's end of text, and the chat's end of turn."""
-        turn = self.template.end_of_turn if self.template is not None else None
+        turn = self.template.end.stop_token if self.template is not None else None
         ends = (self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(turn) if turn else None)
         return tuple(dict.fromkeys(end for end in ends if isinstance(end, int)))
 

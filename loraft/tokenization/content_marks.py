@@ -155,6 +155,9 @@ def left_out(messages: Sequence[Message], places: Places, remedy: str) -> list[s
                 what = {"content": "messages of tools", "tool_calls": "calls of tools"}.get(part.kind, part.kind)
                 message = f"the chat template prints no {what}, and the row has them"
                 helps = "name a template that prints them, or leave such rows out"
+            elif messages[part.turn or 0].more.get("tool_calls"):
+                message = "the chat template prints no words beside a call of tools, and the row has them"
+                helps = "name a template that prints them, or leave the words out"
             raise DataError(message, key="data.chat_template", remedy=helps)
     return findings
 

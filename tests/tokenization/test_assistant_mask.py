@@ -17,6 +17,7 @@ from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from loraft.tokenization.examples import IGNORED, Example
 from tests.tokenization.chats import (
     CHATS,
+    IM,
     MISTRAL_WITH_SYSTEM,
     ONE_TURN,
     THREE_TURNS,
@@ -278,3 +279,15 @@ def test_train_true_at_a_turn_that_is_never_trained_is_refused() -> None:
 def test_a_broken_template_names_its_line() -> None:
     with pytest.raises(DataError, match=r"expected 'end of print statement'\. \(line 2\)"):
         ChatTemplate.probed(tokenizer_for(CHATS["chatml"]), "{% for m in messages %}\n{{ m.content ")
+
+
+IM_TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def test_an_answer_behind_another_one_is_trained_without_its_header() -> None:
+    """Where the template asks for no answer behind an answer, its prompt ends before the header of the next one."""
+    asks = "{% if add_generation_prompt and messages[-1].role != 'assistant' %}<|im_start|>assistant\n{% endif %}"
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=IM_TURNS + asks))
+    turns = (*ONE_TURN, Message("assistant", "Or five."))
+    example = example_of(renderer, Conversation(turns), "here")
+    assert trained_parts(renderer, example) == ["It is four.<|im_end|>", "Or five.<|im_end|>"]

@@ -255,3 +255,67 @@ def test_what_was_thought_is_trained_or_refused_where_the_template_never_prints_
     named = HERMES + "{#- enable_thinking #}"
     with pytest.raises(DataError, match="prints no thinking"):
         example_of(CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=named)), other, "here")
+
+
+def parts_of(template: str, said: Conversation, **options: Any) -> list[str]:
+    special = (*IM, "<|call|>", "<|return|>")
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(special, eos="<|im_end|>", template=template), **options)
+    return trained_parts(renderer, example_of(renderer, said, "here"))
+
+
+def test_a_call_whose_thought_a_later_answer_drops_is_trained_to_its_end() -> None:
+    """As gpt-oss prints it: another token ends the call, and the name is printed once more in what the tool says."""
+    template = (
+        "{% for m in messages %}{% if m.tool_calls %}{% if loop.last %}{{ m.reasoning_content }}{% endif %}"
+        "to={{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+        "{% elif m.role == 'tool' %}{{ messages[1].tool_calls[0].function.name }}: {{ m.content }}<|im_end|>"
+        "{% elif m.role == 'user' %}{{ m.content }}<|im_end|>"
+        "{% else %}{{ m.content }}{{ '<|return|>' if loop.last else '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    turns = [TURNS[0], {**TURNS[1], "reasoning_content": "wet?"}, *TURNS[2:]]
+    said = conversation(messages=turns, tools=None)
+    assert parts_of(template, said) == ['to=weather {"city": "Oslo"}<|call|>', "Yes.<|return|>"]
+
+
+def test_a_template_that_refuses_what_a_tool_says_without_a_call() -> None:
+    """Where the prompt is no beginning of the row, the call is found by saying another one in its place."""
+    refuses = "{%- if message.role == 'tool' %}{%- if not messages[1].tool_calls %}{{ raise_exception('no call') }}"
+    asks = "{{- '<|im_start|>assistant\\n<think>\\n' }}"
+    template = HERMES.replace("{%- if message.role == 'tool' %}", refuses + "{%- endif %}").replace(
+        "{{- '<|im_start|>assistant\\n' }}", asks
+    )
+    assert parts_of(template, conversation()) == [CALLED, "Yes.<|im_end|>"]
+
+
+def test_a_template_that_prints_conversations_with_tools_alone() -> None:
+    """As the templates `tool_use` of Hermes and Command R are, which iterate over the tools whatever there is."""
+    template = HERMES.replace("{%- if tools %}", "").replace(
+        "</tools><|im_end|>\\n' }}{%- endif %}", "</tools><|im_end|>\\n' }}"
+    )
+    assert parts_of(template, conversation()) == [CALLED, "Yes.<|im_end|>"]
+    with pytest.raises(DataError, match="not iterable"):
+        parts_of(template, conversation(tools=None))
+
+
+def test_words_beside_a_call_that_a_template_drops_are_named() -> None:
+    template = HERMES.replace("{%- if message.content %}", "{%- if message.content and not message.tool_calls %}")
+    said = conversation(messages=[TURNS[0], {**TURNS[1], "content": "Let me look."}, *TURNS[2:]])
+    with pytest.raises(DataError, match="no words beside a call of tools"):
+        parts_of(template, said)
+
+
+def test_what_differs_inside_a_control_token_is_trained_from_its_beginning() -> None:
+    """As Cohere's reasoning models have it: the prompt opens a thought, and the row calls a tool at once."""
+    acts, says, thinks = "<|START_ACTION|>", "<|START_TEXT|>", "<|START_THINKING|>"
+    template = (
+        f"{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{% if m.tool_calls %}}{acts}"
+        f"{{{{ m.tool_calls[0].function | tojson }}}}{{% else %}}{says}{{{{ m.content }}}}{{% endif %}}<|im_end|>\n"
+        f"{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{thinks}{{% endif %}}"
+    )
+    tokenizer = tokenizer_of((*IM, acts, says, thinks), eos="<|im_end|>", template=template)
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
+    rendered = renderer.render(conversation(tools=None))
+    (example,) = renderer.examples([rendered], ["here"])
+    assert trained_parts(renderer, example)[0].startswith(acts)
+    assert example.input_ids == tokenizer.apply_chat_template(TURNS, tokenize=True)["input_ids"]
+    assert any(f"generation feeds {thinks!r} before the answer" in finding for finding in rendered.findings)

@@ -1,0 +1,89 @@
+"""What a chat template prints where a turn of the assistant ends, and the control tokens in what it prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from loraft.figures import shared_beginning
+from loraft.tokenization.content_marks import APART
+
+NEAR = 100
+"""No control token has more characters."""
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    """How turns of the assistant end.
+
+    Attributes:
+        tokens: Finds the control tokens in a text.
+        text: What is printed behind the content, from its first token to its last; None where there is none.
+        of_last: The last turn ends with it too, and not those alone that more follows.
+    """
+
+    tokens: re.Pattern[str]
+    text: str | None = None
+    of_last: bool = True
+
+    @classmethod
+    def unknown(cls, tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
+        """No end, and the control tokens of a tokenizer."""
+        tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+        longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
+        return cls(re.compile("|".join(map(re.escape, longest_first)) or "(?!)"))
+
+    def found(self, last: str, earlier: str, end_of_text: str | None) -> TurnEnd:
+        """The end, from what is printed behind the `last` answer, and behind an `earlier` one, its question included.
+
+        What stands behind both is their end: to its last token where nothing else is behind the last one, or else to
+        the end of text. Where neither is, it is the first token behind the last one, or behind the earlier.
+        """
+        last = last.rstrip()
+        both = last[: shared_beginning(last, earlier)]
+        ends = [token.end() for token in self.tokens.finditer(both) if both == last or token[0] == end_of_text]
+        if ends:
+            return replace(self, text=both[: ends[-1 if both == last else 0]].lstrip())
+        for of_last, behind in ((True, last), (False, earlier)):
+            if first := self.tokens.match(behind.lstrip()):
+                return replace(self, text=first[0], of_last=of_last)
+        return self
+
+    @cached_property
+    def stop_token(self) -> str | None:
+        """The token that ends a turn: the last of its end, for those before it may stand inside a turn too."""
+        return self.tokens.findall(self.text)[-1] if self.text is not None else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about it, a sentence each."""
+        if self.text is None:
+            return ("the chat template prints no token after an answer: the model does not learn to stop",)
+        if not self.of_last:
+            why = f"it prints {self.text} only behind an answer that more follows"
+            return (f"the chat template ends a last answer with no token, from which a model learns to stop: {why}",)
+        return ()
+
+    def behind(self, text: str, content_end: int) -> int:
+        """The end of the turn whose content ends at `content_end`, which is that itself where no end follows it."""
+        if self.text is None:
+            return content_end
+        found = re.compile(rf"\s*{re.escape(self.text)}").match(text, content_end)
+        return found.end() if found else content_end
+
+    def findings(self, text: str, ends: Iterable[int]) -> list[str]:
+        """What there is to say of answers in `text` that end otherwise than the last one."""
+        if self.text is None or not self.of_last:
+            return []
+        if all(text.endswith(self.text, 0, end) for end in ends):
+            return []
+        return [f"an answer that more follows does not end with {self.text}, and its end is not trained: {APART}"]
+
+    def token_start(self, text: str, at: int) -> int:
+        """`at`, or where the control token begins that it is inside of."""
+        near = self.tokens.finditer(text, max(at - NEAR, 0), at + NEAR)
+        return next((token.start() for token in near if token.start() < at < token.end()), at)
