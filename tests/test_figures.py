@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -44,3 +45,8 @@ def test_the_beginning_that_two_sequences_share() -> None:
     assert shared_beginning([1, 2], [1, 2, 3]) == 2
     assert shared_beginning([], [1]) == 0
     assert shared_beginning([2], [1]) == 0
+    assert shared_beginning([1, 2, 3], (1, 2, 4)) == 2
+    texts = ["".join(letters) for length in range(6) for letters in itertools.product("ab", repeat=length)]
+    for one, other in itertools.product(texts, repeat=2):
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        assert shared_beginning(one, other) == len([*alike])
