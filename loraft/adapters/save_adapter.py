@@ -192,6 +192,12 @@ def restore(adapted: AdaptedModel, folder: Path) -> None:
         weight.data.copy_(tensors[name])
 
 
+def ends_of(defaults: GenerationConfig | None) -> tuple[int, ...]:
+    """The stop ids that a generation config has; none where there is no config."""
+    ends = None if defaults is None else defaults.eos_token_id
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+
+
 def generation_defaults(
     base: GenerationConfig | None, section: GenerationSection, stop_ids: tuple[int, ...], pad_id: int | None
 ) -> dict[str, object]:
@@ -203,7 +209,7 @@ def generation_defaults(
     values: dict[str, object] = base.to_diff_dict() if base else {}
     for key in ("_from_model_config", "max_length", "transformers_version"):
         values.pop(key, None)
-    values["eos_token_id"] = list(stop_ids)
+    values["eos_token_id"] = list(dict.fromkeys(stop_ids))
     values["max_new_tokens"] = section.max_new_tokens
     if pad_id is not None:
         values["pad_token_id"] = pad_id
@@ -239,7 +245,10 @@ def _write_company(
     task = TASKS[config.task]
     if task.generates:
         base = loaded.model.generation_config
-        defaults = generation_defaults(base, config.generation, tuple(renderer.stop_ids), loaded.tokenizer.pad_token_id)
+        # Those of the base stay, for calls of tools may end otherwise; another tokenizer means other tokens by them.
+        own = ends_of(base) if config.model.tokenizer is None else ()
+        ends = (*renderer.stop_ids, *own)
+        defaults = generation_defaults(base, config.generation, ends, loaded.tokenizer.pad_token_id)
         defaults |= task.first_tokens(loaded.model, renderer)
         write_json(folder / "generation_config.json", defaults)
     card = redacted(model_card(config, facts, __version__, renderer.labels))

@@ -148,6 +148,17 @@ def test_c8_every_stop_id_is_saved(tmp_path: Path) -> None:
     assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, 1]
 
 
+def test_c8_the_stop_ids_of_the_base_stay(tmp_path: Path) -> None:
+    """As those of gpt-oss and Llama 3.1, whose calls of tools end otherwise than their answers do."""
+    adapted, config = trained(tmp_path)
+    adapted.model.generation_config.eos_token_id = [2, 7]
+    save_adapter(adapted, tmp_path / "adapter", config=config, renderer=Rendering(), facts=FACTS)
+    assert GenerationConfig.from_pretrained(tmp_path / "adapter").eos_token_id == [2, 1, 7]
+    other = config.model_copy(update={"model": config.model.model_copy(update={"tokenizer": "another"})})
+    save_adapter(adapted, tmp_path / "other", config=other, renderer=Rendering(), facts=FACTS)
+    assert GenerationConfig.from_pretrained(tmp_path / "other").eos_token_id == [2, 1]  # 7 is another token there
+
+
 SAMPLED: dict[str, object] = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
 
 
