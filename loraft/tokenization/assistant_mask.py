@@ -146,13 +146,12 @@ class ChatTemplate:
         text, places = find_parts(self._plain(messages), self.tools, self._print)
         findings = left_out(messages, places, f"{APART}; or name another template")
         starts = self._prompt_ends(messages, text)
-        marked = heed_marks and MARKS.search(self.text)
-        if marked:
+        if heed_marks and MARKS.search(self.text):
             spans = self._marked(messages, wanted, places)
         else:
             spans = self._spans(messages, wanted, text, places, starts)
-            said = (own[-1][1] for turn, own in spans.items() if "tool_calls" not in messages[turn].more)
-            findings += self.end.findings(text, said)
+            said = [own[-1][1] for turn, own in spans.items() if "tool_calls" not in messages[turn].more]
+            findings += self.end.findings(text, said) if heed_marks else []
         for turn in (turn for turn in wanted if turn in starts and starts[turn] is None):
             findings += self._other_prompt(messages[:turn], text, spans[turn][0][0])
         begins = {turn: own[0][0] for turn, own in spans.items() if messages[turn].role == "assistant"}
@@ -242,8 +241,9 @@ class ChatTemplate:
         Tokenizers join spaces to the word that follows, so those before it belong to it.
         """
         (mark,) = unused_characters(text)
-        calls = [{"type": "function", "function": {"name": mark, "arguments": {}}}]
-        for more in ({}, {"tool_calls": calls}):  # templates refuse what a tool says where nothing calls it
+        calls: Any = messages[turn].more.get("tool_calls", ())
+        others = [{**call, "function": {"name": mark, "arguments": {}}} for call in calls]
+        for more in ({}, {"tool_calls": others}):  # some refuse what a tool says where nothing calls it
             said = Message(messages[turn].role, mark, more=more)
             other = _or_nothing(render, [*messages[:turn], said, *messages[turn + 1 :]])
             if other is not None:
@@ -345,6 +345,6 @@ def _or_nothing(render: Callable[[Sequence[Message]], str], messages: Sequence[M
 
 
 def _not_found() -> DataError:
-    message = "the chat template changes or leaves out what is said, so the answers cannot be found in the text"
+    message = "the chat template changes, moves or leaves out what is said, so the answers cannot be found in the text"
     remedy = "mark them in the template with {% generation %} and {% endgeneration %}, or name another one"
     return DataError(message, key=KEY, remedy=remedy)

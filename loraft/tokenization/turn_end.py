@@ -64,8 +64,8 @@ class TurnEnd:
         if self.text is None:
             return ("the chat template prints no token after an answer: the model does not learn to stop",)
         if not self.of_last:
-            why = f"it prints {self.text} only behind an answer that more follows"
-            return (f"the chat template ends a last answer with no token, from which a model learns to stop: {why}",)
+            behind = f"the chat template prints {self.text} only behind an answer that more follows"
+            return (f"{behind}: the last answer of a row does not teach the model to stop",)
         return ()
 
     def behind(self, text: str, content_end: int) -> int:
