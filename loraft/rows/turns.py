@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from loraft.rows.fields import Fields, kind, shown
 
@@ -37,3 +40,18 @@ def check_arguments(fields: Fields, place: str, calls: Sequence[Mapping[str, obj
         if isinstance(arguments, str):
             inside = f"{place}[{index}].function.arguments"
             fields.clean_inside(inside, fields.json(inside, arguments))
+
+
+def with_arguments(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
+    """A call of a tool with its arguments as text or as an object, whichever of both they are in the row."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or "arguments" not in function:
+        return dict(call)
+    arguments: Any = function["arguments"]
+    if as_text and isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):  # text that is no JSON stays what it is
+            read = json.loads(arguments)
+            arguments = read if isinstance(read, Mapping) else arguments
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -9,7 +9,6 @@ What a conversation says and its rendering does not hold is refused, or is a fin
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +22,16 @@ from transformers import PreTrainedTokenizerBase
 from loraft.errors import DataError
 from loraft.figures import shared_beginning
 from loraft.rows.formats import Message, Tools
-from loraft.tokenization.content_marks import APART, THINKS, Places, find_parts, left_out, unused_characters
+from loraft.rows.turns import with_arguments
+from loraft.tokenization.content_marks import (
+    APART,
+    THINKS,
+    Places,
+    find_parts,
+    left_out,
+    thought_twice,
+    unused_characters,
+)
 from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_budget import TemplateBoundError
 from loraft.tokenization.template_sandbox import Plain, render_bounded
@@ -144,7 +152,7 @@ class ChatTemplate:
             DataError: The template fails, hides where a content ends, or leaves out what is said.
         """
         text, places = find_parts(self._plain(messages), self.tools, self._print)
-        findings = left_out(messages, places, f"{APART}; or name another template")
+        findings = left_out(messages, places, f"{APART}; or name another template") + thought_twice(text, places)
         starts = self._prompt_ends(messages, text)
         if heed_marks and MARKS.search(self.text):
             spans = self._marked(messages, wanted, places)
@@ -171,7 +179,7 @@ class ChatTemplate:
         prompt, borders = self.asked(messages[:-1])
         text, places = find_parts(self._plain(messages), self.tools, self._print)
         own = {part: found for part, found in places.items() if part.turn == last}
-        findings = left_out(messages, own, "name another template, or leave such rows out")
+        findings = left_out(messages, own, "name another template, or leave such rows out") + thought_twice(text, own)
         starts = self._prompt_ends(messages, text)
         if MARKS.search(self.text):
             (said,) = self._marked(messages, [last], places).values()
@@ -310,7 +318,7 @@ class ChatTemplate:
         plain: list[dict[str, Any]] = [{"role": m.role, "content": m.content, **m.more} for m in messages]
         for message in (message for message in plain if "tool_calls" in message):
             calls, as_text = message["tool_calls"], self.arguments_as_text
-            message["tool_calls"] = [_with_arguments(call, as_text=as_text) for call in calls]
+            message["tool_calls"] = [with_arguments(call, as_text=as_text) for call in calls]
         return plain
 
     def _marked_end(self, text: str, start: int, stop: int) -> int:
@@ -319,21 +327,6 @@ class ChatTemplate:
         if self.end.text is not None and inside.endswith(self.end.text):
             return start + len(inside)
         return self.end.behind(text, stop)
-
-
-def _with_arguments(call: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
-    """A call of a tool with its arguments as text or as an object, whichever of both they are in the row."""
-    function = call.get("function")
-    if not isinstance(function, Mapping) or "arguments" not in function:
-        return dict(call)
-    arguments: Any = function["arguments"]
-    if as_text and isinstance(arguments, Mapping):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    elif not as_text and isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):  # text that is no JSON stays what it is
-            read = json.loads(arguments)
-            arguments = read if isinstance(read, Mapping) else arguments
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _or_nothing(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str | None:

@@ -162,6 +162,17 @@ def left_out(messages: Sequence[Message], places: Places, remedy: str) -> list[s
     return findings
 
 
+def thought_twice(text: str, places: Places) -> list[str]:
+    """What there is to say of a thought in a content that the template has opened one before."""
+    ends = [place for found in places.values() for place in found]
+    for at in (found[0] for part, found in places.items() if part.kind == "thought" and found):
+        before = text[max((end for end in ends if end < at), default=0) : at]
+        if len([tag for tag in THINKING.findall(before) if not tag.startswith("</")]) > 1:
+            what = "the chat template opens a thought of its own before one that is written in an answer"
+            return [f"{what}: say what is thought in reasoning_content, or name another template"]
+    return []
+
+
 def _thoughts_and_content(content: str) -> Iterator[tuple[bool, int]]:
     """The ends of what is thought and of what is said in a content; a thought is what a closing tag follows."""
     tags = list(THINKING.finditer(content))

@@ -138,6 +138,19 @@ def test_a_thought_in_an_answer_that_the_template_cuts_off_is_counted(tmp_path: 
     assert any("leaves out what is thought in an answer" in kind for kind in kinds)
 
 
+def test_a_thought_that_the_template_opens_before_one_of_the_content_is_counted(tmp_path: Path) -> None:
+    """As Qwen3.8 and Kimi K2 Thinking have it, which read `reasoning_content` alone."""
+    opens = CHATML.replace(
+        "message['content']", "('<think></think>' if message.role == 'assistant' else '') + message['content']"
+    )
+    twice = tokenizer_of(IM, eos="<|im_end|>", template=opens)
+    kinds = prepared(tmp_path, twice, [THOUGHT, ONE]).report.sources[0].findings
+    assert [(found.rows, "reasoning_content" in found.what) for found in kinds] == [(1, True)]
+    (found,) = prepared(tmp_path, twice, [THOUGHT[:2]], split_turns=True).report.sources[0].findings
+    assert found.what == kinds[0].what
+    assert prepared(tmp_path, tokenizer_for(CHATS["chatml"]), [THOUGHT]).report.sources[0].findings == []
+
+
 def test_a_name_that_is_not_printed_is_counted(tmp_path: Path) -> None:
     row = [{**ONE[0], "name": "Ann"}, ONE[1]]
     (found,) = prepared(tmp_path, tokenizer_for(CHATS["chatml"]), [row, row]).report.sources[0].findings
