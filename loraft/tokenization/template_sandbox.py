@@ -50,7 +50,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> tuple[s
         return _read(Path(setting)), ()
     own = tokenizer.chat_template
     if setting == "auto" and isinstance(own, dict):
-        own = own.get("default") or next(iter(own.values()))
+        own = _in_one(own)
     if setting == "auto" and own:
         return str(own), ()
     name, text = ("alpaca", ALPACA) if setting == "alpaca" else ("chatml", CHATML)
@@ -63,6 +63,16 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, setting: str) -> tuple[s
     if end != "<|im_end|>":
         notes.append(f"the chat template {name} ends each answer with {end}, the tokenizer's own end")
     return _begin(tokenizer) + text.replace("END", repr(end)), tuple(notes)
+
+
+def _in_one(named: Mapping[str, str]) -> str:
+    """Several templates of a tokenizer in one, chosen among as transformers does: `tool_use` where there are tools."""
+    default = named.get("default") or next(iter(named.values()))
+    if "tool_use" not in named:
+        return default
+    # Nothing printed stands between the tags and the templates, which would lose white space to them.
+    with_tools, without = ("{{ '' }}" + each.removesuffix("\n") + "{{ '' }}" for each in (named["tool_use"], default))
+    return f"{{% if tools %}}{with_tools}{{% else %}}{without}{{% endif %}}"
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> str:

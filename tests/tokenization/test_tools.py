@@ -19,7 +19,7 @@ from loraft.rows.raw_rows import read_rows
 from loraft.rows.row import Row
 from loraft.tasks import TASKS
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer
-from tests.tokenization.chats import CHATS, IM, example_of, tokenizer_for, tokenizer_of
+from tests.tokenization.chats import CHATML, CHATS, IM, example_of, tokenizer_for, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts
 
 HERMES = (
@@ -319,3 +319,18 @@ def test_what_differs_inside_a_control_token_is_trained_from_its_beginning() -> 
     assert trained_parts(renderer, example)[0].startswith(acts)
     assert example.input_ids == tokenizer.apply_chat_template(TURNS, tokenize=True)["input_ids"]
     assert any(f"generation feeds {thinks!r} before the answer" in finding for finding in rendered.findings)
+
+
+def test_a_tokenizer_with_a_template_of_its_own_for_tools_prints_as_transformers_does() -> None:
+    """As Hermes 2 Pro, Hermes 3 and Command R have it; what is saved is one template, with both in it."""
+    plain = CHATML.replace("'<|im_start|>' + m", "'~<|im_start|>' + m")
+    tokenizer = tokenizer_of(IM, eos="<|im_end|>", template=plain)
+    tokenizer.chat_template = {"default": f"\n {plain} \n", "tool_use": f" \n{HERMES}\n\n  \n"}  # type: ignore[assignment]
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer)
+    for said, tools in ((conversation(), [TOOL]), (conversation(tools=None, messages=[TURNS[0], TURNS[3]]), None)):
+        turns = TURNS if tools else [TURNS[0], TURNS[3]]
+        printed = tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)
+        assert renderer.tokenizer.decode(example_of(renderer, said, "here").input_ids) == printed
+        asked = tokenizer.apply_chat_template(turns[:-1], tools=tools, tokenize=False, add_generation_prompt=True)
+        assert renderer.tokenizer.decode(renderer.prompt_ids(said.messages[:-1], said.tools)) == asked
+    assert trained_parts(renderer, example_of(renderer, conversation(), "here")) == [CALLED, "Yes.<|im_end|>"]
