@@ -64,7 +64,7 @@ class TurnEnd:
         if self.text is None:
             return ("the chat template prints no token after an answer: the model does not learn to stop",)
         if not self.of_last:
-            behind = f"the chat template prints {self.text} only behind an answer that more follows"
+            behind = f"the chat template prints {self.text!r} only behind an answer that more follows"
             return (f"{behind}: the last answer of a row does not teach the model to stop",)
         return ()
 
@@ -81,7 +81,7 @@ class TurnEnd:
             return []
         if all(text.endswith(self.text, 0, end) for end in ends):
             return []
-        return [f"an answer that more follows does not end with {self.text}, and its end is not trained: {APART}"]
+        return [f"an answer that more follows does not end with {self.text!r}, and its end is not trained: {APART}"]
 
     def token_start(self, text: str, at: int) -> int:
         """`at`, or where the control token begins that it is inside of."""
