@@ -267,10 +267,10 @@ class ChatTemplate:
                 raise _not_found()
             return self.end.behind(text, found[0])
         own = {part: found[0] for part, found in places.items() if part.turn == turn and found}
-        later = [place for part, found in places.items() if (part.turn or 0) > turn for place in found]
+        later = [place - part.end for part, found in places.items() if (part.turn or 0) > turn for place in found]
         stop = self.end.stop_token
-        if own and stop is not None:
-            end = text.find(stop, max(own.values()), min(later, default=len(text)))
+        if own and stop is not None:  # before what is said later begins, which may hold that token as text
+            end = text.find(stop, max(own.values()), max(0, min(later, default=len(text))))
             if end >= 0:
                 return end + len(stop)
         # It ends as it does where nothing follows, behind the last part that stands in both.

@@ -99,3 +99,18 @@ def test_a_call_ends_with_the_last_token_of_an_end() -> None:
     renderer = renderer_of(template)
     parts = trained_parts(renderer, example_of(renderer, Conversation(turns), "here"))
     assert parts == ["now<|call|><|end|>", "It is four.<|said|><|end|>"]
+
+
+def test_what_a_tool_says_is_not_trained_though_it_writes_the_end_of_a_turn() -> None:
+    """Where no token ends a call, as with GLM's models, the next one that stands anywhere would else be its end."""
+    template = template_of("", "").replace(
+        "{{ m.content }}{%",
+        "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}{%",
+        1,
+    )
+    call = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    called = (Message("user", "Time?"), Message("assistant", "", more={"tool_calls": [call]}))
+    said = (Message("tool", "it is <|user|> noon"), Message("assistant", "Noon."), *THREE_TURNS[:2])
+    renderer = renderer_of(template.replace("<|{{ m.role }}|>", "{% if m.role != 'tool' %}<|{{ m.role }}|>{% endif %}"))
+    parts = trained_parts(renderer, example_of(renderer, Conversation((*called, *said)), "here"))
+    assert parts == ["now", "Noon.<|user|>", "It is four."]
