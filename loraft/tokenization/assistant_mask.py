@@ -238,7 +238,11 @@ class ChatTemplate:
         for turn in wanted:
             start = starts.get(turn)
             start = self._says_from(messages, turn, text, self.render) if start is None else start
-            spans[turn] = [(start, self._end(messages, turn, text, places))]
+            stop = self._end(messages, turn, text, places)
+            others = (place for part, found in places.items() if part.turn != turn for place in found)
+            if start >= stop or any(start < place <= stop for place in others):
+                raise _not_found()  # what another one says depends on it, or stands inside it
+            spans[turn] = [(start, stop)]
         return spans
 
     def _says_from(
@@ -266,7 +270,9 @@ class ChatTemplate:
             if len(found) != 1:
                 raise _not_found()
             return self.end.behind(text, found[0])
-        own = {part: found[0] for part, found in places.items() if part.turn == turn and found}
+        before = max((found[0] for part, found in places.items() if part.turn == turn - 1 and found), default=0)
+        behind = {part: [place for place in found if place > before] for part, found in places.items()}
+        own = {part: found[0] for part, found in behind.items() if part.turn == turn and found}
         later = [place - part.end for part, found in places.items() if (part.turn or 0) > turn for place in found]
         stop = self.end.stop_token
         if own and stop is not None:  # before what is said later begins, which may hold that token as text

@@ -334,3 +334,14 @@ def test_a_tokenizer_with_a_template_of_its_own_for_tools_prints_as_transformers
         asked = tokenizer.apply_chat_template(turns[:-1], tools=tools, tokenize=False, add_generation_prompt=True)
         assert renderer.tokenizer.decode(renderer.prompt_ids(said.messages[:-1], said.tools)) == asked
     assert trained_parts(renderer, example_of(renderer, conversation(), "here")) == [CALLED, "Yes.<|im_end|>"]
+
+
+def test_a_call_that_is_printed_elsewhere_too_is_refused_where_that_changes_what_is_asked() -> None:
+    """As a template does it that looks the name of a tool up by the call's id, where two calls have the same."""
+    above = "{% if messages[-1].tool_calls %}{{ messages[-1].tool_calls[0].function.name }}{% endif %}" + HERMES
+    other = {"type": "function", "function": {"name": "time", "arguments": {}}}
+    turns = [*TURNS, TURNS[0], {"role": "assistant", "content": "", "tool_calls": [other]}]
+    called = '<tool_call>{"name": "time", "arguments": {}}</tool_call><|im_end|>'
+    assert parts_of(HERMES, conversation(messages=turns, tools=None)) == [CALLED, "Yes.<|im_end|>", called]
+    with pytest.raises(DataError, match="cannot be found"):
+        parts_of(above, conversation(messages=turns, tools=None))
