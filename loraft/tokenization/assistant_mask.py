@@ -3,7 +3,7 @@
 A turn begins where the rendering of the messages before it, with the generation prompt, ends: what is trained is what
 follows the prompt at inference. Where that rendering is no beginning of the whole (a template that moves the system
 prompt into the last question, say), it begins with the first character that depends on what it says. It ends behind
-the last of its parts (`content_marks`) and the end-of-turn token that follows. `{% generation %}` marks are believed.
+the last of its parts (`content_marks`) and what ends it there (`turn_end`). `{% generation %}` marks are believed.
 What a conversation says and its rendering does not hold is refused, or is a finding.
 """
 
