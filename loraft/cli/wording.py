@@ -224,7 +224,13 @@ def _remedy(problem: Problem, parameters: Mapping[str, object]) -> str | None:
         if option is None or not option.startswith("--"):
             return INSTEAD.get(problem.key or "")
         remedy = re.sub(rf"{re.escape(key)}(?:: |=)", f"{option} ", remedy).replace(key, option)
+        remedy = re.sub(rf"(?<={option} ){{(.*?)}}", _in_a_word, remedy)
     return remedy or None
+
+
+def _in_a_word(mapping: re.Match[str]) -> str:
+    """What YAML says in braces, as an option takes it: `{source: a, target: b}` is `source=a,target=b`."""
+    return mapping[1].replace(": ", "=").replace(", ", ",")
 
 
 def _option(key: str | None, parameters: Mapping[str, object]) -> str | None:

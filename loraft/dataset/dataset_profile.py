@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loraft.config.choices import RowFormat, TaskName, TextBy
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
-from loraft.rows.fields import Fields, column_of, columns_of, read_names, unread_columns
+from loraft.rows.fields import COLUMNS, Fields, column_of, columns_of, read_names, unread_columns
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
 from loraft.rows.row import Row
@@ -22,13 +22,13 @@ READINGS = tuple((task, form) for task in reversed(list(TASKS.values())) for for
 """How rows may be read, the readings first that ask the most of the columns: `TASKS` has them the other way round."""
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
-    "instruction": ("question", "query", "task", "problem"),
-    "output": ("answer", "response", "reply", "solution"),
+    "instruction": ("question", "query", "task", "problem", "input", "document", "article", "dialogue"),
+    "output": ("answer", "response", "reply", "solution", "summary", "highlights"),
     "input": ("context",),
     "system": ("system_prompt",),
     "prompt": ("question", "query", "input", "problem"),
     "completion": ("answer", "response", "output", "reply", "solution"),
-    "source": ("src", "document", "article"),
+    "source": ("src", "document", "article", "dialogue"),
     "target": ("tgt", "summary", "highlights"),
     "text": (
         "sentence", "content", "review", "tweet", "comment", "message", "body", "document", "premise", "sentence1",
@@ -37,6 +37,8 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "text_pair": ("hypothesis", "sentence2"),
 }  # fmt: skip
 """Our columns, and what they are called in other people's files."""
+ANSWERS: Mapping[str, str] = {"prompt_completion": "completion", "preferences": "chosen", "unpaired": "completion"}
+"""Which column of a format may stand behind a prompt as it is."""
 AROUND_A_TURN = 16
 """Tokens that a chat template puts around a turn, or around all of them; a token of text has at least a byte."""
 
@@ -64,7 +66,7 @@ class DatasetProfile:
         longest_tokens: How many tokens the longest row has at most.
         languages: The languages of `translation` rows, those first that most rows have.
         labels: The classes and their rows, in the order of their numbers.
-        run_together: Rows whose prompt and completion, which follow one another as they stand, have no space between.
+        run_together: Rows whose prompt and answer, which follow one another as they stand, have no space between.
         text_by: What of a plain text is a row; None where it is no plain text.
         notes: What there is to say about where the rows come from, a sentence each.
     """
@@ -97,6 +99,7 @@ def profile_dataset(source: DataSource, *, tasks: Collection[TaskName] = ()) -> 
         raise DataError.several(shortened(read.problems, remedy=None))
     try:
         fit = _fit(read.columns, tasks, source.columns, None if source.format == "auto" else source.format)
+        fit = _as_turns(read, fit)
     except DataError as error:
         problem = error.problems[0]
         raise DataError(problem.message, where=source.path, parameter="data", remedy=problem.remedy) from None
@@ -151,8 +154,10 @@ def _fit(
         if told_format or told_task or labelled or form != "unpaired"
     ]
     heeding = [(each, form) for each, form in readings if {*renamed} <= {*columns_of(form)}]
-    for may_guess in (False, True):
-        for each, form in heeding:
+    # Of a column by itself its name says less than those of two say together.
+    guessed = sorted(heeding, key=lambda reading: max(map(len, COLUMNS[reading[1]])) == 1)
+    for may_guess, those in ((False, heeding), (True, guessed)):
+        for each, form in those:
             names = renamed or _other_names(columns, form, optional_only=not may_guess)
             with suppress(DataError):
                 if detect_format(columns, each, names) == form:
@@ -168,6 +173,16 @@ def _usual_task(row_format: RowFormat, readings: Sequence[tuple[Task, RowFormat]
     order = [*TASKS]
     takes_it = (task for task, form in readings if form == row_format)
     return min(takes_it, key=lambda task: (row_format in task.only_if_asked, order.index(task.name)))
+
+
+def _as_turns(read: RowsRead, fit: FormatMatch) -> FormatMatch:
+    """The same, with prompts of text as instructions where rows have beside them what a chat template alone prints."""
+    if fit.columns or fit.format not in ("preferences", "unpaired") or TASKS[fit.task].translates:
+        return fit
+    rows = [Fields(row, {}) for row in read.rows]
+    printed = any(fields.optional(name) for fields in rows for name in ("system", "tools"))
+    are_text = all(isinstance(fields.optional("prompt"), str) for fields in rows)
+    return replace(fit, columns={"instruction": "prompt"}) if printed and are_text else fit
 
 
 def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
@@ -187,12 +202,9 @@ def _fit_nothing(
     form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)
     example = ", ".join(f"{ours!r}: THEIRS" for ours in _needed(form))
     needs = [f"{' and '.join(_needed(form))} ({task.name}, {form})" for task, form in readings]
-    found = "none of them is known to loraft by such a name"
-    if renamed:
-        said = ", ".join(f"{theirs} as {ours}" for ours, theirs in renamed.items())
-        found = f"with {said} they are those of no format"
+    said = ", ".join(f"{theirs} as {ours}" for ours, theirs in renamed.items())
     return DataError(
-        f"the columns are {', '.join(columns)}, and {found}",
+        f"the columns are {', '.join(columns)}, and {f'with {said} ' if said else ''}they are those of no format",
         remedy=f"Say which are which, as in `columns={{{example}}}`. Ours are {'; '.join(needs)}.",
     )
 
@@ -209,9 +221,11 @@ def _other_names(columns: Collection[str], row_format: RowFormat, *, optional_on
     lowered = {column.lower(): column for column in columns}
     found: dict[str, str] = {}
     for name in ours:
-        if name in columns or (optional_only and name in needed):
+        names = read_names(columns, row_format, found)
+        beside_a_prompt = "prompt" in columns and name not in names
+        if name in columns or beside_a_prompt or (optional_only and name in needed):
             continue
-        read = {*ours, *read_names(columns, row_format, found)}
+        read = {*ours, *names}
         taken = {*found.values(), *(column for column in read if column in columns)}
         near = (lowered[other] for other in (name, *ELSEWHERE.get(name, ())) if other in lowered)
         if theirs := next((column for column in near if column not in taken), None):
@@ -224,8 +238,8 @@ OURS: Mapping[RowFormat, tuple[str, ...]] = {
     "alpaca": ("instruction", "output", "input", "system"),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
-    "preferences": ("prompt", "chosen", "rejected"),
-    "unpaired": ("prompt", "completion", "label", "messages"),
+    "preferences": ("instruction", "chosen", "rejected"),
+    "unpaired": ("instruction", "completion", "label", "messages"),
     "translation": ("source", "target"),
     "classification": ("text", "label", "text_pair"),
     "sharegpt": ("conversations",),
@@ -248,6 +262,9 @@ def _size(value: object) -> int:
 
 
 def _languages(read: RowsRead, fit: FormatMatch) -> tuple[str, ...]:
+    named = [fit.columns[name].partition(".")[2] for name in ("source", "target") if name in fit.columns]
+    if named:
+        return tuple(named) if len(named) == 2 and all(named) else ()
     counted = Counter[str]()
     for fields in (Fields(row, fit.columns) for row in read.rows) if fit.format == "translation" else ():
         if fields.has("translation"):
@@ -257,10 +274,11 @@ def _languages(read: RowsRead, fit: FormatMatch) -> tuple[str, ...]:
 
 
 def _run_together(read: RowsRead, fit: FormatMatch) -> int:
-    if fit.format != "prompt_completion" or not TASKS[fit.task].joins_prompts:
+    answer = ANSWERS.get(fit.format)
+    if answer is None or "instruction" in fit.columns or TASKS[fit.task].translates:
         return 0
     rows = (Fields(row, fit.columns) for row in read.rows)
-    pairs = ((fields.optional("prompt"), fields.optional("completion")) for fields in rows)
+    pairs = ((fields.optional("prompt"), fields.optional(answer)) for fields in rows)
     texts = ((one, other) for one, other in pairs if isinstance(one, str) and isinstance(other, str))
     return sum(not (prompt[-1:].isspace() or completion[:1].isspace()) for prompt, completion in texts)
 

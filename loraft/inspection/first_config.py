@@ -192,9 +192,14 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
         rows = "1 row" if found.unusable == 1 else f"{found.unusable} rows"
         notes.append(f"{rows} of {found.source.path} cannot be used: `loraft.check` says why")
     if found.run_together:
+        instead = {"prompt": "instruction"}
+        if found.fit.format == "prompt_completion":
+            instead["completion"] = "output"
+        columns = {**{ours: ours for ours in instead}, **found.fit.columns}
+        as_turns = {instead.get(ours, ours): theirs for ours, theirs in columns.items()}
         notes.append(
-            f"prompt and completion follow one another as they stand, and in {found.run_together} of {found.rows} rows "
-            "nothing is between them; read as instruction and output (`columns`) a chat template keeps them apart"
+            f"prompt and answer follow one another as they stand, and in {found.run_together} of {found.rows} rows "
+            f"nothing is between them; a chat template keeps them apart with `columns={as_turns}`"
         )
     if len(found.languages) > 2:
         notes.append(f"the rows have {len(found.languages)} languages: data.source_lang and data.target_lang are two")

@@ -155,8 +155,12 @@ class Fields:
         return self.clean(name, value)
 
     def optional(self, name: str) -> object:
-        """The value of a field that may be absent, from an object too: None then, as where it is null."""
-        value = _found(self.row.values, self.columns.get(name, name))
+        """The value of a field that may be absent, from an object too: None then, as where it is null.
+
+        A column that another name was given is not there under its own as well.
+        """
+        is_taken = name not in self.columns and name in self.columns.values()
+        value = ABSENT if is_taken else _found(self.row.values, self.columns.get(name, name))
         return None if value is ABSENT else value
 
     def sequence(self, name: str) -> Sequence[object]:

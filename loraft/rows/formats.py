@@ -39,6 +39,7 @@ CHATS: Mapping[str, TurnKeys] = {
     "messages": TurnKeys("messages", "role", "content", {of: of for of in ("system", "user", "assistant", "tool")}),
     "sharegpt": TurnKeys("conversations", "from", "value", {
         "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+        "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
         "system": "system", "tool": "tool", "observation": "tool", CALLS: "assistant",
     }),
 }  # fmt: skip

@@ -127,7 +127,8 @@ def _refuse_beside_text(fields: Fields) -> None:
     """Refuse a system prompt or tools beside text, which no template prints."""
     for name in ("system", "tools"):
         if fields.optional(name):
-            remedy = "Name the prompt in data.columns: {instruction: prompt}, which makes turns of the text."
+            theirs = fields.columns.get("prompt", "prompt")
+            remedy = f"Name the prompt in data.columns: {{instruction: {theirs}}}, which makes turns of the text."
             raise fields.wrong(name, "is printed by a chat template, and the prompt and its answer are text", remedy)
 
 

@@ -134,8 +134,11 @@ def test_the_task_follows_from_model_and_rows(here: Path, kind: str, task: TaskN
     ("asked", "columns"),
     [
         ({"instruction": "add", "input": "1 2"}, {}),
-        ({"input": "1 2"}, {"prompt": "input"}),
-        ({"question": "1 2"}, {"prompt": "question"}),
+        ({"input": "1 2"}, {"instruction": "input"}),
+        ({"question": "1 2", "system": "be brief"}, {"instruction": "question"}),
+        ({"prompt": "1 2", "system": ""}, {}),
+        ({"prompt": "1 2", "system": "be brief"}, {"instruction": "prompt"}),
+        ({"prompt": "1 2", "question": "1"}, {}),
     ],
 )
 def test_what_asks_for_a_pair_is_one_column(here: Path, asked: dict[str, str], columns: dict[str, str]) -> None:
@@ -206,6 +209,28 @@ def test_columns_are_taken_as_they_are_given(here: Path) -> None:
     assert result.exit_code == 0
     assert "in 1 of 3 rows nothing is between them" in result.stderr
     assert load_config("c.yaml").data.columns == {"prompt": "Frage", "completion": "Antwort"}
+
+
+@pytest.mark.parametrize(
+    ("row", "given"),
+    [
+        ({"prompt": "who?", "completion": "me"}, ()),
+        ({"Frage": "who?", "Antwort": "me"}, ("--columns", "prompt=Frage,completion=Antwort")),
+        ({"prompt": "who?", "better": "me", "rejected": "you"}, ("--columns", "prompt=prompt,chosen=better")),
+        ({"prompt": "who?", "answer": "me", "label": True}, ("--columns", "completion=answer", "--format", "unpaired")),
+        ({"q": "who?", "system": "s", "chosen": "me", "rejected": "you"}, ("--columns", "prompt=q")),
+    ],
+)
+def test_the_columns_that_a_sentence_names_can_be_given(
+    here: Path, row: dict[str, object], given: tuple[str, ...]
+) -> None:
+    """Read by them a chat template prints the rows, and no sentence is left."""
+    write_rows(Path("rows.jsonl"), [row] * 3)
+    (columns,) = re.findall(r"--columns ([\w=,]*\w)", init("a.yaml", "--data", "rows.jsonl", *given).stderr)
+    result = init("b.yaml", "--data", "rows.jsonl", "--columns", columns, *given[2:])
+    assert result.exit_code == 0, result.stderr
+    assert "instruction" in load_config("b.yaml").data.columns
+    assert "--columns" not in result.stderr
 
 
 def test_what_is_found_in_the_rows_stands_in_the_config(here: Path) -> None:

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from loraft.config.choices import TaskName
 from loraft.config.sections import DataSource
 from loraft.dataset.dataset_profile import profile_dataset
 
@@ -33,3 +36,36 @@ def test_the_languages_of_translations_that_are_json_text(tmp_path: Path) -> Non
     texts = [json.dumps({"en": "hello", "fr": "bonjour"}), "none", json.dumps({"en": "yes", "fr": "oui"})]
     found = profile_dataset(write(tmp_path / "a.jsonl", [{"translation": text} for text in texts]))
     assert (found.fit.task, found.languages, found.rows, found.unusable) == ("seq2seq_lm", ("en", "fr"), 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ((), ("seq2seq_lm", "translation", {"source": "dialogue", "target": "summary"})),
+        (("causal_lm",), ("causal_lm", "alpaca", {"instruction": "dialogue", "output": "summary"})),
+    ],
+)
+def test_a_text_and_its_summary_are_both_learned(
+    tmp_path: Path, tasks: tuple[TaskName, ...], expected: tuple[str, str, dict[str, str]]
+) -> None:
+    rows = [{"id": "1", "dialogue": "A: late?\r\nB: yes", "summary": "B is late."}]
+    fit = profile_dataset(write(tmp_path / "a.jsonl", rows), tasks=tasks).fit
+    assert (fit.task, fit.format, fit.columns) == expected
+
+
+def test_columns_that_name_languages_say_which_is_translated(tmp_path: Path) -> None:
+    rows = [{"translation": {"en": "hello", "fr": "bonjour"}, "title": "a"}]
+    source = write(tmp_path / "a.jsonl", rows)
+    for names, languages in [
+        ({"source": "translation.fr", "target": "translation.en"}, ("fr", "en")),
+        ({"source": "translation.fr", "target": "title"}, ()),
+    ]:
+        assert profile_dataset(source.model_copy(update={"columns": names})).languages == languages
+
+
+@pytest.mark.parametrize("answered", [{"chosen": "Me.", "rejected": "You."}, {"completion": "Me.", "label": True}])
+def test_an_answer_to_compare_that_touches_its_prompt_is_counted(tmp_path: Path, answered: dict[str, Any]) -> None:
+    rows = [{"prompt": prompt, **answered} for prompt in ("Who?", "Who? ", "Who?\n")]
+    assert profile_dataset(write(tmp_path / "a.jsonl", rows), tasks=["preference"]).run_together == 1
+    turns = write(tmp_path / "b.jsonl", [{**row, "system": "be brief"} for row in rows])
+    assert profile_dataset(turns, tasks=["preference"]).run_together == 0

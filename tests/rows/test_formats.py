@@ -88,6 +88,7 @@ def test_what_each_format_says() -> None:
     assert record({"conversations": shared}, "sharegpt") == conversation
     assert record({"instruction": "two?", "output": "four"}, "alpaca") == conversation
     assert record({"instruction": "two?", "input": "", "output": "four"}, "alpaca") == conversation
+    assert record({"input": "two?", "output": "four"}, "alpaca", {"instruction": "input"}) == conversation
     asked = record({"instruction": "Add.", "input": "2 2", "output": "four", "system": "Be brief."}, "alpaca")
     assert asked == Conversation((Message("system", "Be brief."), Message("user", "Add.\n\n2 2"), ANSWERED))
     assert record({"prompt": "two? ", "completion": "four"}, "prompt_completion") == PromptCompletion("two? ", "four")

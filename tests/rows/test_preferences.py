@@ -68,6 +68,8 @@ def test_an_instruction_has_its_input_and_a_prompt_comes_first_unless_names_say_
     row = Row({"prompt": "q", "instruction": "i", "chosen": "3", "rejected": "4"}, "rows.jsonl:3")
     assert to_pair(row, {}).chosen == PromptCompletion("q", "3")
     assert shown(to_pair(row, {"instruction": "prompt"}).chosen) == ["q", "[3]"]
+    named = Row({"input": "q", "chosen": "3", "rejected": "4"}, "rows.jsonl:3")
+    assert shown(to_pair(named, {"instruction": "input"}).chosen) == ["q", "[3]"], "the column is not its input too"
     alone = to_unpaired(Row({"instruction": "q", "completion": "a", "label": False}, "rows.jsonl:3"), {})
     assert isinstance(alone.answer, Conversation)
     assert (shown(alone.answer), alone.desirable) == (["q", "[a]"], False)
@@ -92,6 +94,8 @@ def test_what_a_template_would_print_beside_text_is_refused(beside: dict[str, An
     row = Row({"prompt": "q", "completion": "a", "label": True, **beside}, "rows.jsonl:3")
     with pytest.raises(DataError, match="instruction: prompt"):
         to_unpaired(row, {})
+    with pytest.raises(DataError, match="instruction: asked"):
+        to_pair(Row({"asked": "q", "chosen": "3", "rejected": "4", **beside}, "rows.jsonl:3"), {"prompt": "asked"})
 
 
 def test_columns_beside_a_prompt_are_read_only_where_they_are_named() -> None:
