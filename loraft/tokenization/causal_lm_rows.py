@@ -227,9 +227,9 @@ class CausalLMRenderer(RowRenderer):
         return [Example.of_text(ids[start:stop], labels[start:stop], example.where) for start, stop in pairs]
 
     def marked(self, example: Example) -> str:
-        """The row's text with what is trained in ⟦ ⟧."""
+        """The row's text with what is trained in ⟦ ⟧: never its first token, which nothing stands before."""
         text = ""
-        tokens = zip(example.input_ids, example.labels, strict=True)
+        tokens = zip(example.input_ids, (IGNORED, *example.labels[1:]), strict=True)
         for trained, alike in groupby(tokens, lambda token: token[1] != IGNORED):
             part = str(self.tokenizer.decode([token for token, _ in alike]))
             text += f"⟦{part}⟧" if trained else part

@@ -45,6 +45,8 @@ def test_every_row_is_kept(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -
     assert data.train[3].where == f"{tmp_path / 'a.jsonl'}:4"
     assert data.report.trained_tokens == sum(example.trained for example in data.train)
     assert "⟦world<|im_end|>⟧" in data.report.samples[0]["text"]
+    text = prepared(tokenizer, write(tmp_path / "b.jsonl", [{"text": "the sea"}]))
+    assert text.report.samples[0]["text"] == "t⟦he sea<|im_end|>⟧", "nothing stands before the first token"
 
 
 def test_a_source_of_which_no_row_is_drawn_is_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
