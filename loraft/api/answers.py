@@ -27,7 +27,7 @@ from loraft.inference.conversation import ChatSession
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import Settings, complete_batch, stream
 from loraft.inference.prompt_limits import beyond_training
-from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.requests import AnyModel, GenerationRequest
 from loraft.inference.session import Session
 from loraft.inference.tracer import Trace, Tracer
 from loraft.io.jsonl import AskedRows, check_jsonl
@@ -126,10 +126,11 @@ class OpenModel:
         batch_size: int = BATCH_SIZE,
         observer: Observer = ignored,
     ) -> list[Completion]:
-        """Answer several prompts, `batch_size` at a time; one completion a prompt, in their order."""
+        """Answer several prompts, or one, `batch_size` at a time; one completion a prompt, in their order."""
         voice = self._session.voice()
         tell(observer, *self.notes, *to_be_told(self._session, options))
-        asked = [voice.conversation(prompt, options.system) for prompt in prompts]
+        several = [prompts] if isinstance(prompts, str) else prompts
+        asked = [voice.conversation(prompt, options.system) for prompt in several]
         ids = [voice.renderer.prompt_ids(messages) for messages in asked]
         settings, model = voice.settings(options), self._session.model
         tell(observer, *voice.about_prompts(asked), *beyond_training(model, ids, settings["max_new_tokens"]))
@@ -145,7 +146,7 @@ class OpenModel:
 
 
 @as_trusted
-def load(model: ModelRequest | str, *, observer: Observer = ignored) -> OpenModel | OpenClassifier:
+def load(model: AnyModel, *, observer: Observer = ignored) -> OpenModel | OpenClassifier:
     """Load a model once, to ask it many times.
 
     Args:
@@ -168,7 +169,7 @@ def load(model: ModelRequest | str, *, observer: Observer = ignored) -> OpenMode
 
 @as_trusted
 def generate(
-    model: ModelRequest | str,
+    model: AnyModel,
     *,
     prompt: str,
     options: GenerationRequest = AS_SAVED,
@@ -208,7 +209,7 @@ def _drop_saved_beams(settings: Settings, options: GenerationRequest, what: str)
 
 @as_trusted
 def complete(
-    model: ModelRequest | str,
+    model: AnyModel,
     *,
     prompts: Sequence[str],
     options: GenerationRequest = AS_SAVED,
@@ -226,7 +227,7 @@ def complete(
 
 @as_trusted
 def compare(
-    model: ModelRequest | str,
+    model: AnyModel,
     *,
     prompts: Sequence[str],
     options: GenerationRequest = AS_SAVED,
@@ -245,10 +246,10 @@ def compare(
 
 @as_trusted
 def answer_file(
-    model: ModelRequest | str,
+    model: AnyModel,
     *,
-    prompts: Path,
-    output: Path,
+    prompts: str | Path,
+    output: str | Path,
     prompt_column: str | None = None,
     options: GenerationRequest = AS_SAVED,
     batch_size: int = BATCH_SIZE,
@@ -272,7 +273,7 @@ def answer_file(
         RunError: While answering; the rows so far are in `output`.
         Interrupted: By a signal; the rows so far are in `output`.
     """
-    requested = RequestedModel(model)
+    requested, prompts, output = RequestedModel(model), Path(prompts), Path(output)
     learned = requested.learned_columns
     questions = read_questions(
         prompts, lambda: requested.source_language, column=prompt_column, learned=learned, observer=observer
@@ -287,7 +288,7 @@ def answer_file(
 
 
 @as_trusted
-def open_chat(model: ModelRequest | str, *, options: GenerationRequest = AS_SAVED) -> ChatSession:
+def open_chat(model: AnyModel, *, options: GenerationRequest = AS_SAVED) -> ChatSession:
     """Begin a conversation; the arguments are those of `generate`.
 
     Raises:

@@ -11,7 +11,7 @@ from loraft.events import Note, Observer, ignored, tell
 from loraft.inference.classifier import Classifier
 from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts
-from loraft.inference.requests import ModelRequest
+from loraft.inference.requests import AnyModel
 from loraft.io.resources import memory_errors
 from loraft.models.remote_code import as_trusted
 
@@ -33,7 +33,8 @@ class OpenClassifier:
     ) -> list[dict[str, float]]:
         """Tell the probability of each class for a few texts; the arguments are those of `loraft.predict`."""
         classifier = self._classifier
-        pairs = [(each, None) if isinstance(each, str) else each for each in texts]
+        several = [texts] if isinstance(texts, str) else texts
+        pairs = [(each, None) if isinstance(each, str) else each for each in several]
         tell(observer, *classifier.about(pairs))
         tokens = classifier.tokens(pairs)
         if any(each.is_cut for each in tokens):
@@ -45,13 +46,13 @@ class OpenClassifier:
 
 @as_trusted
 def predict(
-    model: ModelRequest | str, *, texts: Sequence[str | tuple[str, str | None]], observer: Observer = ignored
+    model: AnyModel, *, texts: Sequence[str | tuple[str, str | None]], observer: Observer = ignored
 ) -> list[dict[str, float]]:
     """Tell the probability of each class for a few texts.
 
     Args:
         model: The classifier; a name alone is its target.
-        texts: Each a text, or the two of a pair.
+        texts: Each a text, or the two of a pair; a text alone is one of them.
         observer: Is told what was found.
 
     Returns:
@@ -67,10 +68,10 @@ def predict(
 
 @as_trusted
 def predict_file(
-    model: ModelRequest | str,
+    model: AnyModel,
     *,
-    texts: Path,
-    output: Path,
+    texts: str | Path,
+    output: str | Path,
     text_column: str | None = None,
     pair_column: str | None = None,
     batch_size: int = TEXTS_AT_ONCE,
@@ -95,7 +96,7 @@ def predict_file(
         RunError: While running; the rows so far are in `output`.
         Interrupted: By a signal; the rows so far are in `output`.
     """
-    requested = RequestedModel(model)
+    requested, texts, output = RequestedModel(model), Path(texts), Path(output)
     given = {"text": text_column, "text_pair": pair_column}
     columns = {ours: theirs for ours, theirs in given.items() if theirs is not None}
     rows = read_texts(texts, columns, requested.learned_columns or {}, observer)

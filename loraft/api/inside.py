@@ -20,7 +20,7 @@ from loraft.events import ignored
 from loraft.inference.decoder_state import products_in_model_dtype
 from loraft.inference.engine import complete_batch
 from loraft.inference.prompt_limits import prompt_limit
-from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.requests import AnyModel, GenerationRequest
 from loraft.inspection.activations import LayerActivations, StackActivations, not_finite, watch_activations
 from loraft.inspection.gradients import BatchGradients, batch_gradients
 from loraft.io.resources import memory_errors
@@ -98,7 +98,7 @@ class GradientReport:
 
 
 @as_trusted
-def inspect_activations(model: ModelRequest | str, *, prompt: str) -> ActivationReport:
+def inspect_activations(model: AnyModel, *, prompt: str) -> ActivationReport:
     """Tell what goes on in the layers of a model while it reads a prompt: sizes, and where each head looks.
 
     The prompt is read as `generate` would read it, or `predict` where the model tells classes.

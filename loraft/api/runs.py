@@ -27,7 +27,7 @@ from loraft.evaluation.subjects import opened
 from loraft.events import Observer, Progress, ignored, tell
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.engine import stream
-from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.requests import AnyModel, GenerationRequest
 from loraft.inference.sampling import SamplingParams
 from loraft.io.jsonl import check_jsonl
 from loraft.merging.merge_report import LEAST_POSITIONS, MergeReport, merge_and_verify
@@ -230,11 +230,11 @@ def _chosen_folder(config: RunConfig, name: str, observer: Observer, *, resume: 
 
 @as_trusted
 def evaluate(
-    model: ModelRequest | str,
+    model: AnyModel,
     *,
     data: DataSource | str | Path | None = None,
     metrics: Sequence[str] | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
     overwrite: bool = False,
     baseline: bool = False,
     batch_size: int = BATCH_SIZE,
@@ -267,6 +267,7 @@ def evaluate(
     requested = RequestedModel(model)
     rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
     if output is not None:
+        output = Path(output)
         check_jsonl(output, reads=[] if rows_from is None else files_here(rows_from.path), overwrite=overwrite)
     found = requested.found
     if baseline and not found.adapters:

@@ -7,6 +7,7 @@ functions then read as a table of contents.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,7 +27,7 @@ from loraft.events import Observer, tell
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.engine import Settings, complete_batch
 from loraft.inference.prompt_limits import prompt_limit
-from loraft.inference.requests import GenerationRequest, ModelRequest
+from loraft.inference.requests import AnyModel, GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, in_languages, open_session, seed_of_row, task_of_base
 from loraft.models.modules import wrapped_model
 from loraft.tasks import METRIC_FACTS, TASKS
@@ -39,10 +40,10 @@ MEASURED = "{} is measured, and {} not: give each alone as `adapters`"
 
 
 class RequestedModel:
-    """What a caller asks for, a name alone as a target; what it means is looked up once, when it is first needed."""
+    """What a caller asks for, a name or a folder alone as a target; what it means is looked up once, when needed."""
 
-    def __init__(self, model: ModelRequest | str) -> None:
-        self.choice = ModelRequest(model) if isinstance(model, str) else model
+    def __init__(self, model: AnyModel) -> None:
+        self.choice = model if isinstance(model, ModelRequest) else ModelRequest(os.fspath(model))
 
     @cached_property
     def found(self) -> ResolvedTarget:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraft.config.choices import DtypeName
@@ -40,6 +41,10 @@ class ModelRequest:
     target_lang: str | None = None
     trust_remote_code: bool = False
     cuda_graphs: bool = True
+
+
+AnyModel = ModelRequest | str | Path
+"""What answers, or its target alone."""
 
 
 @dataclass(frozen=True)
