@@ -69,10 +69,16 @@ class RunPlan(KnownRun):
     def checkpoints(self) -> int:
         """The checkpoints on the disk at once: those that are kept, the best one and the one being written, or all.
 
-        All are those that are due, an epoch being as long as the first; evaluations that are better may save more.
+        All are those that are due, an epoch being as long as the first; evaluations that are better may save more, for
+        which a run that keeps all of them has no room set aside.
         """
-        keep = self.config.training.save_total_limit
-        return math.ceil(self.steps / (self.save_every or self.batches.steps(0))) if keep is None else keep + 2
+        keep, an_epoch = self.config.training.save_total_limit, self.batches.steps(0)
+        due = math.ceil(self.steps / (self.save_every or an_epoch))
+        if keep is None:
+            return due
+        save_more = self.data.eval and self.eval_every != self.save_every
+        better = math.ceil(self.steps / (self.eval_every or an_epoch)) if save_more else 0
+        return min(due + better, keep + 2)
 
     @property
     def rereads_rows(self) -> bool:

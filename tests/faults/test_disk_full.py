@@ -108,7 +108,7 @@ def test_c31_a_file_that_may_not_grow(work: Path, tmp_path: Path, limit: int, tr
 
 def test_c31_what_will_not_fit_is_refused_before_the_first_step(work: Path, disk: SmallDisk, trial: Trial) -> None:
     run = disk.folder / "run"
-    for free in (0, 20_000_000, 80_000_000):
+    for free in (0, 20_000_000, 40_000_000):
         with trial("less room than save_total_limit checkpoints need: refused before the first step, nothing is made"):
             disk.empty()
             disk.leave(free)

@@ -42,9 +42,10 @@ def test_a_share_of_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "every", "keep", "checkpoints"), [(20, 7, 3, 5), (20, 7, None, 3), (21, 7, None, 3), (20, None, None, 7)]
+    ("steps", "every", "keep", "checkpoints"),
+    [(20, 7, 3, 3), (20, 2, 3, 5), (20, 7, None, 3), (21, 7, None, 3), (20, None, None, 7), (3, 7, 3, 1)],
 )
-def test_a_run_that_keeps_all_checkpoints_needs_room_for_each(
+def test_room_is_needed_for_as_many_checkpoints_as_there_are_at_once(
     tmp_path: Path, steps: int, every: int | None, keep: int | None, checkpoints: int
 ) -> None:
     """An epoch has three steps."""
