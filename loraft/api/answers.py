@@ -260,7 +260,7 @@ def answer_file(
 
     Args:
         model: What answers; a name alone is its target.
-        prompts: The file of rows with `prompt`, `messages`, `source` or `translation`.
+        prompts: The file of rows with `prompt`, `messages`, `instruction`, `source` or `translation`.
         prompt_column: What `prompt` is called in it, where it calls it otherwise.
         output: Where each row is written with its `completion`; one that was begun is gone on with.
         options: How they are answered.

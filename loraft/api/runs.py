@@ -264,10 +264,9 @@ def evaluate(
         RunError: While running; the rows so far are in `output`.
         Interrupted: By a signal; the rows so far are in `output`.
     """
-    requested = RequestedModel(model)
+    requested, output = RequestedModel(model), None if output is None else Path(output)
     rows_from = data if isinstance(data, DataSource | None) else DataSource(path=str(data))
     if output is not None:
-        output = Path(output)
         check_jsonl(output, reads=[] if rows_from is None else files_here(rows_from.path), overwrite=overwrite)
     found = requested.found
     if baseline and not found.adapters:

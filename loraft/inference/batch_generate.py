@@ -22,13 +22,13 @@ from loraft.io.checksums import sha256_of_facts
 from loraft.io.jsonl import AskedRows, lost_fields, write_answers
 from loraft.io.resources import memory_errors
 from loraft.rows.fields import column_of
-from loraft.rows.formats import ASKED, ASKED_FOR_A_TEXT, LanguagePair, Message, Tools, to_question
+from loraft.rows.formats import ASKED, ASKED_OTHERWISE, LanguagePair, Message, Tools, to_question
 from loraft.rows.raw_rows import RowsRead, rows_to_answer, text_by_of
 from loraft.rows.row import Row
 
 ADDED = ("completion", "finish_reason")
 """What an answer adds to its row."""
-BESIDE = ("tools", "system")
+BESIDE = ("tools", "system", "input")
 """What a row is asked with, beside its prompt or its turns."""
 BATCH_SIZE = 8
 
@@ -79,25 +79,26 @@ def read_questions(
 ) -> list[BatchPrompt]:
     """Every row of a file of prompts, whose column may be called otherwise; of a plain text each row is a prompt.
 
-    `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows. Tools and
-    the system prompt are called as in training (`learned`) where the file has such columns; where nobody knows how that
-    was, columns that nothing is read from are told. Rows that are not as they must be are refused, and the first ones
-    named.
+    `source_lang` tells which text of a `translation` row is asked; it is called where there are such rows. Columns are
+    called as in training (`learned`) where the file has such, and what asks so where it has none that is called as ours
+    are; where nobody knows how that was, columns that nothing is read from are told. Rows that are not as they must be
+    are refused, and the first ones named.
     """
     read = rows_to_answer(path, "prompts")
     tell(observer, *read.notes)
     if column is None and read.columns == ("text",) and text_by_of(DataSource(path=str(path))) is not None:
         column = "text"
-    _require_column(path, read, column)
-    columns = {"prompt": column} if column else {}
-    known = {column, *ASKED, *ASKED_FOR_A_TEXT, *BESIDE}
+    known = {column, *ASKED, *ASKED_OTHERWISE, *BESIDE}
     if learned is None and (unread := [name for name in read.columns if name not in known]):
         what = "no run is near that says what the rows of training called their columns"
         observer(Note(f"{what}: nothing is read from {', '.join(unread)}"))
     learned = learned or {}
-    for ours in BESIDE:
-        if ours in learned and column_of(learned[ours], read.columns) in read.columns:
-            columns[ours] = learned[ours]
+    asking = () if column or any(name in read.columns for name in ASKED) else (*ASKED, *ASKED_OTHERWISE)
+    there = {ours: theirs for ours, theirs in learned.items() if column_of(theirs, read.columns) in read.columns}
+    columns = {ours: theirs for ours, theirs in there.items() if ours in (*asking, *BESIDE)}
+    if column:
+        columns["instruction" if column == there.get("instruction", "instruction") else "prompt"] = column
+    _require_column(path, read, column, columns)
     problems, questions = list(read.problems), []
     translated = any("translation" in row.values for row in read.rows)
     languages = LanguagePair(source_lang()) if source_lang and translated else LanguagePair()
@@ -113,11 +114,12 @@ def read_questions(
     return questions
 
 
-def _require_column(path: Path, read: RowsRead, column: str | None) -> None:
+def _require_column(path: Path, read: RowsRead, column: str | None, columns: Mapping[str, str]) -> None:
     """A column that no row has is one mistake, not one a row."""
-    if not read.rows or any(name in read.columns for name in ((column,) if column else (*ASKED, *ASKED_FOR_A_TEXT))):
+    asking = (column,) if column else (*ASKED, *ASKED_OTHERWISE)
+    if not read.rows or any(column_of(columns.get(name, name), read.columns) in read.columns for name in asking):
         return
-    missing = f"{column!r}" if column else f"{', '.join((*ASKED, *ASKED_FOR_A_TEXT)[:-1])} or {ASKED_FOR_A_TEXT[-1]}"
+    missing = f"{column!r}" if column else f"{', '.join(asking[:-1])} or {asking[-1]}"
     message = f"there is no column {missing}; the columns are {', '.join(read.columns)}"
     wanted = (column.lower(),) if column else ASKED
     near = next((name for name in read.columns if name.lower() in wanted), "NAME")

@@ -46,8 +46,8 @@ CHATS: Mapping[str, TurnKeys] = {
 """Files have the turns of one in the column of the other too, so each turn tells by its keys which it is of."""
 ASKED = ("prompt", *(chat.column for chat in CHATS.values()))
 """The columns that may hold what a row asks, one of them in a row."""
-ASKED_FOR_A_TEXT = ("source", "translation")
-"""Those of an encoder-decoder, where there is none of `ASKED`."""
+ASKED_OTHERWISE = ("instruction", "source", "translation")
+"""Those that are looked for where there is none of `ASKED`: an instruction, which has its `input`, before a source."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +204,12 @@ def to_question(
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
     """
     fields = Fields(row, columns)
-    there = ["prompt"] if "prompt" in columns else [name for name in ASKED if name in row.values]
-    # Beside a prompt, `source` is a column like any other: where a row comes from, say.
-    there = there or [name for name in ASKED_FOR_A_TEXT if name in row.values]
+    # Beside what comes first, `source` is a column like any other: where a row comes from, say.
+    in_order = ({*columns} & {*ASKED, *ASKED_OTHERWISE}, ASKED, ASKED_OTHERWISE[:1], ASKED_OTHERWISE[1:])
+    there = next((has for names in in_order if (has := [name for name in names if fields.has(name)])), [])
     if len(there) != 1:
         found = " and ".join(there) or ", ".join(sorted(row.values)) or "nothing"
-        needed = f"{', '.join((*ASKED, *ASKED_FOR_A_TEXT)[:-1])} and {ASKED_FOR_A_TEXT[-1]}"
+        needed = f"{', '.join((*ASKED, *ASKED_OTHERWISE)[:-1])} and {ASKED_OTHERWISE[-1]}"
         raise DataError(f"needs one of {needed}; it has {found}", where=row.where)
     (name,) = there
     chat = next((chat for chat in CHATS.values() if chat.column == name), None)
@@ -218,12 +218,12 @@ def to_question(
     elif name == "translation":
         asked = (Message("user", text_in_language(fields, fields.mapping(name), "data.source_lang", languages.source)),)
     else:
-        asked = (Message("user", fields.text(name)),)
+        asked = (Message("user", instruction_of(fields) if name == "instruction" else fields.text(name)),)
     if asked[-1].role not in ("user", "tool"):
         message = f"is the {asked[-1].role}'s, and an answer follows a user's"
         raise fields.wrong(f"{name}[{len(asked) - 1}]", message)
     turns = after_system(fields, asked) if fields.optional("system") is not None else asked
-    return Conversation(turns, () if name in ASKED_FOR_A_TEXT else tools_of(fields, chat or CHATS["messages"]))
+    return Conversation(turns, () if name in ("source", "translation") else tools_of(fields, chat or CHATS["messages"]))
 
 
 def instruction_of(fields: Fields) -> str:

@@ -200,7 +200,10 @@ def test_what_ends_it_early_is_told_and_the_windows_before_stand(
 BAD = [
     ('{"prompt": null}', "3 prompt: must be text; found nothing"),
     ('{"prompt": "  "}', "3 prompt: is empty"),
-    ('{"question": "x"}', "3: needs one of prompt, messages, conversations, source and translation; it has question"),
+    (
+        '{"question": "x"}',
+        "3: needs one of prompt, messages, .* and translation; it has question",
+    ),
     ('{"prompt": "x", "messages": []}', "3: needs one of .* it has prompt and messages"),
     ('{"messages": []}', "3 messages: is an empty list"),
     ('{"messages": [{"role": "bot", "content": "x"}]}', r"3 messages\[0\].role"),
@@ -251,7 +254,7 @@ def test_of_a_plain_text_each_row_is_a_prompt(tmp_path: Path) -> None:
 def test_columns_at_fault_are_one_mistake_and_an_option_names_the_right_one(tmp_path: Path) -> None:
     path = tmp_path / "faq.csv"
     path.write_text("id,question,system\n1,Why?,Be kind.\n2,How?,Be kind.\n")
-    for column, missing in ((None, "prompt, messages, conversations, source or translation"), ("Frage", "'Frage'")):
+    for column, missing in ((None, "prompt, messages, .*, source or translation"), ("Frage", "'Frage'")):
         with pytest.raises(DataError, match=f"no column {missing}; the columns are id, question, system") as caught:
             read_questions(path, column=column)
         assert [problem.parameter for problem in caught.value.problems] == ["prompts"]
@@ -272,6 +275,27 @@ def test_tools_and_the_system_prompt_are_called_as_in_training(tmp_path: Path) -
     assert (second.tools, second.messages) == ((), (Message("user", "Rain?"),))
     path.write_text(json.dumps({"messages": turns, "tools": [tool], "system": "Be kind."}) + "\n")
     assert read_questions(path, learned=learned)[0].tools == (tool,), "a file of other columns"
+
+
+@pytest.mark.parametrize(
+    ("row", "learned", "column"),
+    [
+        ({"instruction": "Add.", "input": "2 2"}, {}, None),
+        ({"instruction": "Add.", "input": "2 2", "source": "a book"}, {}, "instruction"),
+        ({"asked": "Add.", "context": "2 2"}, {"instruction": "asked", "input": "context"}, None),
+        ({"asked": "Add.", "context": "2 2"}, {"instruction": "asked", "input": "context"}, "asked"),
+        ({"text": "Add.\n\n2 2"}, {"prompt": "text"}, None),
+        ({"translation": {"en": "Add.\n\n2 2"}}, {"source": "translation.en"}, None),
+        ({"talk": [{"role": "user", "content": "Add.\n\n2 2"}], "text": "x"}, {"messages": "talk"}, None),
+        ({"prompt": "Add.\n\n2 2", "asked": "x"}, {"instruction": "asked"}, None),
+    ],
+)
+def test_what_asks_is_read_as_in_training(
+    tmp_path: Path, row: dict[str, object], learned: dict[str, str], column: str | None
+) -> None:
+    write_rows(tmp_path / "p.jsonl", [row])
+    (question,) = read_questions(tmp_path / "p.jsonl", learned=learned, column=column)
+    assert question.messages == (Message("user", "Add.\n\n2 2"),)
 
 
 def test_tools_stand_beside_a_prompt_as_beside_turns(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ class PromptOptions:
     prompt: list[str] | None = option("TEXT", "A prompt; - reads standard input. May be repeated.", "--prompt", "-p")
     prompts: Path | None = option(
         "FILE",
-        "Rows with prompt, messages, source or translation in any file that training reads, or plain text; - is "
-        "standard input.",
+        "Rows with prompt, messages, instruction, source or translation in any file that training reads, or plain "
+        "text; - is standard input.",
         "--input",
     )
     output: Path | None = option(
