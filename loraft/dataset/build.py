@@ -269,7 +269,7 @@ def _notes(data: DataSection, report: DataReport, sources: Sequence[SourceRows],
         if counts.bad:
             first = source.problems[0]
             rows = counted(counts.bad, "bad row is skipped,", "bad rows are skipped, the first")
-            yield f"{counts.source}: {rows} at {first.where}: {first.message}"
+            yield f"{counts.source}: {rows} at {first.place}: {first.message}"
         for found in counts.findings:
             rows = counted(found.rows, "row")
             yield f"{counts.source}: in {rows} of {counts.read:,}, the first {found.first}, {found.what}"

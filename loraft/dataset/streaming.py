@@ -111,7 +111,7 @@ class RowStream:
         """A sentence, where a row was left out or cut, and one for each finding."""
         found = [f"{self.counts[what]:,} {what}" for what in (BAD, TOO_LONG, UNTRAINED) if self.counts[what]]
         drawn = f"of {self.counts[DRAWN]:,} rows drawn since this start"
-        first = "".join(f"; the first bad one at {bad.where}: {bad.message}" for bad in self.first_bad)
+        first = "".join(f"; the first bad one at {bad.place}: {bad.message}" for bad in self.first_bad)
         left_out = [f"{drawn}, {' and '.join(found)}{first}"] if found else []
         return (*left_out, *(f"{drawn}, in {rows:,}: {what}" for what, rows in self.findings.items()))
 

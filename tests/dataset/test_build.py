@@ -145,6 +145,9 @@ def test_bad_rows_are_skipped_and_counted_when_asked(tokenizer: PreTrainedTokeni
     data = prepared(tokenizer, path, on_bad_row="skip")
     assert (data.report.sources[0].bad, data.report.sources[0].kept) == (2, 2)
     assert any("2 bad rows are skipped, the first at" in note for note in data.report.notes)
+    path = write(tmp_path / "b.jsonl", [row(), {"messages": []}])
+    told = prepared(tokenizer, path, on_bad_row="skip").report.notes
+    assert any(f"{path}:2 messages: " in note for note in told), "the field is named too"
 
 
 @pytest.mark.slow
