@@ -241,7 +241,8 @@ def compare(
     """
     session = RequestedModel(model).session()
     tell(observer, *session.notes)
-    return compare_voices(session, prompts, options=options, batch_size=batch_size, observer=observer)
+    several = [prompts] if isinstance(prompts, str) else prompts
+    return compare_voices(session, several, options=options, batch_size=batch_size, observer=observer)
 
 
 @as_trusted

@@ -96,24 +96,25 @@ def refuse_preferences(
 
     def alone(answer: str) -> str:
         """The columns by which the good answers alone are learned; empty where the task has no such rows."""
-        for form in ("prompt_completion", "alpaca"):
-            asked, answered = COLUMNS[form][0]
-            if form in formats and asked in columns:
-                return f"{{{asked}: {asked}, {answered}: {answer}}}"
-        return "{messages: chosen}" if "messages" in formats and answer == "chosen" else ""
+        ways = []
+        if "alpaca" in formats and (asked := next((name for name in ("prompt", "instruction") if name in columns), "")):
+            ways.append(f"data.columns: {{instruction: {asked}, output: {answer}}} where they are text")
+        if "messages" in formats and answer == "chosen":
+            ways.append("data.columns: {messages: chosen} where they are turns")
+        return ", ".join(ways)
 
     if {"completion", "label"} <= {*columns} and "text" not in columns and not renamed:
         message = "completion and label are of answers that are good or bad"
         remedy = f"Write task: {learns_them} and preference.loss: kto, which learns them"
         if ours := alone("completion"):
-            remedy += f"; or leave the bad ones out, and write data.columns: {ours}"
+            remedy += f"; or leave the bad ones out, and write {ours}"
         raise DataError(message, key="data.format", remedy=f"{remedy}.")
     found = [column for column in PREFERENCES if column in columns]
     if not found or renamed:
         return
     remedy = f"Write task: {learns_them}"
     if "chosen" in columns and (ours := alone("chosen")):
-        remedy += f"; or, to learn the better answers alone, data.columns: {ours}"
+        remedy += f"; or, to learn the better answers alone, {ours}"
     elif "messages" in formats:
         remedy += ", which learns them; or name the format to be learned, as in data.format: messages"
     remedy += "."

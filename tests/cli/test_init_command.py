@@ -233,6 +233,19 @@ def test_the_columns_that_a_sentence_names_can_be_given(
     assert "--columns" not in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["text", "turns"])
+def test_better_answers_alone_are_learned_by_the_columns_that_the_refusal_names(here: Path, kind: str) -> None:
+    chosen: object = "me"
+    if kind == "turns":  # as UltraFeedback has them
+        chosen = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"}]
+    write_rows(Path("rows.jsonl"), [{"prompt": "who?", "chosen": chosen, "rejected": chosen}] * 3)
+    given = ["a.yaml", "--data", "rows.jsonl", "--task", "causal_lm"]
+    refused = init(*given)
+    assert refused.exit_code == 2
+    (columns,) = re.findall(rf"--columns (\S+) where they are {kind}", refused.stderr)
+    assert init(*given, "--columns", columns).exit_code == 0
+
+
 def test_what_is_found_in_the_rows_stands_in_the_config(here: Path) -> None:
     rows = [{"text": "late " * 100, "label": "yes" if n % 8 else "no"} for n in range(40)]
     write_rows(Path("rows.jsonl"), rows)

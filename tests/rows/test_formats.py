@@ -412,10 +412,10 @@ def test_a_call_of_sharegpt_that_is_none_is_named_with_its_place(value: str) -> 
 @pytest.mark.parametrize(
     ("columns", "told", "remedy"),
     [
-        (["prompt", "chosen", "rejected"], "chosen and rejected are of preference pairs", "completion: chosen"),
+        (["prompt", "chosen", "rejected"], "chosen and rejected are of preference pairs", "output: chosen"),
         (["chosen", "rejected"], "chosen and rejected are of preference pairs", "messages: chosen"),
         (["messages", "rejected_response"], "rejected_response is of preference pairs", "data.format: messages"),
-        (["prompt", "completion", "label"], "answers that are good or bad", "completion: completion"),
+        (["prompt", "completion", "label"], "answers that are good or bad", "output: completion"),
     ],
 )
 def test_preference_rows_are_told_to_be_none_that_are_trained(columns: list[str], told: str, remedy: str) -> None:
