@@ -178,7 +178,9 @@ def file_text(name: str, *, remedy: str | None = None) -> str:
     except FileNotFoundError:
         raise ConfigError("there is no such file", where=name, remedy=remedy) from None
     except IsADirectoryError:
-        raise ConfigError("is a folder; a config is a YAML file", where=name) from None
+        inside = Path(name) / "config.yaml"
+        of_run = f"Name the config of the run, {inside}." if inside.is_file() else None
+        raise ConfigError("is a folder; a config is a YAML file", where=name, remedy=of_run) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"cannot be read: {reason}", where=name) from None

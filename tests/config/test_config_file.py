@@ -52,6 +52,8 @@ def test_a_file_that_holds_no_mapping(tmp_path: Path, content: str | bytes, word
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     assert only(tmp_path / "none.yaml").message == "there is no such file"
     assert "is a folder" in only(tmp_path).message
+    (tmp_path / "config.yaml").write_text(LEAST)
+    assert str(tmp_path / "config.yaml") in str(only(tmp_path).remedy), "the folder of a run"
     assert "cannot be read" in only(tmp_path / "a\0b").message
 
 
