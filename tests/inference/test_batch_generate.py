@@ -319,11 +319,11 @@ def test_a_file_of_prompts_is_read_by_the_columns_of_the_run(tmp_path: Path, mon
 
 def test_columns_that_only_a_run_could_explain_are_told_where_none_is_near(session: Session, tmp_path: Path) -> None:
     """An adapter that was copied from its run, and rows whose tools it called otherwise."""
-    write_rows(tmp_path / "p.jsonl", [{"prompt": "x", "system": "Be kind.", "meta": {"tools": []}}])
-    for learned, told in ((None, ["meta"]), ({}, [])):
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "x", "system": "Be kind.", "input": "y", "meta": {"tools": []}}])
+    for learned, told in ((None, ["input, meta"]), ({}, [])):
         notes: list[Event] = []
         read_questions(tmp_path / "p.jsonl", learned=learned, observer=notes.append)
-        assert [note.text.rpartition(" ")[2] for note in notes if isinstance(note, Note)] == told
+        assert [note.text.rpartition(" from ")[2] for note in notes if isinstance(note, Note)] == told
     adapter, base = session.voice().folder, session.loaded.folder
     assert RequestedModel(str(adapter)).learned_columns is None
     assert RequestedModel(str(base)).learned_columns == {}
