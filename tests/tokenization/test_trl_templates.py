@@ -129,7 +129,7 @@ def test_every_template_has_marks_or_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, text in TEMPLATES.items() if MARK.search(text)])
-def test_what_is_trained_is_what_trl_marks(name: str) -> None:
+def test_c3_what_is_trained_is_what_trl_marks(name: str) -> None:
     marked, plain = TEMPLATES[name], name.removesuffix("_training")
     original = TEMPLATES[plain] if plain != name else MARK.sub("", marked)
     tokens = tuple(dict.fromkeys([*TOKEN.findall(original + marked), "<s>", "</s>"]))
