@@ -115,6 +115,8 @@ def _data(start: Start) -> Iterator[Said]:
     yield from TASKS[start.task].starter_loss(start.method, start.format)
     texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
     row = f'{{"translation": {{{texts}}}}}' if texts else ROWS[start.format]
+    if "instruction" in start.columns:  # which answers to compare have in place of a prompt of plain text
+        row = row.replace('"prompt"', '"instruction"')
     yield "data.train", start.train, f"{found} {row}"
     if start.name:
         yield "data.name", start.name, "The configuration of the dataset, or the sheet of the workbook."

@@ -230,6 +230,7 @@ def test_the_columns_that_a_sentence_names_can_be_given(
     result = init("b.yaml", "--data", "rows.jsonl", "--columns", columns, *given[2:])
     assert result.exit_code == 0, result.stderr
     assert "instruction" in load_config("b.yaml").data.columns
+    assert '"prompt"' not in Path("b.yaml").read_text(), "the row that is shown has it so too"
     assert "--columns" not in result.stderr
 
 
