@@ -109,6 +109,11 @@ def _of_one_type(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str
     kinds = {name: kind_of(PurePosixPath(file_name(name))) for name in names}
     types = Counter(kinds.values())
     read = {kind: count for kind, count in types.items() if kind in ROW_TYPES}
+    if ".arrow" in types and read.keys() <= {".json"}:
+        message = "holds .arrow files, as `Dataset.save_to_disk` writes them, and these are not read"
+        of_split = "['train']" if any(file_name(name) == "dataset_dict.json" for name in names) else ""
+        written = f"datasets.load_from_disk({whole!r}){of_split}.to_parquet('rows.parquet')"
+        raise DataError(message, where=whole, key="data", remedy=f"Write the rows as Parquet, in Python: {written}")
     if not read:
         others = f"; there are {_counted(types)}" if types else ""
         remedy = f"Name files that end in {ALL_TYPES}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 
 from loraft.config.sections import DataSource
@@ -81,3 +82,16 @@ def test_files_here_are_those_that_an_output_must_not_replace(shards: Path) -> N
     assert files_here(str(shards / "sub/*.jsonl")) == files_here(f"file://{shards}/sub/c.jsonl")
     assert files_here(str(shards)) == [shards]
     assert files_here("https://host/a.jsonl") == files_here("some/set") == []
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_what_datasets_saved_to_disk_is_read_once_the_remedy_was_followed(
+    tmp_path: Path, splits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
+    (datasets.DatasetDict(train=rows, test=rows) if splits else rows).save_to_disk("saved")
+    with pytest.raises(DataError, match="save_to_disk") as caught:
+        read_rows(DataSource(path="saved"))
+    eval((caught.value.problems[0].remedy or "").partition("in Python: ")[2])
+    assert len(read_rows(DataSource(path="rows.parquet")).rows) == 2
