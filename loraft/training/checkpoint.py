@@ -210,7 +210,8 @@ def _complete(folder: Path, state: Mapping[str, Any], numbers: Mapping[str, int 
 
 @contextmanager
 def _full_disk_told(root: Path, step: int, about: int | None) -> Iterator[None]:
-    remedy = "free some space and go on with `resume`: the checkpoints before it are whole"
+    held = "the checkpoints before it are whole" if checkpoints(root) else "there is none before it, and it begins anew"
+    remedy = f"free some space and go on with `resume`: {held}"
     try:
         with disk_errors(root, remedy=remedy):
             yield

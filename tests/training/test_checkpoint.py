@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,9 +136,14 @@ def test_c31_a_full_disk_is_said_and_leaves_the_checkpoints_before(
         raise FULL[said_by]
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(DiskFullError, match=r"about [\d,]+ bytes are needed, and [\d,]+ bytes are free"):
+    with pytest.raises(DiskFullError, match=r"about [\d,]+ bytes are needed, and [\d,]+ bytes are free") as told:
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == [good.name]
+    assert "are whole" in (told.value.problems[0].remedy or "")
+    shutil.rmtree(good)
+    with pytest.raises(DiskFullError) as told:
+        save(tmp_path, 2)
+    assert "begins anew" in (told.value.problems[0].remedy or "")
 
 
 def test_weights_that_cannot_be_saved_leave_nothing_behind(tmp_path: Path) -> None:
