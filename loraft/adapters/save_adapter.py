@@ -192,7 +192,7 @@ def restore(adapted: AdaptedModel, folder: Path) -> None:
         weight.data.copy_(tensors[name])
 
 
-def ends_of(defaults: GenerationConfig | None) -> tuple[int, ...]:
+def stop_ids_of(defaults: GenerationConfig | None) -> tuple[int, ...]:
     """The stop ids that a generation config has; none where there is no config."""
     ends = None if defaults is None else defaults.eos_token_id
     return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
@@ -246,7 +246,7 @@ def _write_company(
     if task.generates:
         base = loaded.model.generation_config
         # Those of the base stay, for calls of tools may end otherwise; another tokenizer means other tokens by them.
-        own = ends_of(base) if config.model.tokenizer is None else ()
+        own = stop_ids_of(base) if config.model.tokenizer is None else ()
         ends = (*renderer.stop_ids, *own)
         defaults = generation_defaults(base, config.generation, ends, loaded.tokenizer.pad_token_id)
         defaults |= task.first_tokens(loaded.model, renderer)

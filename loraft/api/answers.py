@@ -27,7 +27,7 @@ from loraft.inference.conversation import ChatSession
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import Settings, complete_batch, stream
 from loraft.inference.prompt_limits import beyond_training
-from loraft.inference.requests import AnyModel, GenerationRequest
+from loraft.inference.requests import AnyModel, GenerationRequest, several
 from loraft.inference.session import Session
 from loraft.inference.tracer import Trace, Tracer
 from loraft.io.jsonl import AskedRows, check_jsonl
@@ -129,8 +129,7 @@ class OpenModel:
         """Answer several prompts, or one, `batch_size` at a time; one completion a prompt, in their order."""
         voice = self._session.voice()
         tell(observer, *self.notes, *to_be_told(self._session, options))
-        several = [prompts] if isinstance(prompts, str) else prompts
-        asked = [voice.conversation(prompt, options.system) for prompt in several]
+        asked = [voice.conversation(prompt, options.system) for prompt in several(prompts)]
         ids = [voice.renderer.prompt_ids(messages) for messages in asked]
         settings, model = voice.settings(options), self._session.model
         tell(observer, *voice.about_prompts(asked), *beyond_training(model, ids, settings["max_new_tokens"]))
@@ -241,8 +240,7 @@ def compare(
     """
     session = RequestedModel(model).session()
     tell(observer, *session.notes)
-    several = [prompts] if isinstance(prompts, str) else prompts
-    return compare_voices(session, several, options=options, batch_size=batch_size, observer=observer)
+    return compare_voices(session, several(prompts), options=options, batch_size=batch_size, observer=observer)
 
 
 @as_trusted

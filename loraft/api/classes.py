@@ -11,7 +11,7 @@ from loraft.events import Note, Observer, ignored, tell
 from loraft.inference.classifier import Classifier
 from loraft.inference.predict_file import BATCH_SIZE as TEXTS_AT_ONCE
 from loraft.inference.predict_file import PredictedFile, check_output, predict_rows, read_texts
-from loraft.inference.requests import AnyModel
+from loraft.inference.requests import AnyModel, several
 from loraft.io.resources import memory_errors
 from loraft.models.remote_code import as_trusted
 
@@ -33,8 +33,7 @@ class OpenClassifier:
     ) -> list[dict[str, float]]:
         """Tell the probability of each class for a few texts; the arguments are those of `loraft.predict`."""
         classifier = self._classifier
-        several = [texts] if isinstance(texts, str) else texts
-        pairs = [(each, None) if isinstance(each, str) else each for each in several]
+        pairs = [(each, None) if isinstance(each, str) else each for each in several(texts)]
         tell(observer, *classifier.about(pairs))
         tokens = classifier.tokens(pairs)
         if any(each.is_cut for each in tokens):

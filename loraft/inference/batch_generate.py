@@ -88,7 +88,9 @@ def read_questions(
     tell(observer, *read.notes)
     if column is None and read.columns == ("text",) and text_by_of(DataSource(path=str(path))) is not None:
         column = "text"
-    known = {column, *ASKED, *ASKED_OTHERWISE, *BESIDE} - (set() if "instruction" in read.columns else {"input"})
+    known = {column, *ASKED, *ASKED_OTHERWISE, *BESIDE}
+    if "instruction" not in read.columns:  # beside which alone it is read
+        known -= {"input"}
     if learned is None and (unread := [name for name in read.columns if name not in known]):
         what = "no run is near that says what the rows of training called their columns"
         observer(Note(f"{what}: nothing is read from {', '.join(unread)}"))

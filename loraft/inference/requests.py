@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from loraft.config.choices import DtypeName
 
 if TYPE_CHECKING:
     from loraft.config.sections import QuantizationSection
+
+Text = TypeVar("Text")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class ModelRequest:
 
 AnyModel = ModelRequest | str | Path
 """What answers, or its target alone."""
+
+
+def several(texts: str | Sequence[Text]) -> Sequence[str | Text]:
+    """Texts, or one by itself, which is no sequence of its letters."""
+    return [texts] if isinstance(texts, str) else texts
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from loraft.adapters.effect import acting, merged
 from loraft.adapters.metadata import AdapterTarget, ResolvedTarget
 from loraft.adapters.resolve_target import base_named_by, classes_of, resolve_target
-from loraft.adapters.save_adapter import ends_of, load_adapters
+from loraft.adapters.save_adapter import load_adapters, stop_ids_of
 from loraft.config.choices import TASK_OF_GROUP
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ConfigError, ModelError
@@ -77,7 +77,7 @@ class Speaker:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Every way in which an answer may end: the chat's and those that were saved."""
-        return tuple(dict.fromkeys([*self.renderer.stop_ids, *ends_of(self.defaults)]))
+        return tuple(dict.fromkeys([*self.renderer.stop_ids, *stop_ids_of(self.defaults)]))
 
     def settings(self, options: GenerationRequest) -> Settings:
         """What the caller asks for, if it is within bounds; what was saved where the caller says nothing."""

@@ -247,12 +247,7 @@ def _turn(dataset: _Dataset) -> Mapping[str, Value]:
             turn[ours] = said[key]
     keys = {key: turn[key] for key in ("role", "content")}
     if keys not in KNOWN_TURNS or any(key != name for key, name in turn.items() if key not in keys):
-        key = next(
-            each
-            for each in ("message_property_mappings", "message_field_role", "message_field_content")
-            if each in said
-        )
-        dataset.tell(
-            key, "a turn has role and content, or from and value, and else tool_calls: rename those of the rows"
-        )
+        key = next(each for each in OF_TURNS if each in said)
+        why = "a turn has role and content, or from and value, and else tool_calls: rename those of the rows"
+        dataset.tell(key, why)
     return keys

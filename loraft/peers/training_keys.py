@@ -46,8 +46,6 @@ TRACKERS = {
     "trackio_project_name": "trackio", "comet_project_name": "comet_ml",
 }  # fmt: skip
 """Keys that have a run reported, and to whom."""
-
-
 KEEPS_THE_ORDER = {"shuffle_merged_datasets": "curriculum_sampling", "shuffle_dataset": "train_sampling_strategy"}
 """Keys that say whether rows are shuffled once, and those that say whether they are drawn anew."""
 CHANGES_NOTHING = re.compile(r"cut_cross_entropy|liger|kernels|expert_parallel|swanlab|lm_eval")
@@ -189,10 +187,7 @@ def translate_order(translation: Translation) -> None:
     """Whether rows are shuffled before training, which draws them in another order in any case but for streams."""
     if any(translation.value(name) for name in STREAMS):
         return
-    for name, order in (
-        ("shuffle_merged_datasets", "curriculum_sampling"),
-        ("shuffle_dataset", "train_sampling_strategy"),
-    ):
+    for name, order in KEEPS_THE_ORDER.items():
         why = f"{translation.tool} draws rows anew in each epoch whatever it says, unless {order} keeps their order"
         translation.leave(name, why)
 

@@ -46,8 +46,10 @@ CHATS: Mapping[str, TurnKeys] = {
 """Files have the turns of one in the column of the other too, so each turn tells by its keys which it is of."""
 ASKED = ("prompt", *(chat.column for chat in CHATS.values()))
 """The columns that may hold what a row asks, one of them in a row."""
-ASKED_OTHERWISE = ("instruction", "source", "translation")
-"""Those that are looked for where there is none of `ASKED`: an instruction, which has its `input`, before a source."""
+ASKED_FOR_A_TEXT = ("source", "translation")
+"""Those of an encoder-decoder, where there is no other."""
+ASKED_OTHERWISE = ("instruction", *ASKED_FOR_A_TEXT)
+"""Those that are looked for in this order where there is none of `ASKED`; an instruction has its `input`."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def to_question(
     """
     fields = Fields(row, columns)
     # Beside what comes first, `source` is a column like any other: where a row comes from, say.
-    in_order = ({*columns} & {*ASKED, *ASKED_OTHERWISE}, ASKED, ASKED_OTHERWISE[:1], ASKED_OTHERWISE[1:])
+    in_order = ({*columns} & {*ASKED, *ASKED_OTHERWISE}, ASKED, ("instruction",), ASKED_FOR_A_TEXT)
     there = next((has for names in in_order if (has := [name for name in names if fields.has(name)])), [])
     if len(there) != 1:
         found = " and ".join(there) or ", ".join(sorted(row.values)) or "nothing"
@@ -223,7 +225,7 @@ def to_question(
         message = f"is the {asked[-1].role}'s, and an answer follows a user's"
         raise fields.wrong(f"{name}[{len(asked) - 1}]", message)
     turns = after_system(fields, asked) if fields.optional("system") is not None else asked
-    return Conversation(turns, () if name in ("source", "translation") else tools_of(fields, chat or CHATS["messages"]))
+    return Conversation(turns, () if name in ASKED_FOR_A_TEXT else tools_of(fields, chat or CHATS["messages"]))
 
 
 def instruction_of(fields: Fields) -> str:

@@ -12,9 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from loraft.figures import shared_beginning
 from loraft.tokenization.content_marks import APART
 
-NEAR = 100
-"""No control token has more characters."""
-
 
 @dataclass(frozen=True)
 class TurnEnd:
@@ -22,11 +19,13 @@ class TurnEnd:
 
     Attributes:
         tokens: Finds the control tokens in a text.
+        longest: The characters of the longest of them.
         text: What is printed behind the content, from its first token to its last; None where there is none.
         of_last: The last turn ends with it too, and not those alone that more follows.
     """
 
     tokens: re.Pattern[str]
+    longest: int
     text: str | None = None
     of_last: bool = True
 
@@ -35,7 +34,8 @@ class TurnEnd:
         """No end, and the control tokens of a tokenizer."""
         tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
         longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
-        return cls(re.compile("|".join(map(re.escape, longest_first)) or "(?!)"))
+        longest = len(longest_first[0]) if longest_first else 0
+        return cls(re.compile("|".join(map(re.escape, longest_first)) or "(?!)"), longest)
 
     def found(self, last: str, earlier: str, end_of_text: str | None) -> TurnEnd:
         """The end, from what is printed behind the `last` answer, and behind an `earlier` one, its question included.
@@ -85,5 +85,5 @@ class TurnEnd:
 
     def token_start(self, text: str, at: int) -> int:
         """`at`, or where the control token begins that it is inside of."""
-        near = self.tokens.finditer(text, max(at - NEAR, 0), at + NEAR)
+        near = self.tokens.finditer(text, max(at - self.longest, 0), at + self.longest)
         return next((token.start() for token in near if token.start() < at < token.end()), at)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 import pytest
 from transformers import __version__
 
-of_this_version = pytest.mark.skipif(not __version__.startswith("5.24."), reason="the tables are of transformers 5.24")
+TABLES_OF = "5.24"
+of_this_version = pytest.mark.skipif(
+    not __version__.startswith(f"{TABLES_OF}."), reason=f"the tables are of transformers {TABLES_OF}"
+)
 """What is tested of the tables of the zoo, which other versions have other types for."""
 
 TIMM = "its vision tower is a model of timm, which is not installed"
