@@ -13,6 +13,7 @@ from loraft.adapters.inject import AdaptedModel
 from loraft.adapters.resolve_target import classes_of, resolve_target, task_of
 from loraft.adapters.save_adapter import restore
 from loraft.config.choices import Method
+from loraft.config.config_file import takes_path
 from loraft.config.schema import RunConfig
 from loraft.errors import AdapterError, DataError
 from loraft.evaluation.open_model import MEASURED, RequestedModel, to_be_told
@@ -173,13 +174,14 @@ def _classified(requested: RequestedModel, text: str) -> tuple[LoadedModel, list
 
 
 @as_trusted
+@takes_path
 def inspect_gradients(
     config: RunConfig, *, trained: str | None = None, trust_remote_code: bool = False
 ) -> GradientReport:
     """Tell the gradients by layer of a run's first batch, as its first step would compute them; nothing is changed.
 
     Args:
-        config: The run.
+        config: The run, or the path of its file.
         trained: The run, or a checkpoint or an adapter of it, that is looked at in place of what it begins with.
         trust_remote_code: Run the code that the model brings.
 

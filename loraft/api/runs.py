@@ -13,6 +13,7 @@ from loraft.adapters.inject import AdaptedModel
 from loraft.api.check_report import CheckReport, measured_steps, report
 from loraft.api.to_hub import push_result
 from loraft.baselines.fit_memory import require_memory
+from loraft.config.config_file import takes_path
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSource
 from loraft.distributed.join import joined
@@ -58,6 +59,7 @@ FOLDER_IN_USE = "{} holds a run already: `loraft.train` goes on with it by `resu
 
 
 @as_trusted
+@takes_path
 def check(
     config: RunConfig,
     *,
@@ -75,8 +77,8 @@ def check(
     """Everything that can be known of a run before its first step, without loading a weight unless it is measured.
 
     Args:
-        config: The run.
-        name: What runs of this config are called where `training.output_dir` is not set.
+        config: The run, or the path of its file.
+        name: What its runs are called where `training.output_dir` is not set; where a file is given, its name.
         verbose: Name each row that stands in the data twice.
         device: Plan for it, instead of for the one that training would take here.
         gpu_memory: Plan for a CUDA GPU of so many bytes, which need not be here.
@@ -119,6 +121,7 @@ def _planned(
 
 
 @as_trusted
+@takes_path
 def train(
     config: RunConfig,
     *,
@@ -133,8 +136,8 @@ def train(
     """Train as the config says, and save what was trained.
 
     Args:
-        config: The run.
-        name: What runs of this config are called where `training.output_dir` is not set.
+        config: The run, or the path of its file.
+        name: What its runs are called where `training.output_dir` is not set; where a file is given, its name.
         resume: Go on from the newest checkpoint that verifies.
         resume_anyway: Go on even though config, data or base have changed; implies `resume`.
         overwrite: Replace the run that the folder holds.

@@ -20,7 +20,7 @@ from statistics import median
 
 from loraft.api.runs import train
 from loraft.config.change_config import with_values
-from loraft.config.config_file import inline
+from loraft.config.config_file import inline, takes_path
 from loraft.config.schema import RunConfig
 from loraft.errors import ConfigError, Interrupted, NonFiniteError, OutOfMemoryError, RunError, RunFolderError
 from loraft.events import Event, Note, Observer, Progress, ignored
@@ -92,6 +92,7 @@ class _State:
 
 
 @as_trusted
+@takes_path
 def tune(
     config: RunConfig,
     *,
@@ -104,9 +105,9 @@ def tune(
     """Try learning rates, ranks and lengths of a run on its own rows, and tell the best.
 
     Args:
-        config: The run; its learning rate and rank stand in the middle of what is tried.
+        config: The run, or the path of its file; its learning rate and rank stand in the middle of what is tried.
         budget: The seconds that all trials may take together.
-        name: What the folder is called where `training.output_dir` is not set.
+        name: What the folder is called where `training.output_dir` is not set; where a file is given, its name.
         overwrite: Begin anew, whatever the folder holds.
         trust_remote_code: Run the code that the model brings.
         observer: Is told of each trial.

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from loraft.baselines.trial_defaults import METHODS, STEPS
 from loraft.config.choices import Method
+from loraft.config.config_file import takes_path
 from loraft.config.schema import RunConfig
 from loraft.errors import ConfigError, LoraftError, Problem, ResourceError, RunError
 from loraft.events import Note, Observer, Progress, ignored, tell
@@ -110,6 +111,7 @@ class MethodComparison:
 
 
 @as_trusted
+@takes_path
 def compare_methods(
     config: RunConfig,
     *,
@@ -124,7 +126,7 @@ def compare_methods(
     others take it as the defaults of the methods stand to one another. Nothing is kept of what was trained.
 
     Args:
-        config: The run; its `method` and `training.max_steps` are replaced.
+        config: The run, or the path of its file; its `method` and `training.max_steps` are replaced.
         methods: Some of `full`, `lora` and `qlora`.
         steps: Optimizer steps of each.
         observer: Is told what was decided and how far it is.

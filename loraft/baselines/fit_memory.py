@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from loraft.config.change_config import with_values
-from loraft.config.config_file import inline
+from loraft.config.config_file import inline, takes_path
 from loraft.config.schema import RunConfig
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.errors import InvalidInputError, ResourceError
@@ -44,11 +44,12 @@ class Fitting:
 
 
 @as_trusted
+@takes_path
 def fit_memory(config: RunConfig, *, gpu_memory: int | None = None, trust_remote_code: bool = False) -> Fitting:
     """The changes of a config that cost the least speed and make its run fit.
 
     Args:
-        config: The run.
+        config: The run, or the path of its file.
         gpu_memory: Into a CUDA GPU of so many bytes, instead of into this machine.
         trust_remote_code: Run the code that the model brings.
 

@@ -25,6 +25,7 @@ from loraft.baselines.compared_model import (
 from loraft.baselines.gradient_reach import gradient_reach, of_recurrent, texts_to_measure
 from loraft.baselines.recurrent import CELLS, Cell, recurrent_model
 from loraft.baselines.train_recurrent import TrainedNetwork, shape_of, train_recurrent
+from loraft.config.config_file import takes_path
 from loraft.config.schema import RunConfig
 from loraft.dataset.source_rows import read_sources
 from loraft.errors import ConfigError, Problem
@@ -51,6 +52,7 @@ OUT_OF_MEMORY, SHORTER = "the device ran out of memory", "Set a smaller one: lon
 
 
 @as_trusted
+@takes_path
 def train_baseline(
     config: RunConfig,
     *,
@@ -66,8 +68,8 @@ def train_baseline(
     of training are chosen by the held-out rows.
 
     Args:
-        config: The run.
-        name: What runs of this config are called where `training.output_dir` is not set.
+        config: The run, or the path of its file.
+        name: What its runs are called where `training.output_dir` is not set; where a file is given, its name.
         run: The run, adapter or model to compare with; None is the newest run of the config, or its base where there
             is none yet.
         cells: The kinds of networks, each once: `lstm`, `rnn`.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from loraft.config.schedules import ScheduleKwargs
 from loraft.config.schema import RunConfig
@@ -25,6 +28,8 @@ TO_ESCAPE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 WIDTH = 100
 NO_COMMENT = re.compile("[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 """What does not stand in a comment as it is."""
+Given = ParamSpec("Given")
+Result_co = TypeVar("Result_co", covariant=True)
 Said = tuple[str, object, str]
 """A dotted key, its value, and why it stands there; where nothing is to be said of it, empty."""
 
@@ -133,6 +138,25 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(top.content, dict):
         raise ConfigError(f"must hold a mapping of keys to values; found {in_words(top.content)}", where=name)
     return _with_overrides(top, found, overrides)
+
+
+class _OfConfig(Protocol[Given, Result_co]):
+    def __call__(self, config: RunConfig | Path | str, *args: Given.args, **kwargs: Given.kwargs) -> Result_co: ...
+
+
+def takes_path(verb: Callable[Concatenate[RunConfig, Given], Result_co]) -> _OfConfig[Given, Result_co]:
+    """A function of a config that takes the path of its file as well; its runs are then called by the file."""
+    has_name = "name" in inspect.signature(verb).parameters
+
+    @functools.wraps(verb)
+    def run(config: RunConfig | Path | str, *args: Given.args, **kwargs: Given.kwargs) -> Result_co:
+        if isinstance(config, RunConfig):
+            return verb(config, *args, **kwargs)
+        if has_name:
+            kwargs.setdefault("name", Path(config).stem)
+        return verb(load_config(config), *args, **kwargs)
+
+    return run
 
 
 def config_of(said: Iterable[Said], name: str) -> RunConfig:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from loraft.config.config_file import takes_path
 from loraft.config.schema import RunConfig
 from loraft.dataset.build import PreparedData, prepare
 from loraft.dataset.sampler import batch_sampler, uses_packing
@@ -170,6 +171,7 @@ class Preview:
 
 
 @as_trusted
+@takes_path
 def preview(
     config: RunConfig,
     *,
@@ -181,7 +183,7 @@ def preview(
     """Some rows of a run as the model will see them.
 
     Args:
-        config: The run.
+        config: The run, or the path of its file.
         count: How many rows, from the first.
         split: Whose: `train` or `eval`.
         places: Show these rows instead: a line or number in a file, or a place as loraft prints it.
@@ -199,8 +201,7 @@ def preview(
     data = prepare(config, tokenizer, cache_folder())
     sight = _Sight(config, tokenizer, data)
     examples = data.eval if split == "eval" else data.train
-    found = [row for place in places for row in sight.at(place, split)]
-    rows = found if places else sight.rows(examples, count)
+    rows = [row for place in places for row in sight.at(place, split)] if places else sight.rows(examples, count)
     end_to_end = uses_packing(config, packs=family.packs)
     batches, an_epoch = _first_batches(config, data) if split == "train" else ([], 0)
     layout = BatchLayout(end_to_end, tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
@@ -345,6 +346,5 @@ def _no_row(place: str, examples: Sequence[Example], data: PreparedData) -> Data
     besides = f"; {' and '.join(skipped)} were left out" if skipped else ""
     if data.report.sampled is not None:
         besides = f" among the first {data.report.sampled:,} rows, all that are looked at of a stream{besides}"
-    example = f" Rows are named like {examples[0].where}." if examples else ""
-    remedy = f"Name its line or its number.{example}"
+    remedy = "Name its line or its number." + (f" Rows are named like {examples[0].where}." if examples else "")
     return DataError(f"no row is at {place!r}{besides}", parameter="places", remedy=remedy)

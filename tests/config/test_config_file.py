@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loraft.config.config_file import MOST_BYTES, dump_config, load_config, load_lora
+from loraft.config.config_file import MOST_BYTES, dump_config, load_config, load_lora, takes_path
 from loraft.config.schema import RunConfig
 from loraft.config.sections import LoraSection
 from loraft.config.yaml_nodes import MOST_DEPTH
@@ -31,6 +31,18 @@ def test_values_are_yaml_1_2(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, text))
     assert (config.lora.r, config.training.learning_rate, config.training.max_steps) == (10, 2e-4, 16)
     assert config.lora.modules_to_save == ("no", "on")
+
+
+@takes_path
+def _named(config: RunConfig, *, name: str = "run") -> tuple[int, str]:
+    return config.lora.r, name
+
+
+def test_a_function_of_a_config_takes_its_file_and_its_runs_are_called_by_it(tmp_path: Path) -> None:
+    path = write(tmp_path, LEAST + "lora: {r: 4}\n")
+    assert _named(path) == _named(config=str(path)) == (4, path.stem)
+    assert _named(path, name="own") == (4, "own")
+    assert _named(load_config(path)) == (4, "run")
 
 
 @pytest.mark.parametrize(
