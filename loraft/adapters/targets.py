@@ -209,34 +209,40 @@ def _chosen(
     linear: Collection[str],
     modules: Collection[str],
 ) -> tuple[list[_Place], list[Problem]]:
+    """The modules that `target_modules` chooses, and what is wrong with it."""
     wanted = lora.target_modules
     reached = [place for place in places if place.inside not in family.unreached]
     within = [place for place in reached if place.layer in layers[place.stack]]
-    if isinstance(wanted, str):  # routers stay frozen unless they are named
-        within = [place for place in within if place.inside not in family.routers]
-    if family.experts and not family.mlp and wanted == "mlp" and not lora.target_parameters:
-        message = (
-            f"{family.experts} holds the weights of all experts in one tensor, and LoRA adapts linear modules: "
-            "there is none in the feed-forward part"
-        )
-        return [], [Problem(message, None, KEY, "Write attention: its projections are linear modules.")]
-    if wanted == "all-linear":
-        return within, []
     if isinstance(wanted, str):
-        experts_alone = wanted == "mlp" and family.experts is not None
-        if not (family.attention if wanted == "attention" else family.mlp) and not experts_alone:
-            message = f"which modules of a {family.model_type} are its {wanted} is not known"
-            inside = ", ".join(sorted({place.inside for place in places}))
-            return [], [Problem(message, None, KEY, f"Write all-linear, or name them: {inside}.")]
-        of_attention = {place for place in within if any(matches(place.inside, part) for part in family.attention)}
-        if wanted == "attention":
-            return [place for place in within if place in of_attention], []
-        rest = (place for place in within if place not in of_attention)
-        return [place for place in rest if any(matches(place.inside, part) for part in family.mlp)], []
+        refused = _unknown_part(wanted, places, family, lora)
+        return [place for place in within if _is_of(place.inside, wanted, family)], [refused] if refused else []
     unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
     idle = [place for place in places if place not in reached]
     problems = [_unmatched(name, reached, idle, linear, modules) for name in unmatched]
     return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
+
+
+def _is_of(inside: str, part: str, family: ModelSpec) -> bool:
+    """Whether a module of a layer is of `all-linear`, its `attention` or its `mlp`; routers are of none of them."""
+    of_attention = any(matches(inside, name) for name in family.attention)
+    of_mlp = not of_attention and any(matches(inside, name) for name in family.mlp)
+    return inside not in family.routers and {"attention": of_attention, "mlp": of_mlp}.get(part, True)
+
+
+def _unknown_part(part: str, places: Sequence[_Place], family: ModelSpec, lora: LoraSection) -> Problem | None:
+    """Why the modules of a part cannot be told; experts that are one tensor are adapted by `target_parameters`."""
+    if part == "all-linear" or (family.attention if part == "attention" else family.mlp):
+        return None
+    if part == "mlp" and family.experts:
+        message = (
+            f"{family.experts} holds the weights of all experts in one tensor, and LoRA adapts linear modules: "
+            "there is none in the feed-forward part"
+        )
+        remedy = "Write attention: its projections are linear modules."
+        return None if lora.target_parameters else Problem(message, None, KEY, remedy)
+    inside = ", ".join(sorted({place.inside for place in places}))
+    message = f"which modules of a {family.model_type} are its {part} is not known"
+    return Problem(message, None, KEY, f"Write all-linear, or name them: {inside}.")
 
 
 def _unmatched(
