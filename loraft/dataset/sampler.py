@@ -87,12 +87,18 @@ class BatchSampler:
         drawn = self._drawn(random)
         order = random.permutation(drawn).tolist() if self.shuffled else sorted(drawn)
         if self.fill_to is not None:
-            filled = pack_rows([self.lengths[i] for i in order], self.fill_to)
-            rows = [[order[place] for place in row] for row in filled]
-            rows = [rows[i] for i in random.permutation(len(rows))]
-            return [[i for row in chunk for i in row] for chunk in chunks(rows, self.batch_size)]
-        if not self.group_by_length:
-            return chunks(order, self.batch_size)
+            return self._filled(order, self.fill_to, random)
+        return self._grouped(order, random) if self.group_by_length else chunks(order, self.batch_size)
+
+    def _filled(self, order: Sequence[int], fill_to: int, random: np.random.Generator) -> list[list[int]]:
+        """Batches of rows that are filled to a length, in random order."""
+        filled = pack_rows([self.lengths[i] for i in order], fill_to)
+        rows = [[order[place] for place in row] for row in filled]
+        rows = [rows[i] for i in random.permutation(len(rows))]
+        return [[i for row in chunk for i in row] for chunk in chunks(rows, self.batch_size)]
+
+    def _grouped(self, order: Sequence[int], random: np.random.Generator) -> list[list[int]]:
+        """Batches of examples of about one length, in random order."""
         grouped: list[list[int]] = []
         for chunk in chunks(order, self.batch_size * LENGTH_GROUP):
             grouped += chunks(sorted(chunk, key=lambda i: -self.lengths[i]), self.batch_size)

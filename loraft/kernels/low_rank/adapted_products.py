@@ -109,19 +109,23 @@ class _Products(torch.autograd.Function):
             gradient.sum(0, dtype=layer.base.bias.dtype) if needed else None
             for gradient, layer, needed in zip(gradients, ctx.layers, ctx.needs_input_grad[6::4], strict=True)
         ]
-        d_x = d_dropped = None
-        if ctx.needs_input_grad[0]:
-            d_read = v @ a
-            d_x = torch.zeros_like(d_read) if ctx.drops else d_read
-            for gradient, layer, f in zip(gradients, ctx.layers, factors, strict=True):
-                weight = unpacked(layer.base).to(read.dtype)
-                d_x.addmm_(gradient if f is None or ctx.drops else _times(gradient, f), weight)
-                if f is not None and ctx.drops:
-                    d_read.addmm_(_times(gradient, f - 1), weight)
-            d_x = d_x.view(ctx.shape).to(ctx.dtype)
-            d_dropped = d_read.view(ctx.shape).to(ctx.dtype) if ctx.drops else None
+        d_x, d_dropped = _d_inputs(ctx, gradients, v @ a, factors) if ctx.needs_input_grad[0] else (None, None)
         given = (gradient for of_layer in zip(d_a, d_b, d_bias, d_factors, strict=True) for gradient in of_layer)
         return d_x, d_dropped, None, None, *given
+
+
+def _d_inputs(
+    ctx: Any, gradients: Sequence[Tensor], d_read: Tensor, factors: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of x and of what dropout left of it, where it was drawn; `d_read` is V A, and is changed."""
+    d_x = torch.zeros_like(d_read) if ctx.drops else d_read
+    for gradient, layer, f in zip(gradients, ctx.layers, factors, strict=True):
+        weight = unpacked(layer.base).to(d_read.dtype)
+        d_x.addmm_(gradient if f is None or ctx.drops else _times(gradient, f), weight)
+        if f is not None and ctx.drops:
+            d_read.addmm_(_times(gradient, f - 1), weight)
+    d_dropped = d_read.view(ctx.shape).to(ctx.dtype) if ctx.drops else None
+    return d_x.view(ctx.shape).to(ctx.dtype), d_dropped
 
 
 def _output(layer: Adapted, u: Tensor, b: Tensor, rows: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None]:
