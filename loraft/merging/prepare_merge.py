@@ -30,9 +30,9 @@ from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
 from loraft.models.device import DTYPES
 from loraft.models.hf_config import code_notes, own_code
-from loraft.models.load_model import load_config, require_tensors
+from loraft.models.load_model import load_config
 from loraft.models.model_structure import grow
-from loraft.models.packed_weights import PackedHeader, skeleton_of, weight_headers
+from loraft.models.packed_weights import PackedHeader, require_tensors, skeleton_of, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import experts_in_4_bits, quantized_modules
 from loraft.models.registry import ModelSpec
@@ -157,7 +157,7 @@ def prepare_merge(
     family = spec_of(config)
     _refuse_unmergeable(config, family, dtype, target.model.folder)
     model, about_ties = skeleton_of(config, folder := target.model.folder)
-    _, held = require_tensors(folder, model, labels)
+    held = require_tensors(folder, model, labels).held
     headers = weight_headers(folder, model)
     grown = _grown(model, target.model.tokens, adapters)
     sources, converted = _sources(model, headers, held)

@@ -27,21 +27,19 @@ from loraft.models.hf_config import (
     AUTO_MAP,
     CLASSIFIER,
     check_dtype,
-    class_names,
     code_notes,
-    in_order,
     quietly_reading,
     refuse_code_of_others,
     written_config,
 )
 from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of
-from loraft.models.modules import clear, is_within, mark_text
-from loraft.models.packed_weights import skeleton_of, unpacked_tensors, weight_headers
+from loraft.models.modules import clear, mark_text
+from loraft.models.packed_weights import require_tensors, skeleton_of, unpacked_tensors
 from loraft.models.probe import spec_of
 from loraft.models.quantize import cast_others, compute_dtype, experts_in_4_bits, make_trainable, quantization_config
 from loraft.models.registry import ModelSpec
 from loraft.models.remote_code import is_trusted
-from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint
+from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import (
     IN_INT32,
@@ -52,7 +50,6 @@ from loraft.models.stored_weights import (
     require_readable,
     stored_weights,
 )
-from loraft.models.weight_names import as_model_names
 
 Model = ModelSection | ModelHandle
 """A model by its section of a config, or as it was looked up already."""
@@ -127,7 +124,7 @@ def load_model(
     check_dtype(family, placement.dtype)
     refuse_another_quantization(stored, quantization)
     skeleton, about_ties = skeleton_of(config, folder)
-    new, _ = require_tensors(folder, skeleton, labels)
+    new = require_tensors(folder, skeleton, labels).new
     refuse_altered(folder, is_weights, ModelError)
     tokenizer, notes = _tokenizer(handle, config, group)
     if labels:
@@ -271,38 +268,6 @@ def _read_config(file: Path, **chosen: str) -> PreTrainedConfig:
         if hasattr(config, key) and not is_used:
             delattr(config, key)
     return cast("PreTrainedConfig", config)
-
-
-def require_tensors(
-    folder: Path, skeleton: PreTrainedModel, labels: Sequence[str]
-) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
-    """Refuse files that lack something of a model, the head of a classifier apart.
-
-    The module that decides between the classes is new too where the files have it for other classes: it would begin
-    with what is right for others. Of two classes that have transformers' own names, `LABEL_0` and `LABEL_1`, a
-    config.json says nothing.
-
-    Returns:
-        The modules of a classifier's head that are new, and the tensors that the files hold, with their shapes.
-
-    Raises:
-        ModelError: As `check_weights` does.
-    """
-    expected, found = expected_tensors(skeleton), as_model_names(skeleton, weight_headers(folder, skeleton))
-    new: tuple[str, ...] = ()
-    if labels:
-        head = spec_of(skeleton.config, "classifier").classifier
-        named = written_config(folder / "config.json").get("id2label")
-        known = in_order(named) if isinstance(named, Mapping) else class_names(PreTrainedConfig())
-        absent = [name for name in expected if name not in found]
-        new = tuple(
-            module
-            for module in head
-            if (module == head[-1] and known != tuple(labels)) or any(is_within(name, module) for name in absent)
-        )
-    held = {name: shape for name, shape in expected.items() if not is_within(name, *new)}
-    check_weights(folder, held, found)
-    return new, held
 
 
 def load_tokenizer(model: Model, group: ModelGroup | None = "decoder") -> Tokenizer:

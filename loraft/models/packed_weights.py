@@ -1,9 +1,13 @@
-"""What weights the tensors of a quantized model stand for: each is read from its file, and dequantized, by itself."""
+"""What of a model its files hold, and what weights quantized tensors stand for.
+
+Each weight is read from its file, and dequantized, by itself.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,12 +25,16 @@ from transformers.utils.import_utils import is_compressed_tensors_available
 from loraft.errors import ModelError
 from loraft.kernels.int32_weights import of_awq, of_gptq
 from loraft.models.auto_model import meta_model
-from loraft.models.hf_config import written_config
+from loraft.models.hf_config import class_names, in_order, written_config
+from loraft.models.modules import is_within
+from loraft.models.probe import spec_of
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
     Origin,
     TensorHeader,
+    check_weights,
     differ,
+    expected_tensors,
     header_of,
     holds_weights,
     mapped_tensor,
@@ -124,6 +132,57 @@ def _are_apart(one: Origin, other: Origin) -> bool:
     return any(differ(*parts) for parts in zip(one.parts, other.parts, strict=True))
 
 
+@dataclass(frozen=True)
+class ModelTensors:
+    """What of a model its files hold.
+
+    Attributes:
+        held: The tensors that they hold, with their shapes.
+        new: The modules of a classifier's head that are new: the files lack them, or have them for other classes.
+        unused: The weights in the files that have no place in the model, and are not of a kind that it always leaves.
+    """
+
+    held: Mapping[str, tuple[int, ...]]
+    new: tuple[str, ...]
+    unused: tuple[TensorHeader, ...]
+
+
+def require_tensors(folder: Path, skeleton: PreTrainedModel, labels: Sequence[str]) -> ModelTensors:
+    """Refuse files that lack something of a model, the head of a classifier apart.
+
+    The module that decides between the classes is new too where the files have it for other classes: it would begin
+    with what is right for others. Of two classes that have transformers' own names, `LABEL_0` and `LABEL_1`, a
+    config.json says nothing.
+
+    Raises:
+        ModelError: As `check_weights` does.
+    """
+    headers = weight_headers(folder, skeleton)
+    expected, found = expected_tensors(skeleton), as_model_names(skeleton, headers)
+    new: tuple[str, ...] = ()
+    if labels:
+        head = spec_of(skeleton.config, "classifier").classifier
+        named = written_config(folder / "config.json").get("id2label")
+        known = in_order(named) if isinstance(named, Mapping) else class_names(PreTrainedConfig())
+        absent = [name for name in expected if name not in found]
+        new = tuple(
+            module
+            for module in head
+            if (module == head[-1] and known != tuple(labels)) or any(is_within(name, module) for name in absent)
+        )
+    held = {name: shape for name, shape in expected.items() if not is_within(name, *new)}
+    check_weights(folder, held, found)
+    placed, ignored = _placed(found), skeleton._keys_to_ignore_on_load_unexpected or ()
+    rest = (header for name, header in headers.items() if name not in placed and header.dtype in TORCH_DTYPES)
+    unused = tuple(header for header in rest if not any(re.search(pattern, header.name) for pattern in ignored))
+    return ModelTensors(held, new, unused)
+
+
+def _placed(found: Mapping[str, Origin]) -> set[str]:
+    """The tensors of files that a model has a place for."""
+    return {part.name for origin in found.values() for part in origin.parts}
+
+
 def packed_modules(folder: Path, model: PreTrainedModel) -> tuple[str, ...]:
     """The modules of a model whose weights lie quantized in its files; `model` is on the meta device.
 
@@ -209,7 +268,7 @@ def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -
         ModelError: One is of no use to the model, and yet not zero: leaving it out would make another model.
     """
     headers, tensors = weight_headers(folder, model), {}
-    placed = {part.name for origin in as_model_names(model, headers).values() for part in origin.parts}
+    placed = _placed(as_model_names(model, headers))
     for name, header in headers.items():
         tensor = header.tensor(dtype)
         useless = name not in placed and name.endswith((".bias", ".scales"))

@@ -14,6 +14,7 @@ from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
 from loraft.errors import ModelError
+from loraft.figures import listed
 from loraft.kernels.fused.fuse import gated_parts
 from loraft.kernels.layer_stream import uses_of_parameters
 from loraft.models.hf_config import class_names, heads_in, is_classifier
@@ -23,12 +24,15 @@ from loraft.models.modules import hidden_in, is_within, linear_modules
 from loraft.models.packed_weights import packed_modules
 from loraft.models.quantize import experts_in_4_bits, quantizable_modules
 from loraft.models.registry import ModelSpec, place_in
+from loraft.models.safetensors_index import TensorHeader
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import StoredWeights, refuse_another_quantization
 from loraft.planning.update_sizes import PLAIN, UpdateSizes
 
 WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation")
 """transformers' activation functions that are no single kernel of torch."""
+MOST_NAMED = 3
+"""The most tensors that a note names."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +291,14 @@ def stored_notes(run: RunConfig, stored: StoredWeights | None) -> Iterator[str]:
     yield f"{as_they_are}: method: lora is then QLoRA" if run.method == "lora" else as_they_are
     if run.method == "qlora" and run.quantization.double_quant != stored.quantization.double_quant:
         yield f"quantization.double_quant is {str(stored.quantization.double_quant).lower()}, as the weights are"
+
+
+def unused_notes(unused: Sequence[TensorHeader]) -> Iterator[str]:
+    """What there is to say about weights that the files hold and the model has no place for."""
+    if unused:
+        numbers = sum(math.prod(header.shape) for header in unused)
+        names = listed([header.name for header in unused], MOST_NAMED)
+        yield f"the files hold {numbers:,} numbers that the model has no place for, and that are not read: {names}"
 
 
 def head_notes(run: RunConfig, model: ModelHandle, new: Sequence[str]) -> Iterator[str]:

@@ -25,10 +25,10 @@ from loraft.io.hub_access import hub_problems
 from loraft.io.paths import cache_folder
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
 from loraft.models.hf_config import check_dtype, context_of, own_code, quietly_reading
-from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, require_tensors, stored_in
+from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, stored_in
 from loraft.models.model_structure import depths, feed_forward_parts, grow
 from loraft.models.modules import decoder_inputs, is_within, parameter_count
-from loraft.models.packed_weights import skeleton_of
+from loraft.models.packed_weights import ModelTensors, require_tensors, skeleton_of
 from loraft.models.probe import spec_of
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
@@ -47,6 +47,7 @@ from loraft.planning.base_weights import (
     matrices_of_layers,
     quantization_of,
     stored_notes,
+    unused_notes,
 )
 from loraft.planning.new_tokens import about_new_tokens, unseen_tokens
 from loraft.planning.router_loss import router_loss
@@ -154,15 +155,15 @@ def summarize_model(
     config, folder = load_config(model, group, labels), model.small_files
     family, (skeleton, about_ties) = spec_of(config, group), skeleton_of(config, folder)
     _require_start(skeleton, folder, family, labels)
-    head = new = family.classifier if labels else ()
-    if has_weights := model.has_weights:
-        new, _ = require_tensors(folder, skeleton, labels)
+    head, has_weights = family.classifier if labels else (), model.has_weights
+    tensors = require_tensors(folder, skeleton, labels) if has_weights else ModelTensors({}, head, ())
     _refuse_own_code(run, config)
     own_rows, stored = grow(skeleton, tokens) if tokens else 0, stored_in(model)
     tiles = tuple(feed_forward_parts(skeleton, family))
     quantization = quantization_of(run, stored)
     few_bits = in_few_bits(skeleton, family, quantization, folder if stored is not None and has_weights else None)
-    notes = [*about_ties, *stored_notes(run, stored), *(head_notes(run, model, new) if labels else ())]
+    about_head = head_notes(run, model, tensors.new) if labels else ()
+    notes = [*about_ties, *unused_notes(tensors.unused), *stored_notes(run, stored), *about_head]
     targets = None
     if run.method != "full":
         targets = targets_in(skeleton, family, run.lora, quantized=few_bits.modules, head=head, tokens=tokens)

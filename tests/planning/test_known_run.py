@@ -37,6 +37,16 @@ def test_a_head_that_the_files_have_apart_is_counted(tmp_path: Path) -> None:
     assert any("ties lm_head.weight and model.embed_tokens.weight" in note for note in apart.notes)
 
 
+def test_weights_that_the_model_has_no_place_for_are_told(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    assert not any("no place" in note for note in known_run(config).notes)
+    file = tmp_path / "model/config.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({**written, "num_hidden_layers": written["num_hidden_layers"] - 1, "layer_types": None}))
+    (note,) = (note for note in known_run(config).notes if "no place" in note)
+    assert f"model.layers.{written['num_hidden_layers'] - 1}.input_layernorm.weight" in note
+
+
 def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     file = Path(config.model.name_or_path) / "config.json"
