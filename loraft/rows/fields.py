@@ -10,8 +10,9 @@ from typing import Any
 
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
+from loraft.rows.class_names import NumberedClass
 from loraft.rows.json_rows import RepeatedKeyError, loads
-from loraft.rows.row import NumberedClass, Row
+from loraft.rows.row import Row
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "messages": (("messages",),),

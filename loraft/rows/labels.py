@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from loraft.errors import DataError
+from loraft.rows.class_names import NumberedClass
 from loraft.rows.formats import ClassificationRecord, Record
-from loraft.rows.row import NumberedClass
 
 TRUTHS = ("true", "false")
 """One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""

@@ -21,9 +21,10 @@ from loraft.errors import DataError, Problem
 from loraft.figures import counted
 from loraft.io.checksums import sha256_of, sha256_of_facts
 from loraft.io.hub_access import unreached
+from loraft.rows.class_names import named_classes
 from loraft.rows.places import AS_TABLE, SourceFiles, files_of, lies_in_files
 from loraft.rows.readers import ALL_TYPES, count_in, rows_in
-from loraft.rows.row import NumberedClass, RawRow, Row, look
+from loraft.rows.row import RawRow, Row, look
 from loraft.rows.tables import from_arrow
 
 if TYPE_CHECKING:
@@ -210,17 +211,10 @@ def _hub(source: DataSource, *, streaming: bool) -> Any:
 
 
 def _with_names_of_classes(dataset: Any) -> Iterator[Mapping[str, object]]:
-    """The rows of a dataset, with the names of classes that it numbers; -1 is its number of none."""
-    from datasets import ClassLabel
-
-    features = (dataset.features or {}).items()
-    classes = {
-        column: dict(enumerate(NumberedClass.all_of(kind.names)))
-        for column, kind in features
-        if isinstance(kind, ClassLabel)
-    }
+    """The rows of a dataset, with the names of classes that it numbers."""
+    named = named_classes(dataset.features.to_dict() if dataset.features else {})
     for row in dataset:
-        yield row | {column: of.get(row[column]) for column, of in classes.items()}
+        yield row | {column: name(row[column]) for column, name in named.items()}
 
 
 def _coming(dataset: Iterable[Mapping[str, object]], source: DataSource) -> Iterator[Mapping[str, object]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from loraft.errors import Problem
@@ -24,29 +24,6 @@ class Row:
 
     values: Mapping[str, object]
     where: str
-
-
-class NumberedClass(str):
-    """The name of a class that a dataset of the Hub numbers.
-
-    Attributes:
-        among: The names of all its classes: the place of one is its number.
-    """
-
-    among: Sequence[str]
-
-    @classmethod
-    def all_of(cls, names: Sequence[str]) -> list[NumberedClass]:
-        """The classes of these names."""
-        classes = list(map(cls, names))
-        for each in classes:
-            each.among = names
-        return classes
-
-    @property
-    def number(self) -> int:
-        """Its number in the dataset."""
-        return self.among.index(self)
 
 
 RawRow = Callable[[], Row | Problem]

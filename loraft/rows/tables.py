@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import warnings
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from loraft.errors import DataError, LoraftError, lacking
+from loraft.rows.class_names import named_classes
 from loraft.rows.json_rows import RepeatedKeyError
 from loraft.rows.opening import MOST_ROW_BYTES, RowFile, check_size, grown_too_much, most_unpacked, opened, seekable
 from loraft.rows.row import RawRow, UnreadableError, look, remedy_of
@@ -137,6 +139,7 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
         try:
             table = parquet.ParquetFile(stream)
             readers = {field.name: _reader(field.type) for field in table.schema_arrow}
+            readers |= named_classes(_features(table.schema_arrow))
             for batch in table.iter_batches(ROWS_OF_PARQUET):
                 for values in batch.to_pylist():
                     number += 1
@@ -145,6 +148,13 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
             raise DataError(
                 f"cannot be read as Parquet: {str(error).splitlines()[0]}", where=file.name, key="data"
             ) from None
+
+
+def _features(schema: Any) -> Mapping[str, Any]:
+    """What the library `datasets` wrote down of the columns, where it wrote the file."""
+    said = (schema.metadata or {}).get(b"huggingface", b"{}")
+    features: Mapping[str, Any] = json.loads(said).get("info", {}).get("features") or {}
+    return features
 
 
 def rows_of_parquet(file: RowFile) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import datasets
 import pyarrow
 import pytest
 from openpyxl import Workbook
@@ -17,6 +18,7 @@ from pyarrow import parquet
 from loraft import errors
 from loraft.config.sections import DataSource
 from loraft.errors import DataError
+from loraft.rows.class_names import NumberedClass
 from loraft.rows.raw_rows import RowsRead, read_rows
 
 
@@ -152,3 +154,15 @@ def test_a_struct_of_parquet_with_two_fields_of_one_name_is_refused_as_what_it_i
     parquet.write_table(pyarrow.table({"facts": twice}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         read(tmp_path / "a.parquet")
+
+
+def test_classes_that_datasets_numbers_in_a_parquet_file_have_their_names(tmp_path: Path) -> None:
+    kind = datasets.ClassLabel(names=["bad", "good"])
+    features = {"text": datasets.Value("string"), "label": kind, "labels": datasets.List(kind)}
+    rows = [{"text": "x", "label": number, "labels": [number]} for number in (1, 0, -1, None)]
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(tmp_path / "x.parquet")
+    found = [row.values for row in read(tmp_path / "x.parquet").rows]
+    assert [row["label"] for row in found] == ["good", "bad", None, None], "-1 is the number of no class"
+    assert [row["labels"] for row in found][:2] == [["good"], ["bad"]]
+    assert isinstance(label := found[0]["label"], NumberedClass)
+    assert label.number == 1

@@ -14,9 +14,9 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSection
 from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import DataError
+from loraft.rows.class_names import NumberedClass
 from loraft.rows.formats import ClassificationRecord
 from loraft.rows.labels import class_number, labels_of
-from loraft.rows.row import NumberedClass
 from loraft.tokenization.plain_text_rows import ClassificationRenderer
 from tests.tiny import tiny_tokenizer
 
