@@ -284,9 +284,8 @@ def _unread(sources: Sequence[SourceRows]) -> Iterable[str]:
     paths = " and ".join(dict.fromkeys(source.counts.source for source in sources))
     formats = " and ".join(dict.fromkeys(source.counts.format for source in sources))
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
-    labelled = any(source.counts.format == "text" and "label" in source.unread for source in sources)
-    hint = "; task seq_cls reads a text with its label" if labelled else ""
-    yield f"not read in {paths}, as rows of {formats}: {', '.join(columns[:SHOWN_COLUMNS])}{more}{hint}"
+    besides = next((f"; {said}" for source in sources if (said := source.beside)), "")
+    yield f"not read in {paths}, as rows of {formats}: {', '.join(columns[:SHOWN_COLUMNS])}{more}{besides}"
 
 
 def _keeping(report: DataReport, train: Sequence[SourceRows]) -> str:

@@ -13,6 +13,7 @@ from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.rows.fields import COLUMNS, Fields, column_of, columns_of, read_names, unread_columns
 from loraft.rows.formats import LanguagePair, Record
+from loraft.rows.other_names import ELSEWHERE
 from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
 from loraft.rows.row import Row
 from loraft.tasks import TASKS, check_format, detect_format, refuse_answers_to_compare
@@ -20,23 +21,6 @@ from loraft.tasks.task import Task
 
 READINGS = tuple((task, form) for task in reversed(list(TASKS.values())) for form in task.formats)
 """How rows may be read, the readings first that ask the most of the columns: `TASKS` has them the other way round."""
-ELSEWHERE: Mapping[str, tuple[str, ...]] = {
-    "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
-    "instruction": ("question", "query", "task", "problem", "input", "document", "article", "dialogue"),
-    "output": ("answer", "response", "reply", "solution", "summary", "highlights"),
-    "input": ("context",),
-    "system": ("system_prompt",),
-    "prompt": ("question", "query", "input", "problem"),
-    "completion": ("answer", "response", "output", "reply", "solution"),
-    "source": ("src", "document", "article", "dialogue"),
-    "target": ("tgt", "summary", "highlights"),
-    "text": (
-        "sentence", "content", "review", "tweet", "comment", "message", "body", "document", "premise", "sentence1",
-    ),
-    "label": ("labels", "class", "category", "sentiment", "topic", "intent", "target", "emotion", "stars", "rating"),
-    "text_pair": ("hypothesis", "sentence2"),
-}  # fmt: skip
-"""Our columns, and what they are called in other people's files."""
 ANSWERS: Mapping[str, str] = {"prompt_completion": "completion", "preferences": "chosen", "unpaired": "completion"}
 """Which column of a format may stand behind a prompt as it is."""
 AROUND_A_TURN = 16

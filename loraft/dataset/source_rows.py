@@ -21,6 +21,7 @@ from loraft.dataset.tokenize_rows import TokenizedRow, length_policy, processes_
 from loraft.errors import DataError, InvalidInputError, Problem
 from loraft.rows.fields import unread_columns
 from loraft.rows.formats import LanguagePair, Record
+from loraft.rows.other_names import beside_text
 from loraft.rows.raw_rows import RowsRead, read_rows
 from loraft.rows.turn_keys import unread_keys
 from loraft.tasks import TASKS, check_format, detect_format
@@ -127,6 +128,16 @@ class SourceRows:
     problems: list[Problem] = field(default_factory=list)
     unread: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def beside(self) -> str | None:
+        """What stands beside a text that is learned alone, and the keys that would have it learned."""
+        text = self.given.columns.get("text", "text")
+        found = beside_text(self.unread, text) if self.counts.format == "text" else None
+        if found is None or not found.columns:
+            return found and found.said
+        columns = ", ".join(f"{ours}: {theirs}" for ours, theirs in found.columns.items())
+        return f"{found.said}: data.format: {found.format} and data.columns: {{{columns}}}"
 
 
 SOURCE, LEARNED = TypeAdapter(SourceRows), TypeAdapter(DatasetFacts)

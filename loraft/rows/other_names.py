@@ -1,0 +1,64 @@
+"""What our columns are called in other people's files, and what stands beside a text that is learned alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from loraft.config.choices import RowFormat
+
+ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
+    "instruction": ("question", "query", "task", "problem", "input", "document", "article", "dialogue"),
+    "output": ("answer", "response", "reply", "solution", "summary", "highlights"),
+    "input": ("context",),
+    "system": ("system_prompt",),
+    "prompt": ("question", "query", "input", "problem"),
+    "completion": ("answer", "response", "output", "reply", "solution"),
+    "source": ("src", "document", "article", "dialogue"),
+    "target": ("tgt", "summary", "highlights"),
+    "text": (
+        "sentence", "content", "review", "tweet", "comment", "message", "body", "document", "premise", "sentence1",
+    ),
+    "label": ("labels", "class", "category", "sentiment", "topic", "intent", "target", "emotion", "stars", "rating"),
+    "text_pair": ("hypothesis", "sentence2"),
+}  # fmt: skip
+"""Our columns, and what they are called in other people's files."""
+SPEAKERS = ("role", "from", "speaker")
+"""Columns that say whose turn a text is."""
+ASKS = ("instruction", "prompt", "question", "query")
+ANSWERS_IT = ("output", "completion", *ELSEWHERE["output"], "code")
+CLASS_OF_IT = ("label", *ELSEWHERE["label"])
+
+
+class MoreThanText(NamedTuple):
+    """What stands beside a text that is learned alone.
+
+    Attributes:
+        said: What it seems to be, and what learns it.
+        columns: Our column names: theirs, by which it is learned, where there is a format of such rows.
+    """
+
+    said: str
+    format: RowFormat | None = None
+    columns: Mapping[str, str] = MappingProxyType({})
+
+
+def beside_text(unread: Collection[str], text: str) -> MoreThanText | None:
+    """What `unread` columns say beside a column of texts, where their names tell it."""
+    speaker, asked, answer, label = (
+        next((name for name in names if name in unread), None) for names in (SPEAKERS, ASKS, ANSWERS_IT, CLASS_OF_IT)
+    )
+    if speaker:
+        row = '{"messages": [{"role": "user", "content": "…"}, …]}'
+        said = f"{speaker} says whose turn a row is, and each is learned by itself: a conversation is one row, {row}"
+        return MoreThanText(said)
+    if asked or answer:
+        columns = {"instruction": asked or text, "output": answer or text}
+        said = f"{columns['output']} looks like the answer to {columns['instruction']}, and {text} alone is learned"
+        return MoreThanText(said, "alpaca", columns)
+    if label:
+        columns = {ours: theirs for ours, theirs in (("text", text), ("label", label)) if ours != theirs}
+        return MoreThanText("task seq_cls reads a text with its label", "classification", columns)
+    return None
