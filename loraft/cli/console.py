@@ -23,6 +23,7 @@ from rich.text import Text
 
 from loraft.cli.wording import in_options
 from loraft.errors import Problem, RunError
+from loraft.io.called_files import called
 from loraft.io.secrets import redacted
 
 
@@ -75,8 +76,8 @@ VISIBLE_CONTROLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def printable(text: str) -> str:
-    """`text` with its control characters made visible, save for line ends and tabs."""
-    return text.translate(VISIBLE_CONTROLS)
+    """`text` with files as people call them, and its control characters made visible, save for line ends and tabs."""
+    return called(text).translate(VISIBLE_CONTROLS)
 
 
 def is_unicode(text: str) -> bool:

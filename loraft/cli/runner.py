@@ -19,6 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import ParamSpec
 
@@ -26,6 +27,7 @@ import typer
 
 from loraft.cli.wording import in_words_of
 from loraft.errors import STOPPING, Interrupted, LoraftError, Problem, RunError
+from loraft.io.called_files import called
 from loraft.io.secrets import redacted_problem
 
 
@@ -134,14 +136,14 @@ def _ended(error: BaseException, parameters: Mapping[str, object], received: int
 def end_with(error: LoraftError, problems: Sequence[Problem], *, as_json: bool = False) -> int:
     """Tells what is wrong, and returns the exit code that says of what kind it is."""
     from loraft.cli.console import print_json, print_message, print_problems
-    from loraft.rows.standard_input import as_piped
 
     if isinstance(error, Interrupted):
         exit_code = error.stopped_exit_code
         for said in filter(None, (problems[0].message, problems[0].remedy)):
             print_message(said)
     else:
-        problems = [as_piped(redacted_problem(problem)) for problem in problems]
+        told = map(redacted_problem, problems)
+        problems = [replace(problem, where=problem.where and called(problem.where)) for problem in told]
         exit_code = error.exit_code
         print_problems(problems)
     if as_json:

@@ -23,6 +23,7 @@ from loraft.models.hf_config import written_config
 from loraft.models.load_model import load_tokenizer
 from loraft.models.registry import FAMILIES, ModelSpec
 from loraft.models.sources import at_hand
+from loraft.rows.labels import told_of_no_class
 from loraft.rows.other_names import beside_text
 from loraft.rows.places import files_here
 from loraft.rows.standard_input import STANDARD_INPUT
@@ -191,6 +192,8 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
         notes.append(f"nothing is read from {', '.join(found.unread)} (`columns` says which are which)")
     if found.fit.format == "text" and (more := beside_text(found.unread, found.fit.columns.get("text", "text"))):
         notes.append(f"{more.said}: `columns={dict(more.columns)}`" if more.columns else more.said)
+    if said := told_of_no_class([*found.labels]):
+        notes.append(said)
     if found.unusable:
         rows = "1 row" if found.unusable == 1 else f"{found.unusable} rows"
         notes.append(f"{rows} of {found.source.path} cannot be used: `loraft.check` says why")

@@ -17,6 +17,7 @@ from loraft.dataset.sampler import batch_sampler, uses_packing
 from loraft.dataset.statistics import SourceCounts
 from loraft.dataset.streaming import StreamingSampler
 from loraft.errors import ConfigError, DataError
+from loraft.io.called_files import called
 from loraft.io.paths import cache_folder
 from loraft.models.load_model import load_config, load_tokenizer
 from loraft.models.probe import spec_of
@@ -335,7 +336,7 @@ def _batch(task: Task, examples: Sequence[Example], layout: BatchLayout) -> Seen
 
 def _among(examples: Iterable[Example], place: str) -> list[Example]:
     ends = (f":{place}", f": row {place}") if place.isdecimal() else ()
-    return [example for example in examples if example.where == place or example.where.endswith(ends)]
+    return [each for each in examples if each.where.endswith(ends) or place in (each.where, called(each.where))]
 
 
 def _no_row(place: str, examples: Sequence[Example], data: PreparedData) -> DataError:

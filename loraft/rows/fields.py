@@ -266,9 +266,10 @@ def class_label(fields: Fields) -> str | int:
     if isinstance(value, int | NumberedClass):
         return value
     if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
-        remedy = "Scores are for regression, which loraft has not."
-        if float(value).is_integer():
-            remedy = f"Write {float(value):.0f}: pandas makes a column of whole numbers decimal where one is missing."
+        remedy = (
+            "Scores are for regression, which loraft has not; of classes write whole numbers, which pandas makes "
+            "decimal in a column where one is missing."
+        )
         raise fields.wrong("label", f"is {value}, and a class is text or a whole number", remedy)
     label = fields.text_in("label", value, "text or a whole number").strip()
     if (digits := label.removeprefix("-")).isdecimal() and len(digits) > MOST_DIGITS:

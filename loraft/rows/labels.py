@@ -9,6 +9,8 @@ from loraft.errors import DataError
 from loraft.rows.class_names import NumberedClass
 from loraft.rows.formats import ClassificationRecord, Record
 
+NO_CLASS = "-1"
+"""How the library `datasets` numbers no class."""
 TRUTHS = ("true", "false")
 """One class each, however a file spells it: JSON writes true, Python's CSV True and R's TRUE."""
 
@@ -55,6 +57,16 @@ def labels_of(records: Iterable[Record]) -> tuple[str, ...]:
     if numbers.keys() == found:
         return tuple(sorted(by_name, key=numbers.__getitem__))
     return tuple(sorted(by_name, key=int) if all(map(_is_number, found)) else by_name)
+
+
+def told_of_no_class(labels: Sequence[str]) -> str | None:
+    """What to say where -1 is among the numbers of classes: files of the Hub have it for a row without any."""
+    others = [label for label in labels if label != NO_CLASS]
+    if len(others) == len(labels) or not all(map(str.isdecimal, others)):
+        return None
+    named = ", ".join(f'"{label}"' for label in others[:10]) + (", …" if len(others) > 10 else "")
+    without = f"data.labels: [{named}] and data.on_bad_row: skip leave such rows out"
+    return f"-1 is learned as a class of its own; where it says that a row has none, as on the Hub, {without}"
 
 
 def _is_number(name: str) -> bool:

@@ -97,7 +97,8 @@ def raw_rows(source: DataSource, *, streaming: bool = False) -> Iterator[RawRow]
 def _opened(source: DataSource, *, streaming: bool) -> tuple[Iterator[RawRow], list[str]]:
     """All rows of a source, and what there is to say about where they come from."""
     if source.path.startswith("builtin:"):
-        return _plain(_builtin(source), f"{source.path} {source.split or 'train'}"), []
+        rows = _plain(_builtin(source), f"{source.path} {source.split or 'train'}")
+        return rows, [*_has_no_name(source)]
     if lies_in_files(source.path):
         found = files_of(source)
         return chain.from_iterable(map(rows_in, found.files)), [*found.notes, *_has_no_parts(source, found)]
@@ -110,7 +111,12 @@ def _has_no_parts(source: DataSource, found: SourceFiles) -> Iterator[str]:
     """What to say where a part of files is named: of a file all rows are read, but for the sheets of a workbook."""
     if source.split is not None:
         yield f"{source.path}: split {source.split} is not used: files have none, and all of their rows are read"
-    if source.name is not None and found.files[0].kind != ".xlsx":
+    if found.files[0].kind != ".xlsx":
+        yield from _has_no_name(source)
+
+
+def _has_no_name(source: DataSource) -> Iterator[str]:
+    if source.name is not None:
         yield f"{source.path}: name {source.name} is not used: it is of workbooks and of datasets of the Hub"
 
 

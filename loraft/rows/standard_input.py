@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TextIO
 
-from loraft.errors import DataError, Problem
+from loraft.errors import DataError
+from loraft.io.called_files import call
 from loraft.io.checksums import sha256_of
 from loraft.io.kept_files import kept_file
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 STANDARD_INPUT, CALLED = "-", "standard input"
 """The path that means it, and what messages call it."""
 AT_ONCE = 2**20
-_kept = set[str]()
 
 
 def with_input_kept(config: RunConfig) -> RunConfig:
@@ -70,15 +69,8 @@ def standard_input(*, as_text: bool) -> Path:
     except OSError as error:
         message = f"what was piped in cannot be kept in the cache: {error.strerror}"
         raise DataError(message, where=CALLED, key="data", remedy=ANOTHER_CACHE) from error
-    _kept.add(str(kept))
+    call(kept, CALLED)
     return kept
-
-
-def as_piped(problem: Problem) -> Problem:
-    """The problem, which calls a row of what was piped into this process so, and not by the file that keeps it."""
-    place = problem.where or ""
-    path = next((path for path in _kept if place.startswith(path)), None)
-    return problem if path is None else replace(problem, where=f"{CALLED}{place.removeprefix(path)}")
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loraft.errors import Problem
 from loraft.models.registry import ModelSpec
 from loraft.rows.formats import ClassificationRecord, Record
-from loraft.rows.labels import class_called, class_number, labels_of
+from loraft.rows.labels import class_called, class_number, labels_of, told_of_no_class
 from loraft.tasks.task import LOSS, MetricFacts, Reference, StarterFacts, Task, TaskMetrics, TokenSpan
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
@@ -65,7 +65,9 @@ class SequenceClassification(Task):
 
         made = ClassificationRenderer.to_train(tokenizer, facts.labels, pairs=facts.pairs)
         cut_to = data.max_length if data.on_overlength == "truncate" else None
-        return replace(made, special_tokens_in_text=data.special_tokens_in_text, cut_to=cut_to)
+        told = () if data.labels else filter(None, [told_of_no_class(facts.labels)])
+        notes = (*made.notes, *told)
+        return replace(made, special_tokens_in_text=data.special_tokens_in_text, cut_to=cut_to, notes=notes)
 
     def reference(self, record: Record, labels: Sequence[str]) -> Reference | None:
         """The text, and the name of its class."""

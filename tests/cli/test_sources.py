@@ -129,6 +129,19 @@ def test_a_bad_row_of_what_was_piped_in_is_called_so(loraft: Loraft, place: Path
     assert (done.exit_code, "error: standard input:2 prompt: " in done.stderr) == (2, True)
 
 
+def test_what_was_piped_in_is_called_so_in_tables_and_notes_too(loraft: Loraft, place: Path) -> None:
+    rows = b'{"prompt": "a ", "completion": "b"}\n' * 3 + b'{"prompt": 3, "completion": "b"}\n'
+    keys = ("data.train=-", "data.on_bad_row=skip", "data.eval=null")
+    checked = loraft("check", "tickets.yaml", *keys, stdin=rows)
+    assert (checked.exit_code, "sources/" in checked.stdout + checked.stderr) == (0, False)
+    assert "standard input: 1 bad row is skipped, at standard input:4 prompt" in checked.stderr
+    shown = loraft("preview", "tickets.yaml", *keys, "--row", "standard input:2", stdin=rows)
+    assert (shown.exit_code, "standard input:2  " in shown.stdout) == (0, True)
+    assert loraft("preview", "tickets.yaml", *keys, "--html", "page.html", stdin=rows).exit_code == 0
+    page = Path("page.html").read_text()
+    assert ("<h2>standard input:2</h2>" in page, "sources/" in page) == (True, False)
+
+
 def test_generate_answers_what_is_piped_in(loraft: Loraft, place: Path) -> None:
     asked = "".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in PAIRS[:2])
     words = ("generate", "run", "--input", "-", "--output", "o.jsonl", "--max-new-tokens", "2")

@@ -255,6 +255,8 @@ def test_why_a_dataset_of_the_hub_cannot_be_had_is_told_in_a_line(
 def test_a_part_of_a_file_that_has_none_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", '{"text": "one"}')
     (of_split, of_name) = read_rows(DataSource(path=str(path), split="test", name="main")).notes
+    (of_builtin,) = read_rows(DataSource(path="builtin:tickets", name="main")).notes
+    assert "name main" in of_builtin
     assert ("split test" in of_split, "name main" in of_name) == (True, True)
     assert not read(path).notes
 

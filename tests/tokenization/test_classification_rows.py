@@ -75,12 +75,26 @@ def test_true_is_one_class_however_a_file_spells_it(tokenizer: PreTrainedTokeniz
     assert classes(apart) == [0, 1]
 
 
-def test_a_whole_number_that_pandas_made_decimal_is_told_with_what_to_write(
+@pytest.mark.parametrize("label", [0.0, 1.0, "2.0", 0.5])
+def test_a_decimal_label_may_be_a_score_or_a_whole_number_that_pandas_made_decimal(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, label: float | str
+) -> None:
+    """Which of both one row cannot tell: 0.0 is a score of STS-B too."""
+    with pytest.raises(DataError, match=r"regression.*pandas") as caught:
+        prepared(tokenizer, write(tmp_path / "t.jsonl", rows(label, "late", "fine")))
+    assert caught.value.problems[0].where == f"{tmp_path / 't.jsonl'}:1"
+
+
+def test_a_class_called_minus_one_is_told_unless_the_config_names_it(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    for label, remedy in ((1.0, "Write 1: pandas"), ("2.0", "Write 2: pandas"), (0.5, "regression")):
-        with pytest.raises(DataError, match=remedy):
-            prepared(tokenizer, write(tmp_path / "t.jsonl", rows(label, "late", "fine")))
+    unlabelled, told = write(tmp_path / "t.jsonl", rows(0, 1, -1, 2)), 'data.labels: ["0", "1", "2"]'
+    (note,) = prepared(tokenizer, unlabelled).renderer.notes
+    assert told in note
+    assert not prepared(tokenizer, unlabelled, labels=["-1", "0", "1", "2"]).renderer.notes
+    without = prepared(tokenizer, unlabelled, labels=["0", "1", "2"], on_bad_row="skip")
+    assert (len(without.train), without.renderer.notes) == (3, ())
+    assert not prepared(tokenizer, write(tmp_path / "n.jsonl", rows(-1, -2, "fine"))).renderer.notes
 
 
 def test_classes_that_differ_in_case_alone_are_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

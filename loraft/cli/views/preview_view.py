@@ -18,6 +18,7 @@ from loraft.cli.text_tables import as_count, as_share
 from loraft.errors import DataError
 from loraft.figures import counted
 from loraft.io.atomic import write_whole
+from loraft.io.called_files import called
 from loraft.io.paths import begins_with, check_output_file
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ def page(preview: Preview, title: str) -> str:
         *(line for row in preview.rows for line in _row_html(row)),
         *_batches_html(preview), "</body>", "</html>",
     ]  # fmt: skip
-    return "\n".join(parts) + "\n"
+    return called("\n".join(parts)) + "\n"
 
 
 def _row_html(row: SeenRow) -> Iterator[str]:
