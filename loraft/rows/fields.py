@@ -12,6 +12,7 @@ from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.class_names import NumberedClass
 from loraft.rows.json_rows import RepeatedKeyError, loads
+from loraft.rows.other_names import instead_of_turns
 from loraft.rows.row import Row
 
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
@@ -142,7 +143,7 @@ class Fields:
     def text_in(self, name: str, value: object, wanted: str = "text") -> str:
         """A value that must be text and hold some; `wanted` is what an error says that it must be."""
         if not isinstance(value, str):
-            raise self.wrong(name, f"must be {wanted}; found {kind(value)}")
+            raise self._no_text(name, value, wanted)
         if not value.strip():
             raise self.wrong(name, "is empty")
         return self.clean(name, value)
@@ -153,8 +154,15 @@ class Fields:
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise self.wrong(name, f"must be text or absent; found {kind(value)}")
+            raise self._no_text(name, value, "text or absent")
         return self.clean(name, value)
+
+    def _no_text(self, name: str, value: object, wanted: str) -> DataError:
+        """What is wrong with a field that is to be text; of numbers what makes text."""
+        theirs = self.columns.get(name, name)
+        casts = f"rows.cast_column({theirs!r}, datasets.Value('string'))"
+        remedy = f"Put it in quotes; of a whole file: jq -c '.{theirs} |= tostring', or with datasets {casts}."
+        return self.wrong(name, f"must be {wanted}; found {kind(value)}", remedy if kind(value) == "a number" else None)
 
     def optional(self, name: str) -> object:
         """The value of a field that may be absent, from an object too: None then, as where it is null.
@@ -169,7 +177,8 @@ class Fields:
         """The items of a field that must have some; or JSON text of them, which is how CSV files keep them."""
         value = self._structure(name, "[")
         if not isinstance(value, list | tuple):
-            raise self.wrong(name, f"must be a list of turns; found {kind(value)}")
+            theirs = self.columns.get(name, name)
+            raise self.wrong(name, f"must be a list of turns; found {kind(value)}", instead_of_turns(theirs, value))
         if not value:
             raise self.wrong(name, "is an empty list")
         return value

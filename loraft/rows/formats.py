@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, class_label, kind, shown, text_in_language
+from loraft.rows.other_names import instead_of_a_turn
 from loraft.rows.row import Row
 from loraft.rows.turns import calls_of_text, check_arguments, says_trained
 
@@ -294,10 +295,9 @@ def turns_of(fields: Fields, chat: TurnKeys, *, teach: bool = True) -> tuple[Mes
 
 
 def _message(fields: Fields, place: str, turn: object, chat: TurnKeys, *, teach: bool) -> Message:
-    if not isinstance(turn, Mapping):
-        raise fields.wrong(place, f"must be an object with {chat.role} and {chat.content}; found {kind(turn)}")
-    if chat.role not in turn:
-        chat = next((other for other in CHATS.values() if other.role in turn), chat)
+    if not isinstance(turn, Mapping) or (spoken := _spoken_as(turn, chat)) is None:
+        raise _no_turn(fields, place, turn, chat)
+    chat = spoken
     role, content, said = turn.get(chat.role), turn.get(chat.content), f"{place}.{chat.content}"
     if not isinstance(role, str) or role not in chat.roles:
         known = ", ".join(sorted(chat.roles))
@@ -323,6 +323,19 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys, *, teach:
     check_arguments(fields, f"{place}.tool_calls", calls or ())
     train = says_trained(fields, place, turn, chat.roles[role])
     return Message(chat.roles[role], fields.clean(said, content), train, more)
+
+
+def _spoken_as(turn: Mapping[object, object], chat: TurnKeys) -> TurnKeys | None:
+    return next((each for each in (chat, *CHATS.values()) if each.role in turn), None)
+
+
+def _no_turn(fields: Fields, place: str, turn: object, chat: TurnKeys) -> DataError:
+    """What is wrong with what says nothing of who speaks."""
+    helps = instead_of_a_turn(fields.columns.get(chat.column, chat.column), turn)
+    if isinstance(turn, Mapping):
+        found = ", ".join(map(str, turn)) or "nothing"
+        return fields.wrong(f"{place}.{chat.role}", f"is missing; the turn has {found}", helps)
+    return fields.wrong(place, f"must be an object with {chat.role} and {chat.content}; found {kind(turn)}", helps)
 
 
 def _texts_of_parts(fields: Fields, place: str, parts: Sequence[object]) -> str:

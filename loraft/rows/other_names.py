@@ -1,4 +1,4 @@
-"""What our columns are called in other people's files, and what stands beside a text that is learned alone."""
+"""What our columns are called in other people's files, what stands beside a text, and what in place of turns."""
 
 from __future__ import annotations
 
@@ -62,3 +62,29 @@ def beside_text(unread: Collection[str], text: str) -> MoreThanText | None:
         columns = {ours: theirs for ours, theirs in (("text", text), ("label", label)) if ours != theirs}
         return MoreThanText("task seq_cls reads a text with its label", "classification", columns)
     return None
+
+
+def instead_of_turns(column: str, value: object) -> str | None:
+    """What to do where a column has another value than a list of turns; None where nobody knows."""
+    if isinstance(value, str):
+        part = 'Part it where another one speaks, and write {"role": …, "content": …} of each part'
+        return f"{part}; or learn it whole, as rows of text by columns: {{text: {column}}}."
+    if isinstance(value, Mapping) and value and all(isinstance(each, list | tuple) for each in value.values()):
+        return _made(f"[dict(zip(row[{column!r}], each)) for each in zip(*row[{column!r}].values())]")
+    return None
+
+
+def instead_of_a_turn(column: str, turn: object) -> str | None:
+    """What to do where a list of turns has something else in it; None where nobody knows."""
+    if isinstance(turn, str):
+        role = "('user', 'assistant')[n % 2]"
+        return _made(f"[{{'role': {role}, 'content': text}} for n, text in enumerate(row[{column!r}])]")
+    said = [key for key, value in turn.items() if isinstance(value, str)] if isinstance(turn, Mapping) else []
+    if len(said) != 2:
+        return None
+    roles = f"(('user', {said[0]!r}), ('assistant', {said[1]!r}))"
+    return _made(f"[{{'role': role, 'content': turn[key]}} for turn in row[{column!r}] for role, key in {roles}]")
+
+
+def _made(turns: str) -> str:
+    return f"Make turns of it, with datasets: rows.map(lambda row: {{'messages': {turns}}})"

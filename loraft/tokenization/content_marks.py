@@ -149,14 +149,14 @@ def left_out(messages: Sequence[Message], places: Places, remedy: str) -> list[s
         else:
             message, helps = f"the chat template leaves out what the {role} says", remedy
             if part.kind in THOUGHTS:
-                message = f"the chat template prints no {part.kind}, and the row has it"
+                message = f"the chat template prints no {part.kind}: it would be lost"
                 helps = "name a template or a model that prints it, or leave it out of the rows"
             elif part.kind != "content" or role == "tool":
                 what = {"content": "messages of tools", "tool_calls": "calls of tools"}.get(part.kind, part.kind)
-                message = f"the chat template prints no {what}, and the row has them"
+                message = f"the chat template prints no {what}: they would be lost"
                 helps = "name a template or a model that prints them, or leave such rows out"
             elif messages[part.turn or 0].more.get("tool_calls"):
-                message = "the chat template prints no words beside a call of tools, and the row has them"
+                message = "the chat template prints no words beside a call of tools: they would be lost"
                 helps = "name a template that prints them, or leave the words out"
             raise DataError(message, key="data.chat_template", remedy=helps)
     return findings

@@ -1,10 +1,13 @@
-"""What stands beside a text that is learned alone."""
+"""What stands beside a text that is learned alone, and in place of turns."""
 
 from __future__ import annotations
 
 import pytest
 
+from loraft.errors import DataError
+from loraft.rows.formats import to_record
 from loraft.rows.other_names import beside_text
+from loraft.rows.row import Row
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,37 @@ def test_where_a_text_comes_from_is_nothing_to_learn() -> None:
     found = beside_text(("label",), "text")
     assert found is not None
     assert not found.columns, "no name is needed"
+
+
+ASKED = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+SHARED = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        (["Why?", "So."], ASKED),
+        ([{"input": "Why?", "output": "So."}], ASKED),
+        ({"role": ["user", "assistant"], "content": ["Why?", "So."]}, ASKED),
+        ({"from": ["human", "gpt"], "value": ["Why?", "So."]}, SHARED),
+    ],
+)
+def test_what_is_told_of_conversations_in_another_shape_makes_turns_of_them(
+    turns: object, expected: list[dict[str, str]]
+) -> None:
+    row = Row({"dialogue": turns}, "x:1")
+    with pytest.raises(DataError) as caught:
+        to_record(row, "messages", {"messages": "dialogue"})
+    _, is_told, told = (caught.value.problems[0].remedy or "").partition("rows.map(")
+    assert is_told
+    made = eval(told.removesuffix(")"))(row.values)
+    assert made == {"messages": expected}
+    assert to_record(Row(made, "x:1"), "messages", {})
+
+
+def test_a_conversation_in_one_text_is_told_how_to_be_learned_whole() -> None:
+    row = Row({"chat": "USER: Why? ASSISTANT: So."}, "x:1")
+    with pytest.raises(DataError) as caught:
+        to_record(row, "messages", {"messages": "chat"})
+    assert "columns: {text: chat}" in (caught.value.problems[0].remedy or "")
+    assert to_record(row, "text", {"text": "chat"})

@@ -158,7 +158,7 @@ def test_a_template_that_would_leave_tools_out_is_refused_by_row(
         run()
     (problem,) = caught.value.problems
     assert (problem.where, problem.key) == (f"{path}:2", "data.chat_template")
-    assert problem.message == f"the chat template prints no {what}, and the row has them"
+    assert problem.message == f"the chat template prints no {what}: they would be lost"
     assert run(on_bad_row="skip").report.sources[0].bad == 1
 
 
@@ -249,7 +249,7 @@ def test_what_was_thought_is_trained_or_refused_where_the_template_never_prints_
     with pytest.raises(DataError, match="prints no calls of tools"):
         example_of(thinks, called, "here")
     forgets = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, eos="<|im_end|>", template=HERMES))
-    with pytest.raises(DataError, match="the chat template prints no reasoning_content, and the row has it"):
+    with pytest.raises(DataError, match="the chat template prints no reasoning_content: it would be lost"):
         example_of(forgets, said, "here")
     other = conversation(messages=[rows[0], {"role": "assistant", "content": "Yes.", "thinking": "wet"}], tools=None)
     named = HERMES + "{#- enable_thinking #}"
