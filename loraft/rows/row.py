@@ -57,6 +57,7 @@ REMEDIES: Mapping[str, str] = {
     "is not JSON: Extra data": "Write one object a line, and nothing behind it.",
     "is not JSON:": 'Write objects such as {"prompt": "…", "completion": "…"}, with double quotes.',
     "has the key": "Keep one of them: which is meant, nobody can tell.",
+    "may be several rows": "Write such a quote twice, and the cell in quotes; or write the rows as .jsonl.",
     "has more cells": "Put texts with separators or line ends in double quotes.",
 }
 """What to do about rows that cannot be read, by how the reason begins."""

@@ -42,7 +42,8 @@ def csv_rows(file: RowFile, separator: str | None = None) -> Iterator[RawRow]:
     csv.field_size_limit(MOST_ROW_BYTES)
     separator = separator or _separator(file)
     with _characters(file) as text:
-        reader = csv.reader(_lines(text, file), strict=True, delimiter=separator)
+        taken: list[str] = []
+        reader = csv.reader(_noted(_lines(text, file), taken), strict=True, delimiter=separator)
         header: list[str] | None = None
         line = 1
         try:
@@ -50,13 +51,31 @@ def csv_rows(file: RowFile, separator: str | None = None) -> Iterator[RawRow]:
                 if cells and header is None:
                     header = _header(cells, f"{file.name}:{line}")
                 elif cells and header is not None:
-                    yield partial(look, f"{file.name}:{line}", _cells, header, cells)
+                    may_be_several = separator == "\t" and _each_a_row(taken, len(header))
+                    read = _of_several if may_be_several else _cells
+                    yield partial(look, f"{file.name}:{line}", read, header, cells)
+                taken.clear()
                 line = reader.line_num + 1
         except csv.Error as error:
             if "field larger" in str(error):
                 check_size(MOST_ROW_BYTES + 1, file, line)
             message = f"is no table from here on: {error}".replace("\t", "\\t")
             raise DataError(message, where=f"{file.name}:{line}", key="data", remedy=QUOTES) from None
+
+
+def _noted(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def _each_a_row(lines: Sequence[str], columns: int) -> bool:
+    """Whether a row goes over lines of which each has the tabs of a row: a quote that opens one may be text."""
+    return columns > 1 < len(lines) and all(line.count("\t") == columns - 1 for line in lines)
+
+
+def _of_several(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, object]:
+    raise UnreadableError("may be several rows: a double quote opens a cell, and closes it in a later line")
 
 
 @contextmanager
