@@ -210,16 +210,16 @@ class _Reader:
             if isinstance(event, CollectionEndEvent):
                 break
             place = self._at(event)
-            key = event.value if isinstance(event, ScalarEvent) else None
-            if not key:
-                self._refuse(place, "a key must be a plain word", path)
-            self._node(event, events, path if key else (*path, "?"), place)
+            key = event.value if isinstance(event, ScalarEvent) and (event.value or event.style) else None
+            if key is None:
+                self._refuse(place, "a key must be a plain word", path, "Name it, or leave it out.")
+            self._node(event, events, (*path, "?") if key is None else path, place)
             inner = (*path, key or "?")
-            if key and key in nodes:
+            if key is not None and key in nodes:
                 first = nodes[key].key
                 self._refuse(place, f"is given twice: first at line {first.line}, column {first.column}", inner)
             node = self._node(next(events), events, inner, place)
-            if key:
+            if key is not None:
                 nodes.setdefault(key, node)
         return nodes
 

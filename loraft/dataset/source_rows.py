@@ -19,12 +19,12 @@ from loraft.config.sections import DataSection, DataSource
 from loraft.dataset.statistics import Finding, SourceCounts
 from loraft.dataset.tokenize_rows import TokenizedRow, length_policy, processes_for, tokenized
 from loraft.errors import DataError, InvalidInputError, Problem
-from loraft.rows.fields import unread_columns
+from loraft.rows.fields import columns_of, unread_columns
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.other_names import beside_text
 from loraft.rows.raw_rows import RowsRead, read_rows
 from loraft.rows.turn_keys import unread_keys
-from loraft.tasks import TASKS, check_format, detect_format
+from loraft.tasks import TASKS, check_format, check_names, detect_format
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
@@ -230,7 +230,9 @@ def read_source(given: DataSource, config: RunConfig, read: RowsRead) -> SourceR
     row_format = format_of(read, given, task)
     counts = SourceCounts(given.path, row_format, read=len(read.rows) + len(read.problems))
     unread = dict.fromkeys(unread_columns(read.columns, row_format, given.columns, as_pair=task.translates))
-    source = SourceRows(given, counts, problems=list(read.problems), notes=read.notes)
+    idle = [name for name in given.columns if name not in columns_of(row_format)]
+    told = [f"{given.path}: data.columns: {', '.join(idle)} is not read of rows of {row_format}"] if idle else []
+    source = SourceRows(given, counts, problems=list(read.problems), notes=[*read.notes, *told])
     languages = LanguagePair(config.data.source_lang, config.data.target_lang)
     for row in read.rows:
         try:
@@ -255,6 +257,7 @@ def format_of(read: RowsRead, given: DataSource, task: Task) -> RowFormat:
         if row_format == "auto":
             row_format = detect_format(read.columns, task, given.columns)
         check_format(row_format, task)
+        check_names(given.columns, task)
     except DataError as error:
         if not read.rows:
             raise DataError.several(shortened(read.problems)) from None

@@ -17,7 +17,7 @@ from loraft.tasks.seq2seq_preference import Seq2SeqPreference
 from loraft.tasks.seq_cls import SequenceClassification
 from loraft.tasks.task import MetricFacts, Task
 
-__all__ = ["METRIC_FACTS", "TASKS", "check_format", "detect_format", "refuse_answers_to_compare"]
+__all__ = ["METRIC_FACTS", "TASKS", "check_format", "check_names", "detect_format", "refuse_answers_to_compare"]
 
 TASKS: Mapping[TaskName, Task] = {
     task.name: task for task in (CausalLM(), Preference(), Seq2SeqLM(), Seq2SeqPreference(), SequenceClassification())
@@ -38,10 +38,7 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
     """
     theirs = renamed or {}
     formats = {name: COLUMNS[name] for name in task.formats}
-    known = {column for name in formats for column in columns_of(name)}
-    if unknown := [name for name in theirs if name not in known]:
-        message = f"{', '.join(unknown)} is no column of ours"
-        raise DataError(message, key="data.columns", remedy=f"ours are {', '.join(sorted(known))}")
+    check_names(theirs, task)
     refuse_answers_to_compare(columns, task, theirs)
     if fitting := [name for name in formats if has_columns(columns, name, theirs)]:
         return next((name for name in fitting if {*theirs} <= {*columns_of(name)}), fitting[0])
@@ -68,6 +65,18 @@ def refuse_answers_to_compare(columns: Collection[str], task: Task, renamed: Map
     if not task.compares_answers:
         learning = [name for name in TASKS_OF_GROUP[task.group] if TASKS[name].compares_answers]
         refuse_preferences(columns, renamed, task.formats, learns_them=next(iter(learning), "preference"))
+
+
+def check_names(renamed: Collection[str], task: Task) -> None:
+    """Refuse names that are none of a column that the task's formats have.
+
+    Raises:
+        DataError: There is one; with those that are.
+    """
+    known = {column for name in task.formats for column in columns_of(name)}
+    if unknown := [name for name in renamed if name not in known]:
+        message = f"{', '.join(unknown)} is no column of ours"
+        raise DataError(message, key="data.columns", remedy=f"ours are {', '.join(sorted(known))}")
 
 
 def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:

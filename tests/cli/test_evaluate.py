@@ -167,7 +167,7 @@ BAD_ROWS = {
     ),
     "type.jsonl": (
         '{"prompt": "a", "completion": 3}\n',
-        "type.jsonl:1 completion: must be text; found a number Mend the row",
+        "type.jsonl:1 completion: must be text; found a number Put it in quotes",
     ),
     "hollow.jsonl": ('{"prompt": "a", "completion": " "}\n', "hollow.jsonl:1 completion: is empty"),
     "other.jsonl": ('{"a": 1}\n', "which is none of the formats that task causal_lm takes"),

@@ -189,6 +189,18 @@ def test_c46_a_thousand_mutated_rows_end_in_no_traceback(tokenizer: PreTrainedTo
     assert all(problem.where is None or problem.where.startswith(str(path)) for problem in error.value.problems)
 
 
+def test_names_of_columns_that_the_format_does_not_read_are_told(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """With data.format they passed unseen, and what they were to say was not learned."""
+    answered = write(tmp_path / "a.jsonl", [{"text": "Add 1 and 2.", "code": "1 + 2"}])
+    notes = prepared(tokenizer, answered, format="text", columns={"output": "code"}).report.notes
+    assert f"{answered}: data.columns: output is not read of rows of text" in notes
+    with pytest.raises(DataError, match="foo is no column of ours") as caught:
+        prepared(tokenizer, answered, format="text", columns={"foo": "code"})
+    assert caught.value.problems[0].key == "data.columns"
+
+
 def test_unknown_columns_name_what_was_found_and_what_would_fit(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
