@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import accumulate, chain
+from typing import NoReturn
 
 from loraft.config.aliases import SAME_VALUE, remedy_for
 from loraft.config.yaml_nodes import Value
@@ -19,7 +20,11 @@ OF_4_BITS = (
 )  # fmt: skip
 CHOICE = re.compile(r"(\w*)\((\w+(?:\|\w+)*)\)(\w*)")
 """The last part of a pattern for module names, such as (gate|up|down)_proj."""
+WHOLE_TEXT = re.compile(r"\^?(model\.)*language_model(\.|\.\*)?")
+"""A pattern of axolotl for all that reads and writes text."""
 WORD = re.compile(r"^\w+$")
+MOST_GROUPS = 100
+"""A pattern with more is no plain choice."""
 OPTIONAL_PLACE = re.compile(r"\([\w\\.]*\.\)\?")
 """A part of a path that may be missing, such as (shared_experts.)?"""
 
@@ -42,11 +47,15 @@ def translate_method(translation: Translation) -> None:
     if said == "qlora" or (method == "lora" and bits is not None):
         method = "qlora"
     translation.method = method
+    _refuse_partly_frozen(translation)
     also: Mapping[str, Value] = {f"lora.use_{said}": True} if said in ("dora", "rslora") else {}
     translation.write(name, {"method": method, **also})
     translation.of_itself({"method": method})
     _write_bits(translation, bits)
     _write_inner_keys(translation)
+    if bits == 4:
+        why = f"{translation.tool} stores linear modules in 4 bits, and the experts of a mixture are one tensor"
+        translation.of_itself({"quantization.experts": False}, why)
     if translation.file.peer == "trl" and bits == 4:
         translation.of_itself({"quantization.double_quant": False})
     if translation.file.peer == "trl" and translation.value("lora_target_modules") is None:
@@ -57,6 +66,29 @@ def translate_method(translation: Translation) -> None:
         why = f"{translation.tool} switches dropout off where answers are compared"
         translation.write("lora_dropout", {"lora.dropout": 0}, why)
         translation.of_itself({"lora.dropout": 0}, why)
+
+
+def _refuse_partly_frozen(translation: Translation) -> None:
+    """Refuse a file by which some weights of the base learn, where every one would; that all of its text does is so.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    name, patterns = "unfrozen_parameters", translation.value("unfrozen_parameters")
+    named = [str(each) for each in (patterns if isinstance(patterns, list) else [patterns]) if each]
+    if translation.method != "full":
+        translation.leave(name, "an adapter learns, and the weights beside it are frozen")
+    elif any(WHOLE_TEXT.fullmatch(each) for each in named):
+        translation.leave(name, "the parts of a model that see or hear stay as they are")
+    elif named:
+        _refuse_other_weights(translation, name)
+    if translation.method == "full" and translation.value("lisa_n_layers"):
+        _refuse_other_weights(translation, "lisa_n_layers")
+
+
+def _refuse_other_weights(translation: Translation, name: str) -> NoReturn:
+    remedy = "Train an adapter in lora.layers and lora.modules_to_save; or take the key out, and every weight learns."
+    translation.refuse(name, "there are no partly frozen models here, and method: full trains every weight", remedy)
 
 
 def _bits(translation: Translation) -> int | None:
@@ -129,6 +161,8 @@ def _write_targets(translation: Translation) -> None:
 
 def names_of_pattern(pattern: str) -> list[str]:
     """The module names that a regular expression ends in; none where that is no plain choice."""
+    if pattern.count("(") > MOST_GROUPS:
+        return []
     plain = OPTIONAL_PLACE.sub("", pattern.strip("^$").replace("(?:", "("))
     last = _split(plain, ".")[-1].lstrip("*")
     choices = _split(plain, "|")

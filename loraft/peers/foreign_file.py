@@ -19,6 +19,7 @@ from loraft.peers.command_line import ForeignKey, holds_a_command, import_instea
 Peer = Literal["axolotl", "llama-factory", "trl"]
 NAMES: Mapping[Peer, str] = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory", "trl": "TRL"}
 """What each tool is called."""
+OTHERS = "files of other tools are not read: `loraft.init` begins a config by looking at rows."
 MARKS: Mapping[Peer, frozenset[str]] = {
     "axolotl": frozenset({
         "base_model", "sequence_len", "micro_batch_size", "num_epochs", "datasets", "val_set_size", "adapter",
@@ -86,7 +87,7 @@ def _of_yaml(text: str, name: str) -> dict[str, ForeignKey]:
         message = f"holds {in_words(top.content)}, and neither keys nor a command"
         if remedy is not None:
             message = "holds no keys, and names a file that does"
-        remedy = remedy or "It must be a YAML file of keys, or a command line such as trl sft …"
+        remedy = remedy or f"It must be a YAML file of keys, or a command line such as trl sft …; {OTHERS}"
         raise ConfigError(message, where=name, remedy=remedy)
     return {
         name_of(key): ForeignKey(_as_they_read(node.value), key, node.key.text) for key, node in top.content.items()
@@ -126,6 +127,6 @@ def _recognised(path: Path, keys: Mapping[str, ForeignKey], otherwise: str | Non
     if most == 0 or len(likely) > 1:
         named = ", ".join(NAMES.values())
         message = f"is not recognised by its keys as a file of {named}"
-        remedy = otherwise or "If it is of one of them, say which: `peer='axolotl'`."
+        remedy = otherwise or f"If it is of one of them, say which: `peer='axolotl'`; {OTHERS}"
         raise ConfigError(message, where=str(path), remedy=remedy)
     return likely[0]

@@ -72,7 +72,12 @@ class ImportedConfig:
 
 
 def import_config(
-    source: Path, target: Path | None = None, *, peer: Peer | None = None, overwrite: bool = False
+    source: Path,
+    target: Path | None = None,
+    *,
+    peer: Peer | None = None,
+    overwrite: bool = False,
+    words: Callable[[str], str] = str,
 ) -> ImportedConfig:
     """Translate a file of another tool, and write the config to `target` where one is named.
 
@@ -81,6 +86,7 @@ def import_config(
         target: Where the config is written; None writes nothing.
         peer: Whose file it is; None recognises it by its keys.
         overwrite: Replace the file that is there.
+        words: Says in a comment what is called in Python as the reader of the file does it.
 
     Raises:
         ConfigError: The file cannot be read or recognised, asks for a training that loraft does not have, or names
@@ -88,7 +94,7 @@ def import_config(
     """
     if target is not None:
         check_config_place(target, reads=(source,), overwrite=overwrite)
-    done = import_file(read_foreign_file(source, peer), target)
+    done = import_file(read_foreign_file(source, peer), target, words)
     if target is not None:
         try:
             write_whole(target, done.text)
@@ -98,14 +104,15 @@ def import_config(
     return done
 
 
-def import_file(file: ForeignFile, target: Path | None = None) -> ImportedConfig:
-    """Translate a file that is read; `target` is how its heading calls what is written.
+def import_file(file: ForeignFile, target: Path | None = None, words: Callable[[str], str] = str) -> ImportedConfig:
+    """Translate a file that is read; `target` is how its heading calls what is written, and `words` says its comments.
 
     Raises:
         ConfigError: The file asks for a training that loraft does not have, or names neither a model nor rows.
     """
     rows, config = _checked(file, translated(file))
-    text = redacted(_text(file, rows, target or file.path.with_suffix(".yaml")))
+    worded = [replace(row, why=words(row.why)) for row in rows]
+    text = redacted(_text(file, worded, target or file.path.with_suffix(".yaml")))
     return ImportedConfig(file.path, file.peer, tuple(map(_without_secrets, rows)), config, text)
 
 

@@ -27,7 +27,7 @@ OF_ANSWERS = (
 """Keys that TRL's trainers of answers have, and the one of examples has not."""
 NOT_HERE = (
     "reward_model", "process_reward_model", "reward_funcs", "num_generations", "diffusion", "task_type",
-    "lora_task_type", "rl", "stage",
+    "lora_task_type", "rl", "stage", "reinit_weights", "train_from_scratch", "mixture_of_depths",
 )  # fmt: skip
 """Keys that may ask for a training that loraft does not have."""
 OTHERWISE = (
@@ -97,7 +97,7 @@ def translate_task(translation: Translation) -> None:
         raise ConfigError(f"is a run of {command}, which loraft does not have", where=where, remedy=remedy)
     for name in NOT_HERE:
         remedy = remedy_for(name, translation.value(name)) or ""
-        if translation.value(name) is not None and remedy.startswith("There is no"):
+        if translation.value(name) not in (None, False) and remedy.startswith("There is no"):
             translation.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
     if peer == "trl" and command not in OF_TRL:
         _refuse_without_a_command(translation)

@@ -29,6 +29,7 @@ OF_ITSELF: Mapping[Peer, Mapping[str, Value]] = {
         "training.learning_rate": 5e-5,
         "training.lr_scheduler_type": "linear",
         "training.warmup_steps": 0,
+        "training.save_steps": 500,
     },
     "trl": {
         "seed": 42,
@@ -37,9 +38,12 @@ OF_ITSELF: Mapping[Peer, Mapping[str, Value]] = {
         "training.learning_rate": 2e-5,
         "training.lr_scheduler_type": "linear",
         "training.warmup_steps": 0,
+        "training.save_steps": 500,
     },
 }
 """What each tool does where nothing is said, and loraft would do otherwise (axolotl 0.19, LLaMA-Factory 0.9, TRL 1)."""
+LOGGING_STEPS: Mapping[Peer, int] = {"llama-factory": 500, "trl": 10}
+"""How often they log where nothing is said, and evaluate where `eval_strategy: steps` says no number."""
 TRACKERS = {
     "wandb_project": "wandb", "use_wandb": "wandb", "use_mlflow": "mlflow", "mlflow_experiment_name": "mlflow",
     "use_tensorboard": "tensorboard", "use_swanlab": "swanlab", "use_trackio": "trackio", "use_comet": "comet_ml",
@@ -139,6 +143,13 @@ def translate_cadence(translation: Translation) -> None:
             translation.leave(steps, f"{strategy} is {said}: a run {does} once an epoch")
         elif said == "steps" and translation.value(steps) is not None:
             translation.leave(strategy, f"training.{steps} says so")
+        elif said == "steps" and steps == "eval_steps" and translation.file.peer in LOGGING_STEPS:
+            every: Value = translation.value("logging_steps") or LOGGING_STEPS[translation.file.peer]
+            translation.write(strategy, {"training.eval_steps": every}, "it is evaluated as often as it is logged")
+    said = translation.value("save_strategy")
+    if said not in (None, "steps"):
+        why = "" if said == "epoch" else "a run is saved in any case, at its best evaluation too: null is once an epoch"
+        translation.write("save_strategy", {"training.save_steps": None}, why)
     if translation.value("logging_strategy") == "steps" and translation.value("logging_steps") is not None:
         translation.leave("logging_strategy", "training.logging_steps says so")
 
@@ -256,7 +267,16 @@ def translate_overrides(translation: Translation) -> None:
 
 def add_what_goes_without_saying(translation: Translation) -> None:
     """What the tool does of itself, where loraft would do otherwise."""
-    translation.of_itself(OF_ITSELF[translation.file.peer])
+    defaults = OF_ITSELF[translation.file.peer]
+    if (longest := translation.file.keys.get("max_length")) is not None and longest.value is None:
+        why = "null cuts no row: longer ones are refused, with the data.max_length that keeps them"
+        translation.write("max_length", {"data.on_overlength": "error"}, why)
+        defaults = {ours: value for ours, value in defaults.items() if ours != "data.max_length"}
+    translation.of_itself(defaults)
+    if translation.file.peer == "axolotl":
+        why = "axolotl's default is 3 % of the steps, and no more than 100"
+        steps = translation.number("max_steps") or 0
+        translation.of_itself({"training.warmup_steps": min(int(0.03 * steps), 100) if steps > 0 else 0.03}, why)
     if translation.file.peer == "axolotl" and translation.value("val_set_size", "test_datasets"):
         size: Value = translation.value("micro_batch_size") or 1
         translation.of_itself({"training.per_device_eval_batch_size": size}, "axolotl's default is micro_batch_size")

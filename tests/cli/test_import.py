@@ -66,8 +66,8 @@ def test_what_is_given_beside_a_config_is_said_as_it_is_typed(loraft: Loraft, tm
     path.write_text("model_name_or_path: a/b\nstage: sft\ndataset: rows\ndo_train: true\noverwrite_output_dir: true\n")
     table = loraft("import", str(path)).stderr
     assert "loraft train CONFIG --overwrite" in table
-    keys = json.loads(loraft("import", str(path), "--json").stdout)["keys"]
-    assert "loraft.train" not in f"{table}{keys}"
+    document = json.loads(loraft("import", str(path), "--json").stdout)
+    assert "loraft.train" not in f"{table}{document['keys']}{document['text']}"
 
 
 def test_without_a_place_the_config_is_the_output_and_the_table_beside_it(theirs: Path, loraft: Loraft) -> None:

@@ -28,6 +28,7 @@ from loraft.peers.adapter_keys import names_of_pattern
         (r".*q_proj|.*visual.*", []),
         (r"(?!.*visual).*", []),
         (r"layers.*", []),
+        ("(" * 1000 + "q_proj" + ")" * 1000, []),
     ],
 )
 def test_a_plain_choice_at_the_end_of_a_pattern_is_a_list_of_names(pattern: str, names: list[str]) -> None:

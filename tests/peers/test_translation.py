@@ -131,6 +131,25 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("llama-factory", "fsdp: hybrid_shard auto_wrap offload", {"distributed.hybrid_shard": True}),
     ("axolotl", "lora_r: 1_0\ntrust_remote_code: yes", {}),
+    ("axolotl", "adapter: qlora\nload_in_4bit: true", {"quantization.experts": False}),
+    ("axolotl", "adapter: qlora\nload_in_4bit: true\nquantize_moe_experts: true", {"quantization.experts": True}),
+    ("axolotl", "adapter: lora\nload_in_8bit: true", {"quantization.experts": "not written"}),
+    ("axolotl", "", {"training.save_steps": "not written", "training.warmup_steps": 0.03}),
+    ("axolotl", "max_steps: 1000", {"training.warmup_steps": 30}),
+    ("axolotl", "max_steps: 9000", {"training.warmup_steps": 100}),
+    ("axolotl", "save_strategy: 'no'", {"training.save_steps": None}),
+    ("llama-factory", "", {"training.save_steps": 500}),
+    ("trl", "save_strategy: steps", {"training.save_steps": 500}),
+    ("trl", "save_strategy: epoch", {"training.save_steps": None}),
+    ("trl", "save_strategy: epoch\nsave_steps: 100", {"training.save_steps": None}),
+    ("trl", "save_steps: 100", {"training.save_steps": 100}),
+    ("trl", "eval_strategy: steps", {"training.eval_steps": 10}),
+    ("llama-factory", "eval_strategy: steps\nlogging_steps: 20", {"training.eval_steps": 20}),
+    ("trl", "max_length: null", {"data.on_overlength": "error", "data.max_length": "not written"}),
+    ("axolotl", "device_map: {'': 0}", {"model.device": "not written"}),
+    ("axolotl", "adapter: lora\nunfrozen_parameters: [lm_head]", {"method": "lora"}),
+    ("axolotl", "unfrozen_parameters: ['^model.language_model.*', lm_head]", {"method": "full"}),
+    ("axolotl", "reinit_weights: false", {"method": "full"}),
 ]
 
 
@@ -185,6 +204,7 @@ def test_what_a_tool_does_of_itself_is_written_where_every_weight_is_trained(
     rates = {"llama-factory": 5e-5, "trl": 2e-5}
     assert (config.training.learning_rate, config.training.lr_scheduler_type) == (rates[peer], "linear")
     assert config.training.warmup_steps == 0
+    assert config.training.save_steps == 500
 
 
 def test_what_a_tool_does_of_itself_stands_behind_what_its_file_says(tmp_path: Path) -> None:
@@ -239,6 +259,9 @@ def test_what_the_schema_refuses_is_the_reason_and_its_default_stands(tmp_path: 
         ("llama-factory", "model_name_or_path: a/b\ntemplate: x\neval_dataset: rows\ndo_predict: true", "do_predict"),
         ("llama-factory", "model: a/model_name\ntemplate: x\ncutoff_len: 8\ntrain_dataset: rows.yaml", "model"),
         ("trl", "model_name: a/b\nload_in_4bit: true\nmax_seq_length: 8\ndataset: c/d", "model_name"),
+        ("axolotl", "unfrozen_parameters: ['model.layers.2[0-9]+.mlp']", "unfrozen_parameters"),
+        ("axolotl", "lisa_n_layers: 4\nlisa_step_interval: 20", "lisa_n_layers"),
+        ("axolotl", "reinit_weights: true", "reinit_weights"),
     ],
 )
 def test_what_is_no_training_of_ours_is_refused_at_its_place(

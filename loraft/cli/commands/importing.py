@@ -41,7 +41,8 @@ def import_(given: ImportOptions, as_json: JsonOption = False) -> None:
     with waiting("translating"):
         from loraft.peers.import_config import import_config
 
-        done = import_config(Path(given.foreign_file), target, peer=given.peer, overwrite=given.overwrite)
+        source, peer = Path(given.foreign_file), given.peer
+        done = import_config(source, target, peer=peer, overwrite=given.overwrite, words=in_options)
     if as_json:
         print_json(_document(done, target))
         return
