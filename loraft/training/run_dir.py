@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from glob import escape
@@ -50,6 +50,7 @@ class RunFolder:
         self.samples = path / "samples.jsonl"
         self.checkpoints = path / "checkpoints"
         self.frozen_prefix = path / "frozen_prefix"
+        self.trackers = path / "trackers"
 
     @property
     def holds_run(self) -> bool:
@@ -184,11 +185,15 @@ class RunFolder:
         write_whole(self.config, sealed_text(dump_config(config)), remedy=GO_ON)
         write_whole(self.manifest, json.dumps(sealed(redacted_all(manifest)), indent=1) + "\n", remedy=GO_ON)
 
-    def empty(self) -> None:
-        """Remove all but the lock; the config, by which the folder is known as a run's, goes last."""
-        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config) if self.writes else ():
-            if entry.name != LOCK:
-                remove(entry)
+    def entries(self) -> list[Path]:
+        """All that lies here but the lock; of what trackers wrote each file, since another run puts its own beside."""
+        entries = [entry for entry in self.path.iterdir() if entry.name not in (LOCK, self.trackers.name)]
+        return [*entries, *(path for path in self.trackers.rglob("*") if path.is_file())]
+
+    def remove(self, entries: Sequence[Path]) -> None:
+        """Remove these; the config, by which the folder is known as a run's, goes last."""
+        for entry in sorted(entries, key=lambda entry: entry == self.config) if self.writes else ():
+            remove(entry)
 
 
 def _is_object(line: bytes) -> bool:

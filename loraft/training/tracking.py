@@ -7,24 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from loraft.config.schema import RunConfig
 from loraft.errors import ConfigError
 from loraft.events import Event, Note, Observer
 from loraft.io.secrets import redacted, redacted_all
+from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import Evaluated, StepLogged, StepSkipped
 
-TRACKERS = "trackers"
-"""The folder of a run in which trackers keep what they write."""
 OURS = "metrics.jsonl is written always"
 RUN_NAME_KEY = {"wandb": "name", "mlflow": "run_name", "trackio": "name", "swanlab": "experiment_name"}
 """What each tracker calls the name of a run when it is opened."""
 
 
 @contextmanager
-def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Observer]:
+def tracked(observer: Observer, config: RunConfig, folder: RunFolder) -> Iterator[Observer]:
     """An observer that passes every event on to `observer`, and the metrics among them to the trackers as well.
 
     A tracker that fails on the way, as where its server is gone, is told of and left out from then on.
@@ -66,7 +64,7 @@ def tracked(observer: Observer, config: RunConfig, folder: Path) -> Iterator[Obs
         each(lambda tracker: tracker.finish())  # `end_training` would end the group of the ranks as well
 
 
-def _opened(config: RunConfig, folder: Path) -> list[Any]:
+def _opened(config: RunConfig, folder: RunFolder) -> list[Any]:
     """The trackers of a run, which know its config.
 
     Raises:
@@ -75,8 +73,8 @@ def _opened(config: RunConfig, folder: Path) -> list[Any]:
     from accelerate import Accelerator
 
     settings = config.training
-    accelerator = Accelerator(cpu=True, log_with=list(settings.report_to), project_dir=str(folder / TRACKERS))
-    name = settings.run_name or folder.name
+    accelerator = Accelerator(cpu=True, log_with=list(settings.report_to), project_dir=str(folder.trackers))
+    name = settings.run_name or folder.path.name
     named = {tracker: {RUN_NAME_KEY[tracker]: name} for tracker in settings.report_to if tracker in RUN_NAME_KEY}
     told = dict(_flat(redacted_all(config.model_dump(mode="json"))))
     try:

@@ -119,7 +119,8 @@ def run_plan(
 ) -> TrainResult:
     """Train as planned in a folder that was opened, from its newest checkpoint if `resume` is set.
 
-    A run that it is to replace is removed once the model is loaded: what fails before that leaves it as it is.
+    A run that it is to replace is removed once the model is loaded and the trackers are open: what fails before that
+    leaves it as it is.
 
     Raises:
         RunFolderError: The run that is to be resumed was begun with other settings, data or weights.
@@ -136,9 +137,9 @@ def run_plan(
         state, run = RunState(), Trainer(plan, folder, adapted, answerer(adapted), observer, save_requests, ranks)
         try_longest_batch(run, goes_on=resume)
         reset_peak(plan.placement.device)
-        if overwrite:
-            folder.empty()
-        with tracked(observer, plan.config, folder.path) if ranks.main else nullcontext(observer) as run.observer:
+        replaced = folder.entries() if overwrite and ranks.main else []
+        with tracked(observer, plan.config, folder) if ranks.main else nullcontext(observer) as run.observer:
+            folder.remove(replaced)
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 folder.cut_back({})

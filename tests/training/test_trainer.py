@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
 
 from loraft import api
 from loraft.api import runs
-from loraft.errors import DataError, DiskFullError, Interrupted, RunError, RunFolderError
+from loraft.errors import ConfigError, DataError, DiskFullError, Interrupted, RunError, RunFolderError
 from loraft.events import Event, Note
 from loraft.training import loop as evaluating
 from loraft.training.run_dir import RunFolder
@@ -455,6 +456,26 @@ def test_a_tensorboard_tracker_gets_the_metrics(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     result = api.train(config_of(tmp_path, "run", training__report_to=["tensorboard"], training__project="mine"))
     assert list((result.run_folder / "trackers").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_to_be_replaced_is_there_still_where_a_tracker_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most want to be logged in to: the run was removed before that was known."""
+    tiny_config(tmp_path)
+    config = config_of(tmp_path, "run", training__report_to=["tensorboard"])
+    folder = api.train(config).run_folder
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    with monkeypatch.context() as without:
+        without.setattr(TensorBoardTracker, "start", lambda _: 1 / 0)
+        with pytest.raises(ConfigError, match="cannot be opened"):
+            api.train(config, overwrite=True)
+    assert {path for path in folder.rglob("*") if path.is_file()} == before
+    api.train(config, overwrite=True)
+    events = list((folder / "trackers").rglob("events.out.tfevents.*"))
+    assert events
+    assert before.isdisjoint(events), "and of one that was replaced nothing is left"
 
 
 @pytest.mark.slow
