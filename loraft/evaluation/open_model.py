@@ -23,10 +23,10 @@ from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRow
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.evaluation.metrics import is_valid_json
 from loraft.evaluation.past_run import run_of
-from loraft.events import Observer, tell
+from loraft.events import Observer, ignored, tell
 from loraft.inference.classifier import Classifier, open_classifier, refuse_no_classifier
 from loraft.inference.engine import Settings, complete_batch
-from loraft.inference.prompt_limits import prompt_limit
+from loraft.inference.prompt_limits import beyond_training, prompt_limit
 from loraft.inference.requests import AnyModel, GenerationRequest, ModelRequest
 from loraft.inference.session import BASE, Session, in_languages, open_session, seed_of_row, task_of_base
 from loraft.models.modules import wrapped_model
@@ -105,7 +105,8 @@ def generating(
     tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
     settings = voice.settings(options)
     names = (voice.name, BASE) if source.purpose.baseline else (voice.name,)
-    return rows, [writing(session, name, settings, batch_size) for name in names]
+    told = (observer, ignored)  # of the base the same would be said
+    return rows, [writing(session, name, settings, batch_size, to) for name, to in zip(names, told, strict=False)]
 
 
 def classifying(
@@ -122,10 +123,13 @@ def classifying(
     return rows, [telling(classifier, name, base=base) for name, base in named]
 
 
-def writing(session: Session, name: str, settings: Settings, batch_size: int) -> EvalModel:
+def writing(
+    session: Session, name: str, settings: Settings, batch_size: int, observer: Observer = ignored
+) -> EvalModel:
     """The model of a session with the adapter of that name active, or none for the base, as it is evaluated.
 
-    The base is asked as its adapter is: the same tokens, the same ends of an answer.
+    The base is asked as its adapter is: the same tokens, the same ends of an answer. `observer` is told once where
+    answers may leave the positions of training.
     """
     voice, placement, task = session.voice(name), session.loaded.placement, task_of_base(session.loaded)
     loss = task.loss(wrapped_model(session.model), session.loaded.family, placement.autocast)
@@ -138,7 +142,11 @@ def writing(session: Session, name: str, settings: Settings, batch_size: int) ->
             losses = loss.of_texts(batch).tolist()
         return [RowScore(each) for each in losses]
 
+    untold = [observer]
+
     def answers(prompts: Sequence[Sequence[int]], first: int) -> list[Answer]:
+        for note in beyond_training(session.model, prompts, settings["max_new_tokens"]) if untold else ():
+            tell(untold.pop(), f"{note}; no more is told of such")
         drawn: Settings = {**settings, "seed": seed_of_row(settings["seed"], first)}
         with session.speaking(voice) as speaking:
             completed = complete_batch(speaking, voice.tokenizer, prompts, **drawn, batch_size=batch_size)

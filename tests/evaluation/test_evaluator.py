@@ -21,7 +21,7 @@ from loraft.errors import Interrupted, NonFiniteError
 from loraft.evaluation.eval_dataset import EvalPurpose, EvaluatedRows, read_eval_source, rows_of
 from loraft.evaluation.evaluator import Answer, EvalModel, Evaluation, RowScore, evaluate
 from loraft.evaluation.past_run import PastRun
-from loraft.events import Event, Progress
+from loraft.events import Event, Note, Progress
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.io.held_memory import peak_bytes
 from loraft.tasks import TASKS
@@ -102,6 +102,21 @@ def test_an_answer_that_ends_with_the_models_positions_is_told_apart_from_one_cu
         options = GenerationRequest(max_new_tokens=most, temperature=0)
         found = evaluated(tmp_path, "base", data=tmp_path / "p.jsonl", metrics=None, options=options).measured
         assert (found.cut, found.cut_by_positions) == counts
+
+
+@pytest.mark.parametrize(("most", "metrics", "count"), [(60, None, 1), (4, None, 0), (60, ["loss"], 0)])
+def test_answers_beyond_the_positions_of_training_are_told_once(
+    tmp_path: Path, most: int, metrics: list[str] | None, count: int
+) -> None:
+    base_in(tmp_path / "base", max_position_embeddings=48)
+    adapter_in(tmp_path / "a", tmp_path / "base")
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "the order", "completion": " is late"}] * 40)
+    heard: list[Event] = []
+    options = GenerationRequest(max_new_tokens=most, temperature=0)
+    given: dict[str, Any] = {"metrics": metrics, "baseline": True, "batch_size": 1, "options": options}
+    evaluated(tmp_path, data=tmp_path / "p.jsonl", observer=heard.append, **given)
+    told = [event.text for event in heard if isinstance(event, Note) and "48 positions" in event.text]
+    assert len(told) == count
 
 
 @pytest.mark.slow
