@@ -158,11 +158,13 @@ class Fields:
         return self.clean(name, value)
 
     def _no_text(self, name: str, value: object, wanted: str) -> DataError:
-        """What is wrong with a field that is to be text; of numbers what makes text."""
+        """What is wrong with a field that is to be text; of numbers and truths what makes text."""
         theirs = self.columns.get(name, name)
         casts = f"rows.cast_column({theirs!r}, datasets.Value('string'))"
         remedy = f"Put it in quotes; of a whole file: jq -c '.{theirs} |= tostring', or with datasets {casts}."
-        return self.wrong(name, f"must be {wanted}; found {kind(value)}", remedy if kind(value) == "a number" else None)
+        return self.wrong(
+            name, f"must be {wanted}; found {kind(value)}", remedy if isinstance(value, int | float) else None
+        )
 
     def optional(self, name: str) -> object:
         """The value of a field that may be absent, from an object too: None then, as where it is null.

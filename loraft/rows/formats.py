@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
 from loraft.rows.fields import Fields, class_label, kind, shown, text_in_language
-from loraft.rows.other_names import instead_of_a_turn
+from loraft.rows.other_names import instead_of_a_turn, instead_of_content
 from loraft.rows.row import Row
 from loraft.rows.turns import calls_of_text, check_arguments, says_trained
 
@@ -180,7 +180,7 @@ def to_record(
         return ClassificationRecord(fields.text("text"), fields.optional_text("text_pair") or None, class_label(fields))
     if row_format == "prompt_completion":
         if isinstance(fields.value("prompt"), list | tuple):
-            remedy = "Write the turns of both as one list, in a column messages."
+            remedy = "Write the turns of both as one list: jq -c '.messages = .prompt + .completion'"
             raise fields.wrong("prompt", "must be text; found a list, and turns are those of a conversation", remedy)
         return (Seq2SeqRecord if as_pair else PromptCompletion)(fields.text("prompt"), fields.text("completion"))
     if row_format == "alpaca":
@@ -315,7 +315,7 @@ def _message(fields: Fields, place: str, turn: object, chat: TurnKeys, *, teach:
         content = _texts_of_parts(fields, said, content)
     # Only an assistant's empty turn has nothing to teach; an empty system prompt is a choice.
     if not isinstance(content, str):
-        raise fields.wrong(said, f"must be text; found {kind(content)}")
+        raise fields.wrong(said, f"must be text; found {kind(content)}", instead_of_content(turn))
     if teach and not content.strip() and chat.roles[role] == "assistant" and not calls:
         raise fields.wrong(said, "is empty")
     for key, value in more.items():

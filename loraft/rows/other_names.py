@@ -86,5 +86,11 @@ def instead_of_a_turn(column: str, turn: object) -> str | None:
     return _made(f"[{{'role': role, 'content': turn[key]}} for turn in row[{column!r}] for role, key in {roles}]")
 
 
+def instead_of_content(turn: Mapping[object, object]) -> str | None:
+    """What to do where a turn has no text; None where nobody knows."""
+    calls = '"tool_calls": [{"type": "function", "function": …}]'
+    return f"Write what it has as function_call as {calls}." if turn.get("function_call") else None
+
+
 def _made(turns: str) -> str:
     return f"Make turns of it, with datasets: rows.map(lambda row: {{'messages': {turns}}})"

@@ -110,7 +110,7 @@ def test_answers_beyond_the_positions_of_training_are_told_once(
 ) -> None:
     base_in(tmp_path / "base", max_position_embeddings=48)
     adapter_in(tmp_path / "a", tmp_path / "base")
-    write_rows(tmp_path / "p.jsonl", [{"prompt": "the order", "completion": " is late"}] * 40)
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "the order", "completion": " is late"}] * 10)
     heard: list[Event] = []
     options = GenerationRequest(max_new_tokens=most, temperature=0)
     given: dict[str, Any] = {"metrics": metrics, "baseline": True, "batch_size": 1, "options": options}

@@ -61,6 +61,24 @@ def test_what_is_told_of_conversations_in_another_shape_makes_turns_of_them(
     assert to_record(Row(made, "x:1"), "messages", {})
 
 
+def test_a_call_of_a_function_as_it_was_is_told_how_it_is_written_now() -> None:
+    called = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    with pytest.raises(DataError, match="must be text; found nothing") as caught:
+        to_record(Row({"messages": [ASKED[0], called]}, "x:1"), "messages", {})
+    assert '"tool_calls": [{"type": "function", "function": …}]' in (caught.value.problems[0].remedy or "")
+    now = {**called, "tool_calls": [{"type": "function", "function": called["function_call"]}]}
+    assert to_record(Row({"messages": [ASKED[0], now]}, "x:1"), "messages", {})
+
+
+@pytest.mark.parametrize("value", [3, 0.5, True])
+def test_a_number_or_a_truth_in_place_of_text_is_told_what_makes_text_of_it(value: object) -> None:
+    with pytest.raises(DataError) as caught:
+        to_record(
+            Row({"question": "Why?", "answer": value}, "x:1"), "alpaca", {"instruction": "question", "output": "answer"}
+        )
+    assert "jq -c '.answer |= tostring'" in (caught.value.problems[0].remedy or "")
+
+
 def test_a_conversation_in_one_text_is_told_how_to_be_learned_whole() -> None:
     row = Row({"chat": "USER: Why? ASSISTANT: So."}, "x:1")
     with pytest.raises(DataError) as caught:
