@@ -42,11 +42,16 @@ def named_classes(features: Mapping[str, Any]) -> Mapping[str, Named]:
 
 def _named(kind: Any) -> Named | None:
     if isinstance(kind, Mapping) and kind.get("_type") == "ClassLabel" and kind.get("names"):
-        return dict(enumerate(NumberedClass.all_of(kind["names"]))).get
+        return partial(_name_among, dict(enumerate(NumberedClass.all_of(kind["names"]))))
     if isinstance(kind, Mapping) and kind.get("_type") in ("List", "Sequence"):
         inner = _named(kind.get("feature"))
         return inner and partial(_each_named, inner)
     return None
+
+
+def _name_among(names: Mapping[object, NumberedClass], number: object) -> object:
+    """The name of a number; text is one already: whoever named the classes himself may have kept the features."""
+    return names.get(number) if isinstance(number, int | float) else number
 
 
 def _each_named(named: Named, numbers: Sequence[object] | None) -> object:

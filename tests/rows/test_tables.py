@@ -176,3 +176,7 @@ def test_classes_that_datasets_numbers_in_a_parquet_file_have_their_names(tmp_pa
     assert [row["labels"] for row in found][:2] == [["good"], ["bad"]]
     assert isinstance(label := found[0]["label"], NumberedClass)
     assert label.number == 1
+    table = parquet.read_table(tmp_path / "x.parquet")
+    named = table.set_column(1, "label", pyarrow.array(["fine", "late", "fine", None]))
+    parquet.write_table(named.replace_schema_metadata(table.schema.metadata), tmp_path / "y.parquet")
+    assert [row.values["label"] for row in read(tmp_path / "y.parquet").rows] == ["fine", "late", "fine", None]
