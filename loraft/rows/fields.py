@@ -52,9 +52,16 @@ def column_of(name: str, columns: Container[str]) -> str:
 
 def has_columns(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
     """Whether `columns` are all that a format needs, under the names that `theirs` gives them."""
-    return any(
-        all(column_of(theirs.get(name, name), columns) in columns for name in needed) for needed in COLUMNS[row_format]
-    )
+    return bool(_fitting(columns, row_format, theirs))
+
+
+def _fitting(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Of the columns that a format needs, the alternatives that are there."""
+    return [
+        needed
+        for needed in COLUMNS[row_format]
+        if all(column_of(theirs.get(name, name), columns) in columns for name in needed)
+    ]
 
 
 def columns_of(row_format: RowFormat, *, optional: bool = True) -> tuple[str, ...]:
@@ -80,6 +87,10 @@ def unread_columns(
     `as_pair` says that an instruction is a source, which has no system prompt.
     """
     left_out = {"system"} if as_pair and row_format == "alpaca" else set[str]()
+    fitting = _fitting(columns, row_format, renamed)
+    if fitting:  # that which is named counts, else the first
+        chosen = max(fitting, key=lambda needed: len(renamed.keys() & {*needed}))
+        left_out |= {name for needed in COLUMNS[row_format] for name in needed} - {*chosen}
     names = (name for name in read_names(columns, row_format, renamed) if name not in left_out)
     read = {column_of(renamed.get(name, name), columns) for name in names}
     return tuple(column for column in columns if column not in read)

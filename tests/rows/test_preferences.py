@@ -105,6 +105,19 @@ def test_columns_beside_a_prompt_are_read_only_where_they_are_named() -> None:
     assert unread_columns(["input", "chosen", "rejected"], "preferences", {}) == ("input",)
 
 
+def test_of_columns_that_one_format_may_have_in_two_ways_those_of_the_other_way_are_not_read() -> None:
+    compared = ["chosen", "rejected", "messages"]
+    assert unread_columns(compared, "preferences", {}) == ("messages",)
+    assert unread_columns(compared, "preferences", {"prompt": "messages"}) == ()
+    assert unread_columns(["messages", "rejected_response"], "preferences", {}) == ()
+    translated = ["translation", "source", "target"]
+    assert unread_columns(translated, "translation", {}) == ("source", "target")
+    assert unread_columns(translated, "translation", {"source": "source", "target": "target"}) == ("translation",)
+    labelled = ["messages", "label", "prompt", "completion"]
+    assert unread_columns(labelled, "unpaired", {}) == ("messages",)
+    assert unread_columns(labelled, "unpaired", {"messages": "messages"}) == ("prompt", "completion")
+
+
 @pytest.mark.parametrize(
     ("columns", "remedy"),
     [
