@@ -202,7 +202,7 @@ def preview(
     data = prepare(config, tokenizer, cache_folder())
     sight = _Sight(config, tokenizer, data)
     examples = data.eval if split == "eval" else data.train
-    rows = [row for place in places for row in sight.at(place, split)] if places else sight.rows(examples, count)
+    rows = [row for place in places for row in sight.at(place, split)] if places else [*sight.rows(examples, count)]
     end_to_end = uses_packing(config, packs=family.packs)
     batches, an_epoch = _first_batches(config, data) if split == "train" else ([], 0)
     layout = BatchLayout(end_to_end, tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0)
@@ -232,15 +232,13 @@ class _Sight:
         added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
         self._special = {*added, *tokenizer.all_special_ids}
 
-    def rows(self, examples: Sequence[Example], count: int) -> list[SeenRow]:
+    def rows(self, examples: Sequence[Example], count: int) -> Iterator[SeenRow]:
         """The first `count` rows, pieces of a split one told apart."""
         whole, seen = Counter(example.where for example in examples), Counter[str]()
-        rows = []
         for example in examples[:count]:
             seen[example.where] += 1
             piece = (seen[example.where], whole[example.where]) if whole[example.where] > 1 else None
-            rows.append(self._row(example, piece))
-        return rows
+            yield self._row(example, piece)
 
     def at(self, place: str, split: Split) -> list[SeenRow]:
         """The rows at a place, or why the split has none there.
@@ -252,7 +250,7 @@ class _Sight:
         if split == "eval":
             here, there, why = there, here, "is trained on, not evaluated"
         if found := _among(here, place):
-            return self.rows(found, len(found))
+            return [*self.rows(found, len(found))]
         if found := _among(there, place):
             return [self._row(example, left_out=f"{why} (data.eval)") for example in found]
         if found := _among(self._without_limits(), place):
