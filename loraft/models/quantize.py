@@ -191,12 +191,13 @@ def make_trainable(model: nn.Module, compute: torch.dtype) -> None:
     Where the CPU has AVX512-BF16, the first forward in eval mode repacks each weight for a kernel without a backward,
     `.train()` does not undo it, and gradients are wrong from then on without a word. And on CUDA autocast lets norms
     give float32, which bitsandbytes would give back, and models do not expect it beside products in 16 bits.
-    Modules in 8 bits get products of our own, in `compute`.
+    A bias stays as it is. Modules in 8 bits get products of our own, in `compute`.
     """
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     from loraft.kernels.cpu_dequantize import read_blocks_across_rows
     from loraft.kernels.int8_linear import Int8Linear
+    from loraft.kernels.linear_4bit import Biased4bitLinear
 
     read_blocks_across_rows()
 
@@ -208,6 +209,8 @@ def make_trainable(model: nn.Module, compute: torch.dtype) -> None:
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
             module.register_forward_pre_hook(cast_input)
+            if module.bias is not None:
+                module.__class__ = Biased4bitLinear
         elif isinstance(module, Linear8bitLt):
             in_8_bits: Any = module
             in_8_bits.__class__, in_8_bits.compute_dtype = Int8Linear, compute
