@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, eva
 from peft.tuners.lora.dora import DoraLinearLayer
-from peft.tuners.lora.eva import get_eva_state_dict
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import transpose
 from torch import Tensor, nn
@@ -90,7 +90,8 @@ def begin_from_weights(model: PeftModel, modules: Iterable[str], start: str, see
         inner, rank, scale = layer.get_base_layer(), layer.r[ADAPTER_NAME], layer.scaling[ADAPTER_NAME]
         weight = unpacked(inner).float()
         if start == "loftq":
-            original = _original(name, loaded, transposed=isinstance(inner, Conv1D)).to(weight)
+            read_as = getattr(inner, "source_cls", type(inner))  # what transformers puts a quantized module in place of
+            original = _original(name, loaded, transposed=issubclass(read_as, Conv1D)).to(weight)
             a, b = principal(original - weight, rank, scale, generator)
             layer.lora_A[ADAPTER_NAME].weight.data.copy_(a)
             layer.lora_B[ADAPTER_NAME].weight.data.copy_(b)
@@ -185,9 +186,9 @@ def begin_from_data(model: nn.Module, batches: Sequence[Batch], forward: Callabl
     rank = max(layer.r[ADAPTER_NAME] for layer in layers.values())
     asked = LoraConfig(r=rank, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0))
     # It draws from a seed of its own, and says what it leaves out on the standard output.
-    with torch.random.fork_rng(), warnings.catch_warnings(), contextlib.redirect_stdout(None):
+    with torch.random.fork_rng(), warnings.catch_warnings(), contextlib.redirect_stdout(None), _without_rows():
         warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
-        found: dict[str, Tensor] = get_eva_state_dict(
+        found: dict[str, Tensor] = eva.get_eva_state_dict(
             model,
             _Batches(batches),
             peft_config=asked,
@@ -199,6 +200,18 @@ def begin_from_data(model: nn.Module, batches: Sequence[Batch], forward: Callabl
     for name, directions in found.items():
         layer: Any = layers[name]
         layer.lora_A[ADAPTER_NAME].weight.data.copy_(directions[: layer.r[ADAPTER_NAME]])
+
+
+@contextlib.contextmanager
+def _without_rows() -> Iterator[None]:
+    """Have peft pass over rows of embeddings and heads that are trained, which it takes for modules with an A."""
+    peft_eva: Any = eva
+    real = peft_eva.UNSUPPORTED_LORA_MODULES
+    peft_eva.UNSUPPORTED_LORA_MODULES = (*real, TrainableTokensLayer)
+    try:
+        yield
+    finally:
+        peft_eva.UNSUPPORTED_LORA_MODULES = real
 
 
 def _learned(given: Any, batch: Batch, name: str) -> Tensor:

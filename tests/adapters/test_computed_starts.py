@@ -106,8 +106,9 @@ def test_larger_weights_have_their_first_directions_estimated() -> None:
 
 
 @pytest.mark.slow
-def test_loftq_begins_with_what_4_bits_leave_out(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])  # GPT-2's files have weights `[in, out]`, of which some are square
+def test_loftq_begins_with_what_4_bits_leave_out(tmp_path: Path, kind: str) -> None:
+    base = save_base(tmp_path / "base", kind)
     plain = own_adapter(tmp_path / "plain", base, "qlora", amount=0)
     started = own_adapter(tmp_path / "loftq", base, "qlora", amount=0, init="loftq", r=16)
     original = logits(AutoModelForCausalLM.from_pretrained(base))

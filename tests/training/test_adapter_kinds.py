@@ -164,8 +164,11 @@ def test_what_cannot_be_is_refused_before_work_begins(
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize(("task", "lora"), [("causal_lm", {"lora__bias": "all"}), ("seq_cls", {})])
-def test_eva_begins_with_the_directions_of_what_is_read(tmp_path: Path, task: str, lora: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("task", "besides"),
+    [("causal_lm", {"lora__bias": "all"}), ("causal_lm", {"model__add_tokens": ["<call>"]}), ("seq_cls", {})],
+)
+def test_eva_begins_with_the_directions_of_what_is_read(tmp_path: Path, task: str, besides: dict[str, Any]) -> None:
     """The first right singular vectors of what a module reads at the tokens that are learned; B is zero."""
     model_type = "qwen2" if task == "causal_lm" else "bert"
     config = tiny_config(
@@ -175,7 +178,7 @@ def test_eva_begins_with_the_directions_of_what_is_read(tmp_path: Path, task: st
         lora__init="eva",
         lora__r=2,
         training__per_device_train_batch_size=12,
-        **lora,
+        **besides,
     )
     run, _ = tiny_fit(config)
     before = {name: weight.clone() for name, weight in run.adapted.trainable.items()}
