@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from loraft.adapters.effect import act_together, acting
 from loraft.adapters.inject import AdaptedModel
@@ -34,7 +35,7 @@ from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
 from loraft.models.packed_weights import PackedHeader
 from loraft.models.quantize import compute_in, in_few_bits
-from loraft.models.safetensors_index import TORCH_DTYPES
+from loraft.models.safetensors_index import TORCH_DTYPES, expected_tensors
 
 LARGEST_FLOAT32_DIFFERENCE = 1e-3
 """Two float32 models with the same weights differ by the order of their sums, and no logit by more than this."""
@@ -183,6 +184,8 @@ def verify(merge: Merge, folder: Path, positions: int, progress: Callable[[int, 
             weights = adapted.weights or _weights_of_files(merge)
             section = ModelSection(name_or_path=str(folder))
             loaded = load_model(section, _placement(merge.dtype), group=None, labels=merge.labels)
+            for name, tensor in _in_no_file(loaded.model).items():
+                tensor.copy_(adapted.in_no_file[name])
             outputs, compared = _outputs(merge, loaded.model, adapted.rows, positions, partial(told, 2))
             tensors, others = (weights.sums, weights.others(loaded.model)) if weights else ({}, [])
     except (ModelError, OutOfMemoryError) as error:
@@ -200,6 +203,7 @@ class _MeasuredAdapter:
         rows: What is read.
         base: How far the base's outputs are from the adapted model's.
         computes_in: The dtype of the products.
+        in_no_file: What the base has made by itself.
         weights: Those that the merged model should have. None where the base is another than that of training, or was
             rounded once more than that of the merge: as it was loaded, or after it was dequantized.
     """
@@ -208,12 +212,14 @@ class _MeasuredAdapter:
     outputs: list[Tensor]
     base: OutputDifference
     computes_in: torch.dtype
+    in_no_file: dict[str, Tensor]
     weights: RowSums | None
 
 
 def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> _MeasuredAdapter:
     """Let the adapters act on their base, and the base alone, on text; then fold them in."""
     loaded, held_in, computes_in = _base_as_trained(merge)
+    in_no_file = _in_no_file(loaded.model)
     adapted = _with_adapters(merge, loaded)
     longest = min(LONGEST, context_of(loaded.model.config, loaded.family) or LONGEST)
     if loaded.family.generates or merge.labels:
@@ -231,7 +237,7 @@ def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> 
     weights = None
     if merge.is_as_trained and as_in_files and not is_rounded:
         weights = sums_of_merged(adapted, merge.dtype, {held_in, computes_in})
-    return _MeasuredAdapter(rows, outputs, difference(outputs, base), computes_in, weights)
+    return _MeasuredAdapter(rows, outputs, difference(outputs, base), computes_in, in_no_file, weights)
 
 
 def _weights_of_files(merge: Merge) -> RowSums | None:
@@ -266,10 +272,17 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype, torch.dtyp
         return loaded, held_in, held_in
     products = DTYPES.get(stored.compute_dtype, held_in) if stored else held_in
     # The merge has the rounding of products of their own in it, and of files to what they were quantized from.
-    if (held_in == merge.dtype and not merge.is_packed) or products != held_in:
+    if (held_in == merge.dtype and not merge.is_packed) or products not in (held_in, torch.float32):
         return loaded, held_in, products
     compute_in(loaded.model, merge.dtype)
     return loaded, held_in, merge.dtype
+
+
+def _in_no_file(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a model makes by itself, rounded to the dtype that it is loaded in: tables of positions, a scale."""
+    held = {*expected_tensors(model), *model.all_tied_weights_keys}
+    named = chain(model.named_parameters(), model.named_buffers())
+    return {name: each.detach() for name, each in named if each.is_floating_point() and name not in held}
 
 
 def _placement(dtype: torch.dtype) -> DeviceConfig:

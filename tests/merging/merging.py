@@ -61,6 +61,7 @@ KINDS = {
     "llama": Kind("llama", sizes=(("tie_word_embeddings", False),)),
     "llama tied": Kind("llama", sizes=(("tie_word_embeddings", True),)),
     "gpt2": Kind("gpt2"),
+    "gemma": Kind("gemma"),
     "phi3": Kind("phi3", sizes=(("tie_word_embeddings", False),)),
     "gpt_neox": Kind("gpt_neox"),
     "t5": Kind("t5", AutoModelForSeq2SeqLM, ["q", "k", "v", "o", "wi", "wo"]),

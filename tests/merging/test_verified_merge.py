@@ -155,8 +155,12 @@ def test_c26_what_is_in_few_bits_and_not_adapted_is_compared_too(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_c26_float32_of_a_base_that_was_trained_in_bfloat16_is_exact(tmp_path: Path) -> None:
-    own_adapter(tmp_path / "run/adapter", save_base(tmp_path / "base"), "qlora", dtype=torch.bfloat16)
+@pytest.mark.parametrize(("kind", "products"), [("llama", "auto"), ("llama", "float32"), ("gemma", "auto")])
+def test_c26_float32_of_a_base_that_was_trained_in_bfloat16_is_exact(tmp_path: Path, kind: str, products: str) -> None:
+    """Gemma rounds the scale of its embeddings to the dtype that it is loaded in."""
+    stored = QuantizationSection.model_validate({"compute_dtype": products})
+    base = save_base(tmp_path / "base", kind)
+    own_adapter(tmp_path / "run/adapter", base, "qlora", quantization=stored, dtype=torch.bfloat16)
     report = api.merge(str(tmp_path / "run"))
     assert report.dtype == "float32"
     assert report.max_abs_logit_difference is not None
