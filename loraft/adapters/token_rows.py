@@ -48,12 +48,20 @@ def _not_trainable(model: PreTrainedModel, trained: Sequence[str]) -> Iterator[P
         yield Problem(
             "the head has a bias, which peft leaves out where rows of it are trained", None, TOKENS_KEY, WHOLE
         )
-    for name in tables_of(model):
+    for name, table in tables_of(model).items():
+        source = model.all_tied_weights_keys.get(f"{name}.weight")
+        if source is not None and model.get_parameter(source) is table:
+            yield Problem(_apart(name, source), None, TOKENS_KEY, WHOLE)
         if any(is_within(name, each) or is_within(each, name) for each in trained):
             message = f"{name} is trained by the section lora already"
             yield Problem(
                 message, None, TOKENS_KEY, "Leave it out there: of it the rows of the new tokens are trained."
             )
+
+
+def _apart(name: str, other: str) -> str:
+    """Why a table cannot be had whose weight another module has, which peft leaves as it is."""
+    return f"peft trains rows of {name} apart from {other}, which has the same weight"
 
 
 def as_indices(rows: Rows, everything: Sequence[str]) -> list[int] | dict[str, list[int]] | None:
@@ -88,8 +96,7 @@ def refuse_loose_rows(model: PeftModel, rows: Rows) -> None:
         table, parameters = wrapper.token_adapter.base_layer.weight, base.named_parameters(remove_duplicate=False)
         loose = [path for path, weight in parameters if weight is table and ".token_adapter." not in path]
         if loose:
-            message = f"peft trains rows of {name} apart from {loose[0]}, which has the same weight"
-            raise AdapterError(message, key=TOKENS_KEY, remedy=WHOLE)
+            raise AdapterError(_apart(name, loose[0]), key=TOKENS_KEY, remedy=WHOLE)
 
 
 def refuse_untrained_rows(files: AdapterFiles, model: PreTrainedModel, own_rows: int | None) -> None:

@@ -99,6 +99,12 @@ def test_an_adapter_with_new_tokens_is_the_same_in_plain_peft_and_merged(tmp_pat
     )
 
 
+def test_embeddings_of_which_peft_trains_a_copy_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Marian's encoder looks tokens up in a table of its own name that is the one of both stacks."""
+    folder = place(tmp_path, "marian", task="seq2seq_lm")
+    assert "model.shared.weight" in refused(loraft("check", "c.yaml", cwd=folder))
+
+
 @pytest.mark.slow
 def test_new_tokens_are_merged_where_the_files_have_a_head_apart_that_the_config_ties(tmp_path: Path) -> None:
     """Loading leaves the two apart, and so the rows of both are trained; the merged model's config ties nothing."""
