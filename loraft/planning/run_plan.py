@@ -32,6 +32,7 @@ from loraft.optimization.optimizer import require_optimizer, resolve_optim
 from loraft.optimization.schedule import require_schedule
 from loraft.planning.known_run import KnownRun, ModelSummary, known_run
 from loraft.planning.memory import MemoryPlan, Saving
+from loraft.planning.start_tokens import require_tokens
 from loraft.planning.strategy import spread
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
@@ -102,6 +103,8 @@ def plan_run(
     _require_tiles(known)
     config, data, packed = known.config, known.data, _packed(known)
     drawn = _sampler(known, batches_a_step or config.training.gradient_accumulation_steps * ranks.world)
+    if data.stream is None:
+        require_tokens(config, known.shape.targets, (data.train[row] for batch in drawn.epoch(0) for row in batch))
     batches = drawn if data.stream is None else streaming_sampler(data.stream, drawn, ranks)
     known, memory, saving, spread_notes = spread(known, drawn, ranks, packed=packed, pages=chosen_by_itself)
     config = known.config

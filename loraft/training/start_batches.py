@@ -9,8 +9,8 @@ from torch.nn.functional import pad
 from loraft.adapters.computed_starts import begin_from_data
 from loraft.adapters.inject import AdaptedModel
 from loraft.dataset.streaming import StreamingSampler
-from loraft.errors import AdapterError
 from loraft.planning.run_plan import RunPlan
+from loraft.planning.start_tokens import learned_from, require_tokens
 from loraft.tasks.batches import Batch
 from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import IGNORED, Example
@@ -36,20 +36,14 @@ def _batches(plan: RunPlan, least: int) -> list[Batch]:
         drawn = drawn.read_aside()
     for batch in (batch for window in drawn.windows(plan.data.train, 0, 0, (0, 0)) for batch in window.batches):
         rows += batch
-        if (learned := sum(map(_learned_from, rows))) >= least:
+        if (learned := sum(map(learned_from, rows))) >= least:
             found.append(_told_apart(plan.task.collate(rows, plan.layout)).to(plan.placement.device))
             rows, enough = [], enough + learned
         if enough >= MOST_TOKENS:
             break
-    if not found:
-        message = f"eva begins with {least} directions of what is learned, and the rows have fewer tokens than that"
-        raise AdapterError(message, key="lora.init", remedy="Take a lower lora.r, more rows, or another lora.init.")
+    if not found:  # of a stream nothing was known before
+        require_tokens(plan.config, plan.shape.targets, rows)
     return found
-
-
-def _learned_from(example: Example) -> int:
-    """The tokens of an example that directions are made of, by the stack that has fewer."""
-    return min(len(example.input_ids), example.trained) if example.target_tokens else example.trained
 
 
 def _told_apart(batch: Batch) -> Batch:

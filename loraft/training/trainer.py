@@ -137,13 +137,16 @@ def run_plan(
         state, run = RunState(), Trainer(plan, folder, adapted, answerer(adapted), observer, save_requests, ranks)
         try_longest_batch(run, goes_on=resume)
         reset_peak(plan.placement.device)
+        if not resume:  # it may be refused, and then nothing is removed
+            begin_from_rows(plan, adapted, run.loss)
         replaced = folder.entries() if overwrite and ranks.main else []
         with tracked(observer, plan.config, folder) if ranks.main else nullcontext(observer) as run.observer:
             folder.remove(replaced)
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 folder.cut_back({})
-                begin_from_rows(plan, adapted, run.loss)
+                if resume:
+                    begin_from_rows(plan, adapted, run.loss)
                 if adapted.targets is not None and run.shards is None:
                     ranks.take_from_main(adapted.trainable.values())
             if taken_on or resume_anyway or not goes_on:
