@@ -12,34 +12,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
-from transformers import PreTrainedTokenizerBase
-
 from loraft.errors import DataError
 from loraft.figures import shared_beginning
-from loraft.rows.formats import Message, Tools
-from loraft.rows.turns import with_arguments
+from loraft.rows.formats import Message
 from loraft.tokenization.content_marks import (
     APART,
     THINKS,
-    Places,
+    Render,
     find_parts,
     left_out,
     thought_twice,
     unused_characters,
 )
 from loraft.tokenization.long_texts import Span
-from loraft.tokenization.template_budget import TemplateBoundError
-from loraft.tokenization.template_sandbox import Plain, render_bounded
-from loraft.tokenization.turn_end import TurnEnd
+from loraft.tokenization.printed_turns import PrintedTurns
+from loraft.tokenization.template_printer import KEY, TemplatePrinter, or_nothing
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-KEY = "data.chat_template"
-FUNCTION = {"name": "f", "description": "f", "parameters": {"type": "object", "properties": {}}}
 
 Starts = Mapping[int, int | None]
 
@@ -60,71 +53,8 @@ class RenderedTurns:
     findings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ChatTemplate:
-    """A chat template in the hands of a tokenizer.
-
-    Attributes:
-        tokenizer: It brings the special tokens that the template may print.
-        end: What the template prints after the assistant's content.
-        tools: The tools of the conversation at hand.
-        arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    text: str
-    end: TurnEnd
-    origin: str = "the tokenizer"
-    tools: Tools = ()
-    arguments_as_text: bool = False
-
-    @classmethod
-    def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str, origin: str = "the tokenizer") -> ChatTemplate:
-        """The template; how it ends turns, and takes arguments, found by rendering a few messages.
-
-        Raises:
-            DataError: The template cannot render that conversation.
-        """
-        template = cls(tokenizer, text, TurnEnd.unknown(tokenizer), origin)
-        (mark,) = unused_characters(text)
-        asked = Message("user", "Question")
-        turns = [asked, Message("assistant", f"Answer{mark}")]
-        with_tools = replace(template, tools=({"type": "function", "function": FUNCTION},))
-        if _or_nothing(template.render, turns) is None and _or_nothing(with_tools.render, turns):
-            template = with_tools  # it prints no conversation without
-        last, earlier = template.render(turns), _or_nothing(template.render, [*turns, asked]) or ""
-        end = template.end.found(last.partition(mark)[2], earlier.partition(mark)[2], tokenizer.eos_token)
-        template = replace(template, end=end)
-        call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {}}}
-        calls = [asked, Message("assistant", "", more={"tool_calls": [call]})]
-        takes_text = replace(template, arguments_as_text=True)
-        as_text = _or_nothing(template.render, calls) is None and _or_nothing(takes_text.render, calls)
-        return replace(takes_text if as_text else template, tools=())
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What there is to say about the template, a sentence each."""
-        dated = "the chat template prints the date of the day: rows prepared on another day differ"
-        return (*self.end.notes, *([dated] if "strftime_now" in self.text else []))
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text of `messages`.
-
-        Raises:
-            DataError: The template fails; the message is the template's own.
-        """
-        return self._print(self._plain(messages), self.tools)
-
-    def prompt(self, messages: Sequence[Message]) -> str:
-        """The text of `messages` up to where the assistant's next content begins, as `apply_chat_template` gives it.
-
-        A template that does not know `add_generation_prompt` may print the header of an answer only together with the
-        answer: it is then taken from there, without spaces at its end, which belong to the answer.
-
-        Raises:
-            DataError: The template fails.
-        """
-        return self._print_prompt(self._plain(messages), self.tools)
+class ChatTemplate(TemplatePrinter):
+    """A chat template in the hands of a tokenizer, and where the turns of the assistant stand in what it prints."""
 
     def asked(self, messages: Sequence[Message]) -> tuple[str, tuple[int, ...]]:
         """The prompt that an answer to `messages` follows, and where the prompts of the answers in it end.
@@ -134,14 +64,18 @@ class ChatTemplate:
         Raises:
             DataError: The template fails, or leaves out what is said.
         """
-        text, places = find_parts(self._plain(messages), self.tools, self._print_prompt)
-        heeded = {part: found for part, found in places.items() if part.kind not in (*THINKS, "name")}
+        printed = self._found(messages, self._print_prompt)
+        heeded = {part: found for part, found in printed.places.items() if part.kind not in (*THINKS, "name")}
         left_out(messages, heeded, "name a template that prints it, or say it in the user's turn")
-        starts = self._prompt_ends(messages, text)
-        for turn in (turn for turn, start in starts.items() if start is None):
+        starts = self._prompt_ends(printed)
+
+        def says_from(turn: int) -> int | None:
             with suppress(DataError):
-                starts[turn] = self._says_from(messages, turn, text, self.prompt)
-        return text, tuple(start for start in starts.values() if start)
+                return self._says_from(printed, turn, self.prompt)
+            return None
+
+        starts |= printed.find([turn for turn, start in starts.items() if start is None], says_from)
+        return printed.text, tuple(sorted(start for start in starts.values() if start))
 
     def turns(self, messages: Sequence[Message], wanted: Sequence[int], *, heed_marks: bool = True) -> RenderedTurns:
         """The text of `messages`, and where in it those with the indices `wanted` are said, ends of turn included.
@@ -151,16 +85,16 @@ class ChatTemplate:
         Raises:
             DataError: The template fails, hides where a content ends, or leaves out what is said.
         """
-        text, places = find_parts(self._plain(messages), self.tools, self._print)
+        printed = self._found(messages, self._print)
+        text, places = printed.text, printed.places
         findings = left_out(messages, places, f"{APART}; or name another template") + thought_twice(text, places)
-        starts = self._prompt_ends(messages, text)
-        if heed_marks and MARKS.search(self.text):
-            spans = self._marked(messages, wanted, places)
-        else:
-            spans = self._spans(messages, wanted, text, places, starts)
+        starts = self._prompt_ends(printed)
+        spans = self._spans(printed, wanted, starts, heed_marks=heed_marks)
+        if heed_marks and not self._has_marks:
             said = [own[-1][1] for turn, own in spans.items() if "tool_calls" not in messages[turn].more]
-            findings += self.end.findings(text, said) if heed_marks else []
-        for turn in (turn for turn in wanted if turn in starts and starts[turn] is None):
+            findings += self.end.findings(text, said)
+        others = [turn for turn in wanted if turn in starts and starts[turn] is None]
+        for turn in (turn for alike in printed.kinds(others) for turn in dict.fromkeys((alike[0], alike[-1]))):
             findings += self._other_prompt(messages[:turn], text, spans[turn][0][0])
         begins = {turn: own[0][0] for turn, own in spans.items() if messages[turn].role == "assistant"}
         borders = {**begins, **{turn: start for turn, start in starts.items() if start is not None}}
@@ -177,106 +111,90 @@ class ChatTemplate:
         if last == 0:  # nothing is asked
             return self.turns(messages, [0])
         prompt, borders = self.asked(messages[:-1])
-        text, places = find_parts(self._plain(messages), self.tools, self._print)
-        own = {part: found for part, found in places.items() if part.turn == last}
-        findings = left_out(messages, own, "name another template, or leave such rows out") + thought_twice(text, own)
-        starts = self._prompt_ends(messages, text)
-        if MARKS.search(self.text):
-            (said,) = self._marked(messages, [last], places).values()
-        else:
-            (said,) = self._spans(messages, [last], text, places, starts).values()
-        begins = starts.get(last)
-        begins = said[0][0] if begins is None else begins
+        printed = self._found(messages, self._print)
+        own = {part: found for part, found in printed.places.items() if part.turn == last}
+        findings = left_out(messages, own, "name another template, or leave such rows out")
+        findings += thought_twice(printed.text, own)
+        start = self._prompt_end(printed, last)
+        (said,) = self._spans(printed, [last], {last: start}).values()
+        begins = start or said[0][0]
         moved = len(prompt) - begins
         spans = tuple((start + moved, stop + moved) for start, stop in said)
-        return RenderedTurns(prompt + text[begins:], spans, (*borders, len(prompt)), tuple(findings))
+        return RenderedTurns(prompt + printed.text[begins:], spans, (*borders, len(prompt)), tuple(findings))
 
-    def _print(self, messages: Plain, tools: Plain) -> str:
-        return self._printed(messages, tools)[0]
+    @property
+    def _has_marks(self) -> bool:
+        return MARKS.search(self.text) is not None
 
-    def _printed(self, messages: Plain, tools: Plain, **options: bool) -> tuple[str, list[Span]]:
-        special = self.tokenizer.special_tokens_map
-        try:
-            return render_bounded(messages, self.text, tools=tools, special_tokens=special, **options)
-        except TemplateBoundError as error:
-            message, remedy = f"the chat template of {self.origin} cannot be used: {error}", "name another template"
-            raise DataError(message, key=KEY, remedy=remedy) from None
-        except Exception as error:  # a template is a program of somebody else's: anything can come out of it
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
-            message = f"the chat template cannot render it: {reason}{line}"
-            raise DataError(message, key=KEY, remedy="change the row, or name another template") from None
+    def _found(self, messages: Sequence[Message], render: Render) -> PrintedTurns:
+        """What is printed of `messages`, and where in it what they say ends."""
+        text, places = find_parts(self._plain(messages), self.tools, render)
+        return PrintedTurns(messages, self.text, text, places)
 
-    def _print_prompt(self, messages: Plain, tools: Plain) -> str:
-        if "add_generation_prompt" in self.text:
-            return self._printed(messages, tools, add_generation_prompt=True)[0]
-        alone = self._print(messages, tools)
-        (mark,) = unused_characters(alone)
-        answered = self._print([*messages, {"role": "assistant", "content": f"{mark}."}], tools)
-        header = answered.partition(mark)[0].rstrip(" ")
-        return header if header.startswith(alone) else alone
-
-    def _prompt_ends(self, messages: Sequence[Message], text: str) -> dict[int, int | None]:
-        """Where the prompt of each assistant's turn ends in `text`; None where it is no beginning of it.
+    def _prompt_ends(self, printed: PrintedTurns) -> dict[int, int | None]:
+        """Where the prompt of each assistant's turn ends; None where it is no beginning of what is printed.
 
         An answer behind another one has none where the template does not ask for it.
         """
-        ends: dict[int, int | None] = {}
-        for turn in (turn for turn, message in enumerate(messages) if turn and message.role == "assistant"):
-            before = messages[:turn]
-            prompt = _or_nothing(self.prompt, before)
-            if before[-1].role == "assistant" and prompt == _or_nothing(self.render, before):
-                continue
-            ends[turn] = len(prompt) if prompt is not None and text.startswith(prompt) else None
-        return ends
+        turns = (turn for turn, message in enumerate(printed.messages) if turn and message.role == "assistant")
+        ends = printed.find(turns, lambda turn: self._prompt_end(printed, turn))
+        return {turn: end for turn, end in ends.items() if end != 0}
+
+    def _prompt_end(self, printed: PrintedTurns, turn: int) -> int | None:
+        """As `_prompt_ends` of one turn, and 0 where the template does not ask for it."""
+        before = printed.messages[:turn]
+        prompt = or_nothing(self.prompt, before)
+        if before[-1].role == "assistant" and prompt == or_nothing(self.render, before):
+            return 0
+        return len(prompt) if prompt is not None and printed.text.startswith(prompt) else None
 
     def _spans(
-        self, messages: Sequence[Message], wanted: Sequence[int], text: str, places: Places, starts: Starts
+        self, printed: PrintedTurns, wanted: Sequence[int], starts: Starts, *, heed_marks: bool = True
     ) -> dict[int, list[Span]]:
-        """Where in `text` the messages `wanted` are said, ends of turn included."""
+        """Where the messages `wanted` are said, ends of turn included."""
+        if heed_marks and self._has_marks:
+            return self._marked(printed, wanted)
+        without = [turn for turn in wanted if not starts.get(turn)]
+        starts = {**starts, **printed.find(without, lambda turn: self._says_from(printed, turn, self.render))}
         spans = {}
         for turn in wanted:
-            start = starts.get(turn)
-            start = self._says_from(messages, turn, text, self.render) if start is None else start
-            stop = self._end(messages, turn, text, places)
-            others = (place for part, found in places.items() if part.turn != turn for place in found)
-            if start >= stop or any(start < place <= stop for place in others):
+            start, stop = starts[turn] or 0, self._end(printed, turn)
+            if start >= stop or any(of != turn for _, of in printed.ends_in(start, stop)):
                 raise _not_found()  # what another one says depends on it, or stands inside it
             spans[turn] = [(start, stop)]
         return spans
 
-    def _says_from(
-        self, messages: Sequence[Message], turn: int, text: str, render: Callable[[Sequence[Message]], str]
-    ) -> int:
-        """The first character of `text` that depends on what is said at `turn`.
+    def _says_from(self, printed: PrintedTurns, turn: int, render: Callable[[Sequence[Message]], str]) -> int:
+        """The first character that depends on what is said at `turn`.
 
         Tokenizers join spaces to the word that follows, so those before it belong to it.
         """
+        messages, text = printed.messages, printed.text
         (mark,) = unused_characters(text)
         calls: Any = messages[turn].more.get("tool_calls", ())
         others = [{**call, "function": {"name": mark, "arguments": {}}} for call in calls]
         for more in ({}, {"tool_calls": others}):  # some refuse what a tool says where nothing calls it
             said = Message(messages[turn].role, mark, more=more)
-            other = _or_nothing(render, [*messages[:turn], said, *messages[turn + 1 :]])
+            other = or_nothing(render, [*messages[:turn], said, *messages[turn + 1 :]])
             if other is not None:
                 return self.end.token_start(text, len(text[: shared_beginning(text, other)].rstrip(" ")))
         raise _not_found()
 
-    def _end(self, messages: Sequence[Message], turn: int, text: str, places: Places) -> int:
-        """The end of a turn in `text`: behind its last part and the end-of-turn token that follows."""
+    def _end(self, printed: PrintedTurns, turn: int) -> int:
+        """The end of a turn: behind its last part and the end-of-turn token that follows."""
+        messages, text, parts = printed.messages, printed.text, printed.own[turn]
         if "tool_calls" not in messages[turn].more:
-            contents = [part for part in places if part.turn == turn and part.path == ("content",)]
-            found = places[max(contents, key=lambda part: part.end)] if contents else ()
+            contents = [part for part in parts if part.path == ("content",)]
+            found = parts[max(contents, key=lambda part: part.end)] if contents else ()
             if len(found) != 1:
                 raise _not_found()
             return self.end.behind(text, found[0])
-        before = max((found[0] for part, found in places.items() if part.turn == turn - 1 and found), default=0)
-        behind = {part: [place for place in found if place > before] for part, found in places.items()}
-        own = {part: found[0] for part, found in behind.items() if part.turn == turn and found}
-        later = [place - part.end for part, found in places.items() if (part.turn or 0) > turn for place in found]
+        before = max((found[0] for found in printed.own[turn - 1].values() if found), default=0)
+        behind = {part: [place for place in found if place > before] for part, found in parts.items()}
+        own = {part: found[0] for part, found in behind.items() if found}
         stop = self.end.stop_token
         if own and stop is not None:  # before what is said later begins, which may hold that token as text
-            end = text.find(stop, max(own.values()), max(0, min(later, default=len(text))))
+            end = text.find(stop, max(own.values()), max(0, printed.said_behind(turn)))
             if end >= 0:
                 return end + len(stop)
         # It ends as it does where nothing follows, behind the last part that stands in both.
@@ -287,7 +205,7 @@ class ChatTemplate:
         return at + len(rest.rstrip())
 
     def _other_prompt(self, asked: Sequence[Message], text: str, start: int) -> list[str]:
-        prompt = _or_nothing(self.prompt, asked)
+        prompt = or_nothing(self.prompt, asked)
         if prompt is None:
             return []
         common = self.end.token_start(prompt, shared_beginning(prompt, text))
@@ -295,21 +213,21 @@ class ChatTemplate:
             return [f"generation feeds {prompt[common:]!r} before the answer, and the row has it not: {APART}"]
         return [f"generation feeds another prompt than the row begins with: {APART}"]
 
-    def _marked(self, messages: Sequence[Message], wanted: Sequence[int], places: Places) -> dict[int, list[Span]]:
+    def _marked(self, printed: PrintedTurns, wanted: Sequence[int]) -> dict[int, list[Span]]:
         """The spans that the template itself marks, each turn's drawn to the end of its end-of-turn token.
 
         A span is of the turn that what is said last before its end is of, or of the next one, where that is another's.
         """
+        messages = printed.messages
         text, marked = self._printed(self._plain(messages), self.tools, return_assistant_tokens_mask=True)
-        said = sorted((place, part.turn or 0) for part, found in places.items() for place in found)
+        answers = {turn for turn, message in enumerate(messages) if message.role == "assistant"}
         spans: dict[int, list[Span]] = {}
         for start, stop in (span for span in marked if span[0] < span[1]):
-            if others := [of for place, of in said if start < place <= stop and messages[of].role != "assistant"]:
+            if others := [of for _, of in printed.ends_in(start, stop) if of not in answers]:
                 message = f"the chat template marks what the {messages[others[0]].role} says with {{% generation %}}"
                 raise DataError(message, key=KEY, remedy="mark the assistant's turns alone")
-            before = [of for place, of in said if place <= stop][-1:]
-            later = [of for place, of in said if place > stop and messages[of].role == "assistant"][:1]
-            for turn in before if before and messages[before[0]].role == "assistant" else later:
+            before, later = printed.around(stop, answers)
+            if (turn := before if before in answers else later) is not None:
                 spans.setdefault(turn, []).append((start, stop))
         if missing := [turn for turn in wanted if turn not in spans]:
             message = f"the chat template marks nothing of messages[{missing[0]}] with {{% generation %}}"
@@ -319,28 +237,12 @@ class ChatTemplate:
             own[-1] = (start, self._marked_end(text, start, stop))
         return {turn: spans[turn] for turn in wanted}
 
-    def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages as the template takes them."""
-        plain: list[dict[str, Any]] = [{"role": m.role, "content": m.content, **m.more} for m in messages]
-        for message in (message for message in plain if "tool_calls" in message):
-            calls, as_text = message["tool_calls"], self.arguments_as_text
-            message["tool_calls"] = [with_arguments(call, as_text=as_text) for call in calls]
-        return plain
-
     def _marked_end(self, text: str, start: int, stop: int) -> int:
         """`stop` without white space behind an end-of-turn token, or with the token where it stands behind the mark."""
         inside = text[start:stop].rstrip()
         if self.end.text is not None and inside.endswith(self.end.text):
             return start + len(inside)
         return self.end.behind(text, stop)
-
-
-def _or_nothing(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str | None:
-    """What is rendered; None where the template refuses it."""
-    try:
-        return render(messages)
-    except DataError:
-        return None
 
 
 def _not_found() -> DataError:

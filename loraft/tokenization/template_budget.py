@@ -23,7 +23,7 @@ SECONDS_PER_CHARACTER = 1e-7
 MOST_NUMBER = 100_000
 """The largest width, and the most digits of a number."""
 LOOKS = 64
-"""Passes of a loop between two looks at the clock."""
+"""Passes of loops, calls and filters between two looks at the clock."""
 SHORT = 100_000
 """The most characters for a filter of which it is not known that its time grows no faster than its input."""
 WIDE = {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "round", "slice", "to_bytes", "tojson", "zfill"}
@@ -73,7 +73,7 @@ class Budget:
             raise TemplateBoundError(f"it takes more than {MOST_SECONDS:.0f} s of processor time")
 
     def step(self) -> None:
-        """One pass of a loop."""
+        """One pass of a loop, one call, one filter: what these make is bounded, and to read the clock takes longer."""
         self._passes += 1
         if self._passes % LOOKS == 0:
             self.look()
@@ -146,7 +146,7 @@ class Budget:
 
     def before_filter(self, name: str, value: Any, values: Sequence[Any]) -> Any:
         """Measure what a filter makes of a value, and give the value."""
-        self.look()
+        self.step()
         if name in WIDE:
             _refuse_wide(values)
         if name == "join":

@@ -6,6 +6,7 @@ calls, operators and filters go through a budget besides. Everything else is tra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.utils import chat_template_utils
 from loraft.errors import DataError
 from loraft.tokenization.template_budget import BUDGET, Budget, Counted
 
+MARKUP = re.compile(r"[<>\[\]/|｜]")
 Plain = Sequence[Mapping[str, Any]]
 """Messages, or the JSON schemas of tools, as a template takes them."""
 CHATML = (
@@ -120,7 +122,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2's
         budget = BUDGET.get()
-        budget.look()
+        budget.step()
         if isinstance(__obj, BuiltinMethodType) and isinstance(owner := __obj.__self__, str | bytes | int):
             if __obj.__name__ == "join" and args and not isinstance(owner, int):
                 args = (budget.before_join(owner, args[0]), *args[1:])
@@ -244,6 +246,13 @@ def _compiled(template: str) -> Template:
 
     compiled.root_render_func = bounded
     return compiled
+
+
+@lru_cache(maxsize=32)
+def words_of(template: str) -> tuple[str, ...]:
+    """What a template may look for in a content: the texts in it that are markup, such as `</think>`."""
+    texts = (str(each.value).strip() for each in _compiled(template).environment.parse(template).find_all(nodes.Const))
+    return tuple(dict.fromkeys(text for text in texts if len(text) > 2 and MARKUP.search(text)))
 
 
 # transformers' own function, with the templates that it compiles in the sandbox above.

@@ -1,0 +1,130 @@
+"""Conversations as a chat template prints them, which takes messages in its own way: that is found by rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from jinja2 import TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+
+from loraft.errors import DataError
+from loraft.rows.formats import Message, Tools
+from loraft.rows.turns import with_arguments
+from loraft.tokenization.content_marks import unused_characters
+from loraft.tokenization.long_texts import Span
+from loraft.tokenization.template_budget import TemplateBoundError
+from loraft.tokenization.template_sandbox import Plain, render_bounded
+from loraft.tokenization.turn_end import TurnEnd
+
+KEY = "data.chat_template"
+FUNCTION = {"name": "f", "description": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+@dataclass(frozen=True)
+class TemplatePrinter:
+    """A chat template in the hands of a tokenizer.
+
+    Attributes:
+        tokenizer: It brings the special tokens that the template may print.
+        end: What the template prints after the assistant's content.
+        tools: The tools of the conversation at hand.
+        arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text: str
+    end: TurnEnd
+    origin: str = "the tokenizer"
+    tools: Tools = ()
+    arguments_as_text: bool = False
+
+    @classmethod
+    def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str, origin: str = "the tokenizer") -> Self:
+        """The template; how it ends turns, and takes arguments, found by rendering a few messages.
+
+        Raises:
+            DataError: The template cannot render that conversation.
+        """
+        template = cls(tokenizer, text, TurnEnd.unknown(tokenizer), origin)
+        (mark,) = unused_characters(text)
+        asked = Message("user", "Question")
+        turns = [asked, Message("assistant", f"Answer{mark}")]
+        with_tools = replace(template, tools=({"type": "function", "function": FUNCTION},))
+        if or_nothing(template.render, turns) is None and or_nothing(with_tools.render, turns):
+            template = with_tools  # it prints no conversation without
+        last, earlier = template.render(turns), or_nothing(template.render, [*turns, asked]) or ""
+        end = template.end.found(last.partition(mark)[2], earlier.partition(mark)[2], tokenizer.eos_token)
+        template = replace(template, end=end)
+        call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {}}}
+        calls = [asked, Message("assistant", "", more={"tool_calls": [call]})]
+        takes_text = replace(template, arguments_as_text=True)
+        as_text = or_nothing(template.render, calls) is None and or_nothing(takes_text.render, calls)
+        return replace(takes_text if as_text else template, tools=())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say about the template, a sentence each."""
+        dated = "the chat template prints the date of the day: rows prepared on another day differ"
+        return (*self.end.notes, *([dated] if "strftime_now" in self.text else []))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of `messages`.
+
+        Raises:
+            DataError: The template fails; the message is the template's own.
+        """
+        return self._print(self._plain(messages), self.tools)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text of `messages` up to where the assistant's next content begins, as `apply_chat_template` gives it.
+
+        A template that does not know `add_generation_prompt` may print the header of an answer only together with the
+        answer: it is then taken from there, without spaces at its end, which belong to the answer.
+
+        Raises:
+            DataError: The template fails.
+        """
+        return self._print_prompt(self._plain(messages), self.tools)
+
+    def _print(self, messages: Plain, tools: Plain) -> str:
+        return self._printed(messages, tools)[0]
+
+    def _printed(self, messages: Plain, tools: Plain, **options: bool) -> tuple[str, list[Span]]:
+        special = self.tokenizer.special_tokens_map
+        try:
+            return render_bounded(messages, self.text, tools=tools, special_tokens=special, **options)
+        except TemplateBoundError as error:
+            message, remedy = f"the chat template of {self.origin} cannot be used: {error}", "name another template"
+            raise DataError(message, key=KEY, remedy=remedy) from None
+        except Exception as error:  # a template is a program of somebody else's: anything can come out of it
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+            message = f"the chat template cannot render it: {reason}{line}"
+            raise DataError(message, key=KEY, remedy="change the row, or name another template") from None
+
+    def _print_prompt(self, messages: Plain, tools: Plain) -> str:
+        if "add_generation_prompt" in self.text:
+            return self._printed(messages, tools, add_generation_prompt=True)[0]
+        alone = self._print(messages, tools)
+        (mark,) = unused_characters(alone)
+        answered = self._print([*messages, {"role": "assistant", "content": f"{mark}."}], tools)
+        header = answered.partition(mark)[0].rstrip(" ")
+        return header if header.startswith(alone) else alone
+
+    def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template takes them."""
+        plain: list[dict[str, Any]] = [{"role": m.role, "content": m.content, **m.more} for m in messages]
+        for message in (message for message in plain if "tool_calls" in message):
+            calls, as_text = message["tool_calls"], self.arguments_as_text
+            message["tool_calls"] = [with_arguments(call, as_text=as_text) for call in calls]
+        return plain
+
+
+def or_nothing(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str | None:
+    """What is rendered; None where the template refuses it."""
+    try:
+        return render(messages)
+    except DataError:
+        return None
