@@ -31,6 +31,7 @@ class TemplatePrinter:
         end: What the template prints after the assistant's content.
         tools: The tools of the conversation at hand.
         arguments_as_text: The template prints the arguments of a call as text that it is given; most take an object.
+        contents_as_parts: It takes contents as lists of parts, as those of models that see do, and prints no others.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -39,21 +40,24 @@ class TemplatePrinter:
     origin: str = "the tokenizer"
     tools: Tools = ()
     arguments_as_text: bool = False
+    contents_as_parts: bool = False
 
     @classmethod
     def probed(cls, tokenizer: PreTrainedTokenizerBase, text: str, origin: str = "the tokenizer") -> Self:
-        """The template; how it ends turns, and takes arguments, found by rendering a few messages.
+        """The template; how it ends turns, and takes contents and arguments, found by rendering a few messages.
 
         Raises:
             DataError: The template cannot render that conversation.
         """
         template = cls(tokenizer, text, TurnEnd.unknown(tokenizer), origin)
-        (mark,) = unused_characters(text)
-        asked = Message("user", "Question")
+        mark, other = unused_characters(text, 2)
+        asked = Message("user", f"Question{other}")
         turns = [asked, Message("assistant", f"Answer{mark}")]
-        with_tools = replace(template, tools=({"type": "function", "function": FUNCTION},))
-        if or_nothing(template.render, turns) is None and or_nothing(with_tools.render, turns):
-            template = with_tools  # it prints no conversation without
+        tools = ((), ({"type": "function", "function": FUNCTION},))  # some print no conversation without
+        ways = [replace(template, tools=some, contents_as_parts=parts) for parts in (False, True) for some in tools]
+        printed = [(way, said) for way in ways if (said := or_nothing(way.render, turns)) is not None]
+        whole = [way for way, said in printed if mark in said and other in said]
+        template = (whole or [way for way, _ in printed] or ways)[0]
         last, earlier = template.render(turns), or_nothing(template.render, [*turns, asked]) or ""
         end = template.end.found(last.partition(mark)[2], earlier.partition(mark)[2], tokenizer.eos_token)
         template = replace(template, end=end)
@@ -93,6 +97,8 @@ class TemplatePrinter:
 
     def _printed(self, messages: Plain, tools: Plain, **options: bool) -> tuple[str, list[Span]]:
         special = self.tokenizer.special_tokens_map
+        if self.contents_as_parts:
+            messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
         try:
             return render_bounded(messages, self.text, tools=tools, special_tokens=special, **options)
         except TemplateBoundError as error:

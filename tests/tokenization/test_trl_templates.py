@@ -34,7 +34,7 @@ ENDS = ("<|im_end|>", "<|eot_id|>", "<|END_OF_TURN_TOKEN|>", "</s>")
 WITHOUT = {"gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5", "llama3_1", "llama3_2"}
 """TRL marks nothing in them, and has no copy that it does."""
 LISTS = {"idefics3", "llava_next", "smolvlm"}
-"""They take contents as lists of parts, as for images, and print none that are text: every row is refused."""
+"""They take contents as lists of parts, as for images, and print none that are text."""
 HEADER = "TRL marks the header of an answer too, which the generation prompt feeds"
 THINKS = "TRL marks the beginning of the thought too, which the generation prompt feeds"
 KEPT = "TRL's copy prints an empty thought in earlier answers too, and the model's own template does not"
@@ -100,6 +100,8 @@ def printed(tokenizer: Any, row: dict[str, Any], template: str, **options: Any) 
     as_text = {**CALL, "function": {**FUNCTION, "arguments": '{"city": "Oslo"}'}}
     for call in (CALL, as_text):
         turns = [{**turn, "tool_calls": [call]} if "tool_calls" in turn else turn for turn in row["messages"]]
+        if template in (TEMPLATES[name + copy] for name in LISTS for copy in ("", "_training")):
+            turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         with suppress(TemplateError, TypeError):
             return tokenizer.apply_chat_template(
                 turns, tools=row.get("tools"), chat_template=template, return_dict=True, **options
@@ -153,4 +155,4 @@ def test_c3_what_is_trained_is_what_trl_marks(name: str) -> None:
             ours = trained_parts(renderer, example)
             assert without(ours, *aside) == without(theirs, *aside), (which, template == marked)
             compared += 1
-    assert bool(compared) != (plain in LISTS)
+    assert compared

@@ -78,10 +78,8 @@ def test_an_answer_that_ends_otherwise_where_more_follows_is_told() -> None:
 
 def test_a_template_that_prints_no_answer_of_text_has_no_end() -> None:
     """Its first token, which begins the conversation, would else be taken for it."""
-    parts = (
-        "<|im_start|>{% for m in messages if m.content is not string %}{{ m.content[0].text }}<|im_end|>{% endfor %}"
-    )
-    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, template=parts))
+    pictures = "<|im_start|>{% for m in messages if m.content is none %}{{ m.picture }}<|im_end|>{% endfor %}"
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer_of(IM, template=pictures))
     assert renderer.template is not None
     assert renderer.template.end.stop_token is None
 
