@@ -82,7 +82,7 @@ class CausalLMRenderer(RowRenderer):
             tokenizer: The model's.
             chat_template: `data.chat_template`.
             conversations: There are conversations to render; otherwise no template is made up for a tokenizer that
-                has none, and a prompt is plain text.
+                has none, or one that fails, and a prompt is plain text.
             own: Other fields of the renderer.
 
         Raises:
@@ -98,7 +98,12 @@ class CausalLMRenderer(RowRenderer):
         if text is None:
             return made
         origin = tokenizer.name_or_path if chat_template == "auto" else chat_template
-        template = ChatTemplate.probed(tokenizer, text, origin or "the tokenizer")
+        try:
+            template = ChatTemplate.probed(tokenizer, text, origin or "the tokenizer")
+        except DataError as error:
+            if conversations or chat_template != "auto":
+                raise
+            return replace(made, notes=(f"{error.problems[0].message}; a prompt is given as it is, as plain text",))
         return replace(made, template=template, notes=(*notes, *template.notes))
 
     def conversing(self) -> CausalLMRenderer:

@@ -173,6 +173,19 @@ def test_a_template_from_a_file(tmp_path) -> None:  # type: ignore[no-untyped-de
         CausalLMRenderer.for_tokenizer(tiny_tokenizer(), chat_template=str(tmp_path / "absent.jinja"))
 
 
+def test_a_template_that_cannot_be_used_is_told_of_and_refuses_conversations_alone() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ functions.x }}{% endfor %}"
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer, conversations=False, plain=True)
+    assert trained(renderer, example_of(renderer, PromptCompletion("the order", " is late"), "a:1"))
+    assert renderer.template is None
+    (note,) = renderer.notes
+    assert "'functions' is undefined" in note
+    for conversing in (lambda: CausalLMRenderer.for_tokenizer(tokenizer), renderer.conversing):
+        with pytest.raises(DataError, match="'functions' is undefined"):
+            conversing()
+
+
 def test_a_template_that_refuses_a_row_is_quoted() -> None:
     renderer = renderer_of(TEMPLATES["gemma"])
     record = Conversation((Message("system", "be brief"), *conversation("a", "b").messages))
