@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -85,7 +85,7 @@ class ChatTemplate(TemplatePrinter):
         Raises:
             DataError: The template fails, hides where a content ends, or leaves out what is said.
         """
-        printed = self._found(messages, self._print)
+        printed = self._whole(messages)
         text, places = printed.text, printed.places
         findings = left_out(messages, places, f"{APART}; or name another template") + thought_twice(text, places)
         starts = self._prompt_ends(printed)
@@ -111,7 +111,7 @@ class ChatTemplate(TemplatePrinter):
         if last == 0:  # nothing is asked
             return self.turns(messages, [0])
         prompt, borders = self.asked(messages[:-1])
-        printed = self._found(messages, self._print)
+        printed = self._whole(messages)
         own = {part: found for part, found in printed.places.items() if part.turn == last}
         findings = left_out(messages, own, "name another template, or leave such rows out")
         findings += thought_twice(printed.text, own)
@@ -130,6 +130,12 @@ class ChatTemplate(TemplatePrinter):
         """What is printed of `messages`, and where in it what they say ends."""
         text, places = find_parts(self._plain(messages), self.tools, render)
         return PrintedTurns(messages, self.text, text, places)
+
+    def _whole(self, messages: Sequence[Message]) -> PrintedTurns:
+        """A conversation as it is learned: the last answer ends as those do that more follows."""
+        printed, last = self._found(messages, self._print), messages[-1]
+        closing = self.end.closing(calls="tool_calls" in last.more) if last.role == "assistant" else ""
+        return replace(printed, text=printed.text + closing)
 
     def _prompt_ends(self, printed: PrintedTurns) -> dict[int, int | None]:
         """Where the prompt of each assistant's turn ends; None where it is no beginning of what is printed.
@@ -192,7 +198,7 @@ class ChatTemplate(TemplatePrinter):
         before = max((found[0] for found in printed.own[turn - 1].values() if found), default=0)
         behind = {part: [place for place in found if place > before] for part, found in parts.items()}
         own = {part: found[0] for part, found in behind.items() if found}
-        stop = self.end.stop_token
+        stop = self.end.of_call or self.end.stop_token
         if own and stop is not None:  # before what is said later begins, which may hold that token as text
             end = text.find(stop, max(own.values()), max(0, printed.said_behind(turn)))
             if end >= 0:
@@ -202,7 +208,7 @@ class ChatTemplate(TemplatePrinter):
         at, rest = max(((own[part], alone[ends[part][0] :]) for part in own if ends.get(part)), default=(0, alone))
         if not text.startswith(rest.rstrip(), at):
             raise _not_found()
-        return at + len(rest.rstrip())
+        return self.end.behind(text, at + len(rest.rstrip()))
 
     def _other_prompt(self, asked: Sequence[Message], text: str, start: int) -> list[str]:
         prompt = or_nothing(self.prompt, asked)
@@ -219,7 +225,7 @@ class ChatTemplate(TemplatePrinter):
         A span is of the turn that what is said last before its end is of, or of the next one, where that is another's.
         """
         messages = printed.messages
-        text, marked = self._printed(self._plain(messages), self.tools, return_assistant_tokens_mask=True)
+        _, marked = self._printed(self._plain(messages), self.tools, return_assistant_tokens_mask=True)
         answers = {turn for turn, message in enumerate(messages) if message.role == "assistant"}
         spans: dict[int, list[Span]] = {}
         for start, stop in (span for span in marked if span[0] < span[1]):
@@ -234,7 +240,7 @@ class ChatTemplate(TemplatePrinter):
             raise DataError(message, key=KEY, remedy="mark each of the assistant's turns")
         for own in spans.values():
             start, stop = own[-1]
-            own[-1] = (start, self._marked_end(text, start, stop))
+            own[-1] = (start, self._marked_end(printed.text, start, stop))
         return {turn: spans[turn] for turn in wanted}
 
     def _marked_end(self, text: str, start: int, stop: int) -> int:

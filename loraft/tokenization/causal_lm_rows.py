@@ -138,8 +138,9 @@ class CausalLMRenderer(RowRenderer):
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's end of text, and the chat's end of turn."""
-        turn = self.template.end.stop_token if self.template is not None else None
-        ends = (self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(turn) if turn else None)
+        end = self.template.end if self.template is not None else None
+        turns = [token for token in (end.stop_token, end.of_call) if token] if end is not None else []
+        ends = (self.tokenizer.eos_token_id, *map(self.tokenizer.convert_tokens_to_ids, turns))
         return tuple(dict.fromkeys(end for end in ends if isinstance(end, int)))
 
     def examples(self, rendered: Sequence[RenderedRow], where: Sequence[str]) -> list[Example]:

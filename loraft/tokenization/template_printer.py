@@ -65,7 +65,12 @@ class TemplatePrinter:
         calls = [asked, Message("assistant", "", more={"tool_calls": [call]})]
         takes_text = replace(template, arguments_as_text=True)
         as_text = or_nothing(template.render, calls) is None and or_nothing(takes_text.render, calls)
-        return replace(takes_text if as_text else template, tools=())
+        template = replace(takes_text if as_text else template, tools=())
+        if end.of_last:
+            return template
+        told = Message("tool", "Told", more={"name": "f", "tool_call_id": call["id"]})
+        called, answered = (or_nothing(template.render, said) or "" for said in (calls, [*calls, told]))
+        return replace(template, end=end.found_of_call(called, answered))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -22,12 +22,14 @@ class TurnEnd:
         longest: The characters of the longest of them.
         text: What is printed behind the content, from its first token to its last; None where there is none.
         of_last: The last turn ends with it too, and not those alone that more follows.
+        of_call: What a tool's answer begins with: where the last turn has no end, it ends a call as `text` an answer.
     """
 
     tokens: re.Pattern[str]
     longest: int
     text: str | None = None
     of_last: bool = True
+    of_call: str | None = None
 
     @classmethod
     def unknown(cls, tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
@@ -53,6 +55,16 @@ class TurnEnd:
                 return replace(self, text=first[0], of_last=of_last)
         return self
 
+    def found_of_call(self, call: str, answered: str) -> TurnEnd:
+        """The same with the first token of what is printed of a tool's answer behind a `call`."""
+        behind = answered.removeprefix(call.rstrip()).lstrip()
+        first = self.tokens.match(behind) if answered.startswith(call.rstrip()) else None
+        return self if first is None else replace(self, of_call=first[0])
+
+    def closing(self, *, calls: bool) -> str:
+        """What ends the last turn and the template does not print: whoever speaks next begins with it."""
+        return "" if self.of_last else (self.of_call if calls else self.text) or ""
+
     @cached_property
     def stop_token(self) -> str | None:
         """The token that ends a turn: the last of its end, for those before it may stand inside a turn too."""
@@ -65,14 +77,13 @@ class TurnEnd:
             return ("the chat template prints no token after an answer: the model does not learn to stop",)
         if not self.of_last:
             behind = f"the chat template prints {self.text!r} only behind an answer that more follows"
-            return (f"{behind}: the last answer of a row does not teach the model to stop",)
+            return (f"{behind}: it is put behind the last one of a row too, which teaches the model to stop",)
         return ()
 
     def behind(self, text: str, content_end: int) -> int:
         """The end of the turn whose content ends at `content_end`, which is that itself where no end follows it."""
-        if self.text is None:
-            return content_end
-        found = re.compile(rf"\s*{re.escape(self.text)}").match(text, content_end)
+        ends = "|".join(re.escape(end) for end in (self.text, self.of_call) if end)
+        found = re.compile(rf"\s*(?:{ends or '(?!)'})").match(text, content_end)
         return found.end() if found else content_end
 
     def findings(self, text: str, ends: Iterable[int]) -> list[str]:

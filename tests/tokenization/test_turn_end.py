@@ -11,7 +11,7 @@ from loraft.tokenization.causal_lm_rows import CausalLMRenderer
 from tests.tokenization.chats import IM, THREE_TURNS, example_of, tokenizer_of
 from tests.tokenization.test_assistant_mask import trained_parts
 
-SPECIAL = ("<|user|>", "<|assistant|>", "<|said|>", "<|end|>", "<|return|>", "<|call|>")
+SPECIAL = ("<|user|>", "<|tool|>", "<|assistant|>", "<|said|>", "<|end|>", "<|return|>", "<|call|>")
 
 
 def template_of(between: str, last: str, opens: str = "") -> str:
@@ -53,13 +53,19 @@ def test_what_stands_behind_the_whole_conversation_is_no_end() -> None:
     assert ends_of(renderer_of(with_header, eos="<|end|>")) == ["<|said|><|end|>"] * 3
 
 
-def test_an_end_that_more_must_follow_is_trained_where_it_stands_and_told() -> None:
+def test_an_end_that_more_must_follow_is_put_behind_the_last_answer_too_and_told() -> None:
     renderer = renderer_of(template_of("<|end|>", ""))
-    assert ends_of(renderer) == ["<|end|>", "<|end|>", ""]
+    assert ends_of(renderer) == ["<|end|>"] * 3
     assert "<|end|>" in renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_ids))
     (note,) = renderer.notes
     assert "<|end|>" in note
-    assert ends_of(renderer_of(template_of("", ""))) == ["<|user|>", "<|user|>", ""]  # as GLM's models end theirs
+    as_glm = renderer_of(template_of("", ""))
+    assert ends_of(as_glm) == ["<|user|>"] * 3
+    apart = replace(as_glm, split_turns=True)
+    rows = [apart.render(part) for part in apart.parts(Conversation(THREE_TURNS))]
+    assert [trained_parts(apart, row)[0][-8:] for row in apart.examples(rows, [*"abc"])] == ["<|user|>"] * 3
+    open_question = Conversation((*THREE_TURNS, Message("user", "And?")))
+    assert as_glm.render(open_question).source.text.endswith("<|user|>And?")
 
 
 def test_an_answer_that_ends_otherwise_where_more_follows_is_told() -> None:
@@ -111,4 +117,17 @@ def test_what_a_tool_says_is_not_trained_though_it_writes_the_end_of_a_turn() ->
     said = (Message("tool", "it is <|user|> noon"), Message("assistant", "Noon."), *THREE_TURNS[:2])
     renderer = renderer_of(template.replace("<|{{ m.role }}|>", "{% if m.role != 'tool' %}<|{{ m.role }}|>{% endif %}"))
     parts = trained_parts(renderer, example_of(renderer, Conversation((*called, *said)), "here"))
-    assert parts == ["now", "Noon.<|user|>", "It is four."]
+    assert parts == ["now", "Noon.<|user|>", "It is four.<|user|>"]
+
+
+def test_a_call_ends_with_what_begins_the_answer_of_the_tool_where_nothing_else_ends_it() -> None:
+    """As GLM's models call: to say so is what stops them, and a row may end with a call."""
+    called = "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
+    renderer = renderer_of(template_of("", "").replace("{{ m.content }}", f"{{{{ m.content }}}}{called}"), eos="</s>")
+    call = {"type": "function", "function": {"name": "now", "arguments": {}}}
+    asks = (Message("user", "Time?"), Message("assistant", "", more={"tool_calls": [call]}))
+    turns = (*asks, Message("tool", "noon"), Message("assistant", "Noon."), *asks)
+    parts = trained_parts(renderer, example_of(renderer, Conversation(turns), "here"))
+    assert parts == ["now<|tool|>", "Noon.<|user|>", "now<|tool|>"]
+    ends = renderer.tokenizer.convert_tokens_to_ids(["</s>", "<|user|>", "<|tool|>"])
+    assert renderer.stop_ids == tuple(ends)
