@@ -198,7 +198,7 @@ class ChatTemplate(TemplatePrinter):
         before = max((found[0] for found in printed.own[turn - 1].values() if found), default=0)
         behind = {part: [place for place in found if place > before] for part, found in parts.items()}
         own = {part: found[0] for part, found in behind.items() if found}
-        stop = self.end.of_call or self.end.stop_token
+        stop = self.end.stop_token_of_call or self.end.stop_token
         if own and stop is not None:  # before what is said later begins, which may hold that token as text
             end = text.find(stop, max(own.values()), max(0, printed.said_behind(turn)))
             if end >= 0:

@@ -139,7 +139,7 @@ class CausalLMRenderer(RowRenderer):
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's end of text, and the chat's end of turn."""
         end = self.template.end if self.template is not None else None
-        turns = [token for token in (end.stop_token, end.of_call) if token] if end is not None else []
+        turns = [token for token in (end.stop_token, end.stop_token_of_call) if token] if end is not None else []
         ends = (self.tokenizer.eos_token_id, *map(self.tokenizer.convert_tokens_to_ids, turns))
         return tuple(dict.fromkeys(end for end in ends if isinstance(end, int)))
 

@@ -50,16 +50,19 @@ class TurnEnd:
         ends = [token.end() for token in self.tokens.finditer(both) if both == last or token[0] == end_of_text]
         if ends:
             return replace(self, text=both[: ends[-1 if both == last else 0]].lstrip())
-        for of_last, behind in ((True, last), (False, earlier)):
-            if first := self.tokens.match(behind.lstrip()):
-                return replace(self, text=first[0], of_last=of_last)
-        return self
+        if first := self._first(last.lstrip()):
+            return replace(self, text=first)
+        return replace(self, text=first, of_last=False) if (first := self._first(earlier)) else self
 
     def found_of_call(self, call: str, answered: str) -> TurnEnd:
         """The same with the first token of what is printed of a tool's answer behind a `call`."""
-        behind = answered.removeprefix(call.rstrip()).lstrip()
-        first = self.tokens.match(behind) if answered.startswith(call.rstrip()) else None
-        return self if first is None else replace(self, of_call=first[0])
+        call = call.rstrip()
+        return replace(self, of_call=self._first(answered.removeprefix(call)) if answered.startswith(call) else None)
+
+    def _first(self, text: str) -> str | None:
+        """The token that a text begins with, and white space before it."""
+        found = self.tokens.match(text, len(text) - len(text.lstrip()))
+        return text[: found.end()] if found else None
 
     def closing(self, *, calls: bool) -> str:
         """What ends the last turn and the template does not print: whoever speaks next begins with it."""
@@ -68,7 +71,15 @@ class TurnEnd:
     @cached_property
     def stop_token(self) -> str | None:
         """The token that ends a turn: the last of its end, for those before it may stand inside a turn too."""
-        return self.tokens.findall(self.text)[-1] if self.text is not None else None
+        return self._last_token(self.text)
+
+    @cached_property
+    def stop_token_of_call(self) -> str | None:
+        """The token that ends a call, where that is another."""
+        return self._last_token(self.of_call)
+
+    def _last_token(self, text: str | None) -> str | None:
+        return self.tokens.findall(text)[-1] if text is not None else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -82,7 +93,7 @@ class TurnEnd:
 
     def behind(self, text: str, content_end: int) -> int:
         """The end of the turn whose content ends at `content_end`, which is that itself where no end follows it."""
-        ends = "|".join(re.escape(end) for end in (self.text, self.of_call) if end)
+        ends = "|".join(re.escape(end.lstrip()) for end in (self.text, self.of_call) if end)
         found = re.compile(rf"\s*(?:{ends or '(?!)'})").match(text, content_end)
         return found.end() if found else content_end
 

@@ -59,6 +59,7 @@ def test_an_end_that_more_must_follow_is_put_behind_the_last_answer_too_and_told
     assert "<|end|>" in renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_ids))
     (note,) = renderer.notes
     assert "<|end|>" in note
+    assert ends_of(renderer_of(template_of("\n<|end|>", ""))) == ["\n<|end|>"] * 3
     as_glm = renderer_of(template_of("", ""))
     assert ends_of(as_glm) == ["<|user|>"] * 3
     apart = replace(as_glm, split_turns=True)
