@@ -24,6 +24,7 @@ from loraft.tokenization.content_marks import (
     THINKS,
     Render,
     find_parts,
+    inside_thought,
     left_out,
     thought_twice,
     unused_characters,
@@ -96,7 +97,9 @@ class ChatTemplate(TemplatePrinter):
         others = [turn for turn in wanted if turn in starts and starts[turn] is None]
         for turn in (turn for alike in printed.kinds(others) for turn in dict.fromkeys((alike[0], alike[-1]))):
             findings += self._other_prompt(messages[:turn], text, spans[turn][0][0])
-        begins = {turn: own[0][0] for turn, own in spans.items() if messages[turn].role == "assistant"}
+        answers = {turn: own for turn, own in spans.items() if messages[turn].role == "assistant"}
+        findings += inside_thought(text, [own[0] for own in answers.values()])
+        begins = {turn: own[0][0] for turn, own in answers.items()}
         borders = {**begins, **{turn: start for turn, start in starts.items() if start is not None}}
         order = sorted({border for border in borders.values() if border})
         return RenderedTurns(text, tuple(chain(*spans.values())), tuple(order), tuple(dict.fromkeys(findings)))
@@ -120,7 +123,9 @@ class ChatTemplate(TemplatePrinter):
         begins = start or said[0][0]
         moved = len(prompt) - begins
         spans = tuple((start + moved, stop + moved) for start, stop in said)
-        return RenderedTurns(prompt + printed.text[begins:], spans, (*borders, len(prompt)), tuple(findings))
+        text = prompt + printed.text[begins:]
+        findings += inside_thought(text, spans[:1])
+        return RenderedTurns(text, spans, (*borders, len(prompt)), tuple(findings))
 
     @property
     def _has_marks(self) -> bool:

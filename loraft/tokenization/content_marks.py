@@ -33,6 +33,9 @@ FORGOTTEN = (
 THINKS = ("thought", *THOUGHTS)
 """The kinds of parts that hold what was thought."""
 THINKING = re.compile(r"</?think(?:ing)?>")
+OPENED = re.compile(r"<think(?:ing)?>\s*\Z")
+LONGEST_OPENED = 20
+"""Characters in which an opened thought and the lines behind it are looked for."""
 Steps = tuple[str | int, ...]
 
 
@@ -169,6 +172,15 @@ def thought_twice(text: str, places: Places) -> list[str]:
         before = text[max((end for end in ends if end < at), default=0) : at]
         if len([tag for tag in THINKING.findall(before) if not tag.startswith("</")]) > 1:
             what = "the chat template opens a thought of its own before one that is written in an answer"
+            return [f"{what}: say what is thought in reasoning_content, or name another template"]
+    return []
+
+
+def inside_thought(text: str, answers: Iterable[Span]) -> list[str]:
+    """What there is to say of answers that stand inside a thought that is opened before them, and which none closes."""
+    for start, stop in answers:
+        if OPENED.search(text, max(start - LONGEST_OPENED, 0), start) and not THINKING.search(text, start, stop):
+            what = "an answer stands inside the thought that the chat template opens before it, and nothing closes that"
             return [f"{what}: say what is thought in reasoning_content, or name another template"]
     return []
 

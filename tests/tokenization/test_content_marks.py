@@ -127,7 +127,8 @@ def test_a_generation_prompt_that_is_no_beginning_of_the_row_is_counted(tmp_path
     assert found.what.startswith("generation feeds '<think>\\n' before the answer, and the row has it not")
     split = prepared(tmp_path, R1, [ONE], split_turns=True)
     assert R1.decode(split.train[0].input_ids) == "<s><|User|>q1<|Assistant|><think>\na1</s>"
-    assert split.report.sources[0].findings == []
+    (found,) = split.report.sources[0].findings
+    assert found.what.startswith("an answer stands inside the thought that the chat template opens")
     no_think = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n\n</think>\n\n' }}{% endif %}")
     switched = prepared(tmp_path, tokenizer_of(IM, eos="<|im_end|>", template=no_think), [ONE])
     assert "'<think>\\n\\n</think>\\n\\n'" in switched.report.sources[0].findings[0].what
