@@ -221,6 +221,14 @@ def generation_defaults(
     return values
 
 
+def generation_of(loaded: LoadedModel, config: RunConfig, renderer: RowRenderer) -> dict[str, object]:
+    """How what a run trains answers where nobody says otherwise."""
+    base = loaded.model.generation_config
+    # Those of the base stay, for calls of tools may end otherwise; another tokenizer means other tokens by them.
+    own = stop_ids_of(base) if config.model.tokenizer is None else ()
+    return generation_defaults(base, config.generation, (*renderer.stop_ids, *own), loaded.tokenizer.pad_token_id)
+
+
 def _adapter_config(model: PeftModel) -> dict[str, object]:
     """`adapter_config.json`: as peft writes it, but the same bytes every time and the patterns in their order.
 
@@ -244,12 +252,7 @@ def _write_company(
     tokenizer.save_pretrained(folder)
     task = TASKS[config.task]
     if task.generates:
-        base = loaded.model.generation_config
-        # Those of the base stay, for calls of tools may end otherwise; another tokenizer means other tokens by them.
-        own = stop_ids_of(base) if config.model.tokenizer is None else ()
-        ends = (*renderer.stop_ids, *own)
-        defaults = generation_defaults(base, config.generation, ends, loaded.tokenizer.pad_token_id)
-        defaults |= task.first_tokens(loaded.model, renderer)
+        defaults = {**generation_of(loaded, config, renderer), **task.first_tokens(loaded.model, renderer)}
         write_json(folder / "generation_config.json", defaults)
     card = redacted(model_card(config, facts, __version__, renderer.labels))
     (folder / "README.md").write_text(card, encoding="utf-8")

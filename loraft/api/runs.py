@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from transformers import GenerationConfig
+
 from loraft.adapters.inject import AdaptedModel
+from loraft.adapters.save_adapter import generation_of, stop_ids_of
 from loraft.api.check_report import CheckReport, measured_steps, report
 from loraft.api.to_hub import push_result
 from loraft.baselines.fit_memory import require_memory
@@ -27,7 +30,8 @@ from loraft.evaluation.past_run import run_of
 from loraft.evaluation.subjects import opened
 from loraft.events import Observer, Progress, ignored, tell
 from loraft.inference.batch_generate import BATCH_SIZE
-from loraft.inference.engine import stream
+from loraft.inference.completion import stop_texts_of
+from loraft.inference.engine import Settings, stream
 from loraft.inference.requests import AnyModel, GenerationRequest
 from loraft.inference.sampling import SamplingParams
 from loraft.io.jsonl import check_jsonl
@@ -178,13 +182,12 @@ def answerer_of(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     """Answers to `training.sample_prompts` as `generate` would give them: greedy, whatever the defaults are."""
     renderer = plan.data.renderer
     rules = SamplingParams().beginning_with(plan.task.first_tokens(adapted.model, renderer))
+    saved = GenerationConfig(**generation_of(adapted.loaded, plan.config, renderer))  # type: ignore[no-untyped-call]
+    limit, ids, texts = plan.config.generation.max_new_tokens, stop_ids_of(saved), stop_texts_of(saved, GREEDY)
 
     def answer(prompt: str) -> str:
-        ids, limit = sample_ids(renderer, prompt), plan.config.generation.max_new_tokens
-        answered = stream(
-            adapted.model, renderer.tokenizer, ids, rules=rules, max_new_tokens=limit, stop_ids=renderer.stop_ids
-        )
-        return answered.completion.completion
+        settings = Settings(rules=rules, max_new_tokens=limit, stop_ids=ids, stop_texts=texts)
+        return stream(adapted.model, renderer.tokenizer, sample_ids(renderer, prompt), **settings).completion.completion
 
     return answer
 

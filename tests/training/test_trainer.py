@@ -304,6 +304,24 @@ def test_c33_what_cannot_be_compared_any_more_is_told(tmp_path: Path, name: str,
 
 
 @pytest.mark.slow
+def test_samples_end_where_answers_of_the_adapter_will(tmp_path: Path) -> None:
+    """At what the base's generation_config.json names too, which is saved beside the adapter."""
+    tiny_config(tmp_path)
+    configs = {name: config_of(tmp_path, name, training__sample_prompts=["the order"]) for name in ("whole", "ended")}
+
+    def sample(name: str) -> str:
+        found = api.train(configs[name]).run_folder / "samples.jsonl"
+        return str(json.loads(found.read_text().splitlines()[0])["answer"])
+
+    whole = sample("whole")
+    defaults = tmp_path / "model" / "generation_config.json"
+    said = json.loads(defaults.read_text())
+    defaults.write_text(json.dumps({**said, "stop_strings": [whole[3:6]]}))
+    assert whole.startswith(ended := sample("ended"))
+    assert len(ended) <= 3
+
+
+@pytest.mark.slow
 def test_a_signal_between_sample_prompts_leaves_the_evaluation_owed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
