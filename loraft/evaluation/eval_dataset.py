@@ -197,7 +197,12 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
     examples, counts = prepared.train, [each.stop - each.start for each in prepared.train_sources]
     if source.held_out:
         examples, counts = prepared.eval, [*prepared.eval_counts]
-    items = with_questions(examples, counts, source.questions)[: source.purpose.limit]
+    said = prepared.renderer.said  # as answers are compared: without thoughts
+    questions = [
+        {place: replace(each, reference=said(each.reference)) for place, each in asked.items()}
+        for asked in source.questions
+    ]
+    items = with_questions(examples, counts, questions)[: source.purpose.limit]
     told = prepared.report.notes
     if not source.held_out:  # they were prepared as if they were to be learned
         told = tuple(note.replace("training row", "row") for note in told)

@@ -150,7 +150,8 @@ def writing(
         drawn: Settings = {**settings, "seed": seed_of_row(settings["seed"], first)}
         with session.speaking(voice) as speaking:
             completed = complete_batch(speaking, voice.tokenizer, prompts, **drawn, batch_size=batch_size)
-        return [Answer(each.completion, each.ended_by) for each in completed]
+        said = voice.renderer.said
+        return [Answer(said(each.completion, each.token_ids), each.ended_by) for each in completed]
 
     return EvalModel(name, read, answers)
 

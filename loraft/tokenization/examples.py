@@ -298,6 +298,10 @@ class RowRenderer(ABC):
             DataError: They cannot be printed, or hold what is refused.
         """
 
+    def said(self, text: str, ids: Sequence[int] = ()) -> str:
+        """What an answer says, of its text and its tokens, without thoughts and the like before that."""
+        return text if self.prompt_template is None else self.prompt_template.said(text, ids)
+
     def refuse_tools(self, tools: Tools) -> None:
         """Refuse tools where no template would print them.
 

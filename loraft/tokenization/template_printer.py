@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from loraft.errors import DataError
-from loraft.rows.formats import Message, Tools
+from loraft.figures import shared_beginning
+from loraft.rows.formats import THOUGHTS, Message, Tools
 from loraft.rows.turns import with_arguments
-from loraft.tokenization.content_marks import unused_characters
+from loraft.tokenization.content_marks import THINKING, unused_characters
 from loraft.tokenization.long_texts import Span
 from loraft.tokenization.template_budget import TemplateBoundError
 from loraft.tokenization.template_sandbox import Plain, render_bounded
@@ -96,6 +98,41 @@ class TemplatePrinter:
             DataError: The template fails.
         """
         return self._print_prompt(self._plain(messages), self.tools)
+
+    def said(self, text: str, ids: Sequence[int] = ()) -> str:
+        """What an answer says, without what the template prints before that: a thought, or the name of a channel.
+
+        Args:
+            text: The answer as it is shown, without special tokens.
+            ids: Its tokens, where special ones may tell what is said.
+        """
+        if not self._opener:
+            return text
+        if self._opener in text:
+            return text.partition(self._opener)[2].lstrip()
+        before, found, _ = str(self.tokenizer.decode(list(ids))).partition(self._opener)
+        if not found:
+            return text
+        shown: Any = self.tokenizer(before + found, add_special_tokens=False)["input_ids"]
+        return text.removeprefix(str(self.tokenizer.decode(shown, skip_special_tokens=True))).lstrip()
+
+    @cached_property
+    def _opener(self) -> str:
+        """The markup that a template prints before what an answer says, whether something was thought before or not."""
+        mark, thought = unused_characters(self.text, 2)
+        asked = [Message("user", "Question")]
+        prompt, before = or_nothing(self.prompt, asked) or "", []
+        for more in ({}, *({key: thought} for key in THOUGHTS)):
+            text = or_nothing(self.render, [*asked, Message("assistant", mark, more=more)]) or ""
+            if mark in text:
+                before.append(text[shared_beginning(prompt, text) : text.index(mark)])
+        backwards = min((each[::-1] for each in before), default="", key=len)
+        shared = min((shared_beginning(backwards, each[::-1]) for each in before), default=0)
+        opener = backwards[:shared][::-1].strip()
+        tags = [*THINKING.finditer(opener)]
+        markup = tags[-1] if tags else self.end.tokens.search(opener)
+        closing = "</think>" if "</think>" in self.text else ""  # what it cuts off there, it does not print
+        return opener[markup.start() :] if markup else closing
 
     def _print(self, messages: Plain, tools: Plain) -> str:
         return self._printed(messages, tools)[0]
