@@ -181,12 +181,15 @@ def train(
 def answerer_of(adapted: AdaptedModel, plan: RunPlan) -> Callable[[str], str]:
     """Answers to `training.sample_prompts` as `generate` would give them: greedy, whatever the defaults are."""
     renderer = plan.data.renderer
-    rules = SamplingParams().beginning_with(plan.task.first_tokens(adapted.model, renderer))
-    saved = GenerationConfig(**generation_of(adapted.loaded, plan.config, renderer))  # type: ignore[no-untyped-call]
-    limit, ids, texts = plan.config.generation.max_new_tokens, stop_ids_of(saved), stop_texts_of(saved, GREEDY)
 
     def answer(prompt: str) -> str:
-        settings = Settings(rules=rules, max_new_tokens=limit, stop_ids=ids, stop_texts=texts)
+        saved = GenerationConfig(**generation_of(adapted.loaded, plan.config, renderer))  # type: ignore[no-untyped-call]
+        settings = Settings(
+            rules=SamplingParams().beginning_with(plan.task.first_tokens(adapted.model, renderer)),
+            max_new_tokens=plan.config.generation.max_new_tokens,
+            stop_ids=stop_ids_of(saved),
+            stop_texts=stop_texts_of(saved, GREEDY),
+        )
         return stream(adapted.model, renderer.tokenizer, sample_ids(renderer, prompt), **settings).completion.completion
 
     return answer
