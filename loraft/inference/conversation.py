@@ -111,22 +111,25 @@ class ChatSession:
         self, voice: Speaker, asked: list[Message], context: DecoderState | None, answered: Stream
     ) -> Generator[Token, None, Completion]:
         """The tokens of an answer, which becomes part of the conversation however far it came."""
-        text, read = "", {} if context is None else {voice.name: context}
+        text, ids, read = "", list[int](), {} if context is None else {voice.name: context}
         taken_back = "the device ran out of memory: the answer and its question are taken back"
         try:
             with memory_errors(taken_back, remedy=None, rewords=True), self.session.speaking(voice):
                 for token in answered:
                     text += token.text
+                    ids.append(token.id)
                     yield token
         except GeneratorExit:
             answered.stop()
             self._contexts |= read
             if text:
-                self._messages = [*asked, Message("assistant", text)]
+                self._messages = [*asked, Message("assistant", voice.renderer.remembered(text, ids))]
             raise
         self._contexts |= read
-        self._messages = [*asked, Message("assistant", answered.completion.completion)]
-        return answered.completion
+        whole = answered.completion
+        said = voice.renderer.remembered(whole.completion, whole.token_ids)
+        self._messages = [*asked, Message("assistant", said)]
+        return whole
 
     def reset(self) -> None:
         """Forget all that was said and read; system prompt, options and voice stay."""

@@ -302,6 +302,10 @@ class RowRenderer(ABC):
         """What an answer says, of its text and its tokens, without thoughts and the like before that."""
         return text if self.prompt_template is None else self.prompt_template.said(text, ids)
 
+    def remembered(self, text: str, ids: Sequence[int]) -> str:
+        """What a conversation goes on with of an answer, of its text and its tokens."""
+        return text if self.prompt_template is None else self.prompt_template.remembered(text, ids)
+
     def refuse_tools(self, tools: Tools) -> None:
         """Refuse tools where no template would print them.
 

@@ -116,6 +116,13 @@ class TemplatePrinter:
         shown: Any = self.tokenizer(before + found, add_special_tokens=False)["input_ids"]
         return text.removeprefix(str(self.tokenizer.decode(shown, skip_special_tokens=True))).lstrip()
 
+    def remembered(self, text: str, ids: Sequence[int]) -> str:
+        """What a conversation goes on with of an answer: its text, of which the template itself leaves thoughts out.
+
+        Where special tokens, which are not in the text, tell what is said, it is that alone.
+        """
+        return text if self._opener in text else self.said(text, ids)
+
     @cached_property
     def _opener(self) -> str:
         """The markup that a template prints before what an answer says, whether something was thought before or not."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from loraft.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
+from loraft.inference import conversation as conversations
 from loraft.inference.conversation import ChatSession, save_conversation
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.requests import GenerationRequest, ModelRequest
@@ -21,6 +24,8 @@ from loraft.rows.row import Row
 from loraft.tasks import TASKS, detect_format
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
 from tests.inference.voices import adapter_in, base_in
+from tests.tokenization.test_template_printer import renderer_of
+from tests.tokenization.test_trl_templates import TEMPLATES
 
 SHORT = GenerationRequest(max_new_tokens=12)
 TURNS = ("hello, the order is late", "and the customer?", "so", "the answer is in the text")
@@ -291,3 +296,21 @@ def test_smollm2_reads_its_history_once(smollm2: Path) -> None:
         with counted(session) as lengths:
             assert said(conversation, text) == expected
         assert lengths[0] < 50
+
+
+def test_names_of_channels_do_not_come_back_as_words(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpt-oss says in special tokens which words are thought and which are the answer: without them all is one text."""
+    renderer = renderer_of(TEMPLATES["gptoss"])
+    conversation = ChatSession(session, SHORT)
+    conversation.voice = replace(conversation.voice, tokenizer=renderer.tokenizer, renderer=renderer)
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    ids = renderer.tokenizer.encode(f"{thought}<|channel|>final<|message|>Yes.", add_special_tokens=False)
+    shown = renderer.tokenizer.decode(ids, skip_special_tokens=True)
+    assert shown == "analysisHm.assistantfinalYes."
+
+    class Answered(list[SimpleNamespace]):
+        completion = SimpleNamespace(completion=shown, token_ids=ids)
+
+    monkeypatch.setattr(conversations, "stream", lambda *_, **__: Answered())
+    list(conversation.ask("Is it?"))
+    assert conversation.messages[-2:] == (Message("user", "Is it?"), Message("assistant", "Yes."))

@@ -51,5 +51,7 @@ def test_what_ends_no_thought_is_kept_and_what_is_cut_in_it_too() -> None:
     renderer = renderer_of(TEMPLATES["qwen3"])
     assert renderer.said(SAID) == SAID
     assert renderer.said("<think>\nhm") == "<think>\nhm"
+    with_tags = f"<think>\nhm\n</think>\n\n{SAID}"
+    assert renderer.remembered(with_tags, ()) == with_tags  # the template cuts off by itself what is in the text
     opened_by_the_prompt = renderer_of(TEMPLATES["deepseek_r1_distill"])
     assert opened_by_the_prompt.said(f"hm\n</think>\n\n{SAID}") == SAID
