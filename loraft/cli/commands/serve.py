@@ -36,8 +36,9 @@ def serve(
     """Answer OpenAI's HTTP interface: chat and completions, whole or as a stream.
 
     A request names its model: an adapter by its name, or base. Template, system prompt, stop tokens and sampling are
-    those that were saved with it, unless a request says otherwise. Where LORAFT_API_KEY is set in the environment,
-    each request has to bring it. Ctrl-C or SIGTERM lets what is being answered end, and then ends.
+    those that were saved with it, unless a request says otherwise. What a model says is given as one text: calls of
+    tools in it are not told apart as tool_calls, nor thoughts as reasoning_content. Where LORAFT_API_KEY is set in the
+    environment, each request has to bring it. Ctrl-C or SIGTERM lets what is being answered end, and then ends.
     """
     model, key = asked.model, os.environ.get(API_KEY) or None
     absent = [problem for name in ("starlette", "uvicorn") if (problem := lacking(name, "`loraft serve`"))]
