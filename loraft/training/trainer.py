@@ -144,11 +144,7 @@ def run_plan(
             folder.remove(replaced)
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
-                folder.cut_back({})
-                if resume:
-                    begin_from_rows(plan, adapted, run.loss)
-                if adapted.targets is not None and run.shards is None:
-                    ranks.take_from_main(adapted.trainable.values())
+                _begin_anew(run, begun=not resume)
             if taken_on or resume_anyway or not goes_on:
                 _describe(run, command)
             keep_frozen_prefix(run)
@@ -157,6 +153,15 @@ def run_plan(
             with told_if_stopped(run, state):
                 saved, saved_step = _finish(run, state)
     return _result(run, state, saved, saved_step, time.monotonic() - began)
+
+
+def _begin_anew(run: Trainer, *, begun: bool) -> None:
+    """Begin at the first step: with nothing of a run before, and on all ranks with the main one's numbers."""
+    run.folder.cut_back({})
+    if not begun:
+        begin_from_rows(run.plan, run.adapted, run.loss)
+    if run.adapted.targets is not None and run.shards is None:
+        run.ranks.take_from_main(run.adapted.trainable.values())
 
 
 def _built(plan: RunPlan, ranks: Ranks, observer: Observer) -> AdaptedModel:
