@@ -40,7 +40,7 @@ def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     sizes: dict[str, tuple[int, int]] = {}
     for name, part in model.named_modules():
         if isinstance(part, nn.Linear) and computes_linear(type(part)):
-            sizes[name] = part.in_features, part.out_features
+            sizes[name] = int(part.in_features), int(part.out_features)  # some of transformers have them as tensors
         elif isinstance(part, Conv1D):  # GPT-2's weight is [inputs, outputs]
             sizes[name] = part.weight.shape[0], part.weight.shape[1]
     return sizes
