@@ -205,7 +205,9 @@ def _nothing_left(key: str, sources: Sequence[SourceRows]) -> list[Problem]:
         f"no row is left: of {total['read']} rows read, {total['bad']} were bad, {total['overlength']} too long "
         f"and {total['untrained']} without a trained token"
     )
-    remedy = "look at data.max_length and data.train_on" if total["overlength"] or total["untrained"] else None
+    deciding = {"data.max_length": total["overlength"] or total["untrained"], "data.train_on": total["untrained"]}
+    decided = " and ".join(key for key, left_out in deciding.items() if left_out)
+    remedy = f"look at {decided}" if decided else None
     return [Problem(message, where=", ".join(source.counts.source for source in sources), key=key, remedy=remedy)]
 
 

@@ -97,12 +97,14 @@ def test_c4_rows_whose_answer_was_cut_off_are_counted_and_left_out(
     assert any("1 row has no trained token: left out" in note for note in data.report.notes)
 
 
+@pytest.mark.parametrize(("choice", "keys"), [("truncate", "max_length and data.train_on"), ("drop", "max_length")])
 def test_c4_when_no_row_is_left_it_is_an_error_before_the_first_step(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, choice: str, keys: str
 ) -> None:
     path = write(tmp_path / "a.jsonl", [row("x" * 200)])
-    with pytest.raises(DataError, match="no row is left"):
-        prepared(tokenizer, path, max_length=40, on_overlength="truncate")
+    with pytest.raises(DataError, match="no row is left") as caught:
+        prepared(tokenizer, path, max_length=40, on_overlength=choice)
+    assert caught.value.problems[0].remedy == f"look at data.{keys}"
 
 
 @pytest.mark.parametrize("choice", ["drop", "truncate", "split", "error"])
