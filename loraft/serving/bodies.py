@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from loraft.errors import DataError
 from loraft.inference.requests import GenerationRequest
@@ -49,6 +50,29 @@ def _as_list(value: object) -> object:
 
 Stops = Annotated[list[str], BeforeValidator(_as_list)]
 """One text, or several."""
+
+
+def _one_text(value: object) -> object:
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if not isinstance(value, str):
+        raise PydanticCustomError("one_text", "must be one text: send several one by one, and tokens as text")
+    return value
+
+
+Prompt = Annotated[str, BeforeValidator(_one_text)]
+"""One text, which some clients send as a list of one."""
+
+
+def _with_name(tool: dict[str, Any]) -> dict[str, Any]:
+    described = tool.get("function", tool)
+    if not isinstance(described, dict) or not isinstance(described.get("name"), str) or not described["name"]:
+        raise PydanticCustomError("no_name", "has no name: a tool is here a function, with function.name")
+    return tool
+
+
+Tool = Annotated[dict[str, Any], AfterValidator(_with_name)]
+"""A function that may be called; by its name is found whether the template prints it."""
 
 
 class Body(_Strict):
@@ -106,7 +130,7 @@ class Body(_Strict):
 class CompletionBody(Body):
     """A request to `/v1/completions`: a text that is gone on with."""
 
-    prompt: str
+    prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
@@ -125,7 +149,7 @@ class ChatBody(Body):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
     response_format: _ResponseFormat | None = None
