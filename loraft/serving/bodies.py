@@ -37,6 +37,7 @@ class _Strict(BaseModel):
 
 class _StreamOptions(_Strict):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] = False
 
 
@@ -107,6 +108,11 @@ class Body(_Strict):
     def includes_usage(self) -> bool:
         """Whether a stream ends with the numbers of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def counts_all_along(self) -> bool:
+        """Whether each piece of a stream tells them so far, as vLLM does it."""
+        return self.includes_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     def options(self, most_tokens: int) -> GenerationRequest:
         """How it is answered; up to `most_tokens` may be asked for."""

@@ -88,7 +88,8 @@ class Reply:
         before = self.tokens.get(grown.choice, [])[: -len(grown.tokens)] if grown.tokens else []
         logprobs = self._logprobs(grown.tokens, before) if grown.tokens else None
         ending = {"finish_reason": grown.finish_reason, "logprobs": logprobs}
-        return self._object([{"index": grown.choice, **said, **ending}], is_piece=True)
+        piece = self._object([{"index": grown.choice, **said, **ending}], is_piece=True)
+        return piece | {"usage": self.usage()} if self.body.counts_all_along else piece
 
     def _object(self, choices: list[dict[str, Any]], *, is_piece: bool) -> dict[str, Any]:
         of_chat = "chat.completion.chunk" if is_piece else "chat.completion"

@@ -44,6 +44,18 @@ def test_a_stream_goes_on_counting_where_the_piece_before_ended() -> None:
     assert growing.is_whole
 
 
+def test_each_piece_counts_the_tokens_so_far_where_that_is_asked_for() -> None:
+    """Load generators for vLLM, such as guidellm, ask for it in every stream."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = CompletionBody.model_validate({"model": "base", "prompt": "a", "stream": True, "stream_options": options})
+    growing, told = Reply(body, Opened(3, 0)), []
+    for grown in (FIRST, LAST):
+        growing.take(grown)
+        told.append(growing.piece(grown)["usage"]["completion_tokens"])
+    assert told == [2, 4]
+    assert "usage" not in reply().piece(FIRST)
+
+
 def test_a_chat_tells_the_bytes_of_a_character_that_is_several_tokens() -> None:
     body = ChatBody(model="base", messages=[{"role": "user", "content": "a"}], logprobs=True)
     growing = Reply(body, Opened(3, 0))
