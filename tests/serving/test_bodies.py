@@ -26,6 +26,10 @@ SENT: dict[str, tuple[type[Body], dict[str, Any]]] = {
         ChatBody,
         {"messages": [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *TURNS]},
     ),
+    "keys of another server, without a value": (
+        ChatBody,
+        {"messages": TURNS, "reasoning_effort": None, "functions": None, "max_tokens": None},
+    ),
     "openai-agents": (ChatBody, {"stream": True, "messages": TURNS, "max_tokens": 8, "tools": [LOOK]}),
 }
 
