@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from loraft.adapters.effect import act_together, acting
 from loraft.adapters.inject import AdaptedModel
@@ -33,9 +32,10 @@ from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
 from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
-from loraft.models.packed_weights import PackedHeader
+from loraft.models.packed_weights import PackedHeader, weight_headers
 from loraft.models.quantize import compute_in, in_few_bits
-from loraft.models.safetensors_index import TORCH_DTYPES, expected_tensors
+from loraft.models.safetensors_index import TORCH_DTYPES
+from loraft.models.weight_names import as_model_names
 
 LARGEST_FLOAT32_DIFFERENCE = 1e-3
 """Two float32 models with the same weights differ by the order of their sums, and no logit by more than this."""
@@ -184,8 +184,8 @@ def verify(merge: Merge, folder: Path, positions: int, progress: Callable[[int, 
             weights = adapted.weights or _weights_of_files(merge)
             section = ModelSection(name_or_path=str(folder))
             loaded = load_model(section, _placement(merge.dtype), group=None, labels=merge.labels)
-            for name, tensor in _in_no_file(loaded.model).items():
-                tensor.copy_(adapted.in_no_file[name])
+            for name, tensor in _in_no_file(loaded).items():
+                tensor.copy_(adapted.in_no_file.get(name, tensor))
             outputs, compared = _outputs(merge, loaded.model, adapted.rows, positions, partial(told, 2))
             tensors, others = (weights.sums, weights.others(loaded.model)) if weights else ({}, [])
     except (ModelError, OutOfMemoryError) as error:
@@ -219,7 +219,7 @@ class _MeasuredAdapter:
 def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> _MeasuredAdapter:
     """Let the adapters act on their base, and the base alone, on text; then fold them in."""
     loaded, held_in, computes_in = _base_as_trained(merge)
-    in_no_file = _in_no_file(loaded.model)
+    in_no_file = {name: tensor.clone() for name, tensor in _in_no_file(loaded).items()}
     adapted = _with_adapters(merge, loaded)
     longest = min(LONGEST, context_of(loaded.model.config, loaded.family) or LONGEST)
     if loaded.family.generates or merge.labels:
@@ -278,9 +278,10 @@ def _base_as_trained(merge: Merge) -> tuple[LoadedModel, torch.dtype, torch.dtyp
     return loaded, held_in, merge.dtype
 
 
-def _in_no_file(model: PreTrainedModel) -> dict[str, Tensor]:
+def _in_no_file(loaded: LoadedModel) -> dict[str, Tensor]:
     """What a model makes by itself, rounded to the dtype that it is loaded in: tables of positions, a scale."""
-    held = {*expected_tensors(model), *model.all_tied_weights_keys}
+    model, headers = loaded.model, weight_headers(loaded.folder, loaded.model)
+    held = {*as_model_names(model, headers), *model.all_tied_weights_keys}
     named = chain(model.named_parameters(), model.named_buffers())
     return {name: each.detach() for name, each in named if each.is_floating_point() and name not in held}
 

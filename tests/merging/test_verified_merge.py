@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -288,6 +289,24 @@ def test_c25_a_tensor_that_a_merge_leaves_out_is_found_in_bfloat16(
     with pytest.raises(VerificationError, match=f"other numbers than the adapted one in one tensor of .*: {name};"):
         api.merge(str(tmp_path / "adapter"), tmp_path / "wrong", dtype="bfloat16")
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_tensor_that_a_model_may_make_by_itself_is_compared_where_files_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BART makes up the bias of its logits where files lack it."""
+    peft_adapter(tmp_path / "adapter", save_base(tmp_path / "base", "bart"), "bart")
+
+    def damaged(merge: Any, folder: Path, progress: Any) -> int:
+        written = write_weights(merge, folder, progress)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["final_logits_bias"] += 1
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return written
+
+    monkeypatch.setattr("loraft.merging.merge_report.write_weights", damaged)
+    with pytest.raises(VerificationError):
+        api.merge(str(tmp_path / "adapter"), tmp_path / "wrong", dtype="float32")
 
 
 def test_weights_that_do_not_fit_for_the_comparison_can_be_merged_without(
