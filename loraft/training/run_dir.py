@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from glob import escape
@@ -33,7 +33,7 @@ from loraft.rows.places import files_here
 
 RUNS = Path("runs")
 LOCK = ".lock"
-OURS = re.compile(r"\.lock|\.beside|trackers|\.(config\.yaml|manifest\.json)\.\d+")
+OURS = re.compile(r"\.lock|\.beside|trackers(\.before)?|\.(config\.yaml|manifest\.json)\.\d+")
 """What a run that was stopped before it began may have left."""
 SECONDS_TO_BE_SEEN = 60
 GO_ON = "free some space and go on with `resume`"
@@ -50,7 +50,7 @@ class RunFolder:
         self.samples = path / "samples.jsonl"
         self.checkpoints = path / "checkpoints"
         self.frozen_prefix = path / "frozen_prefix"
-        self.trackers = path / "trackers"
+        self.trackers, self.trackers_before = path / "trackers", path / "trackers.before"
 
     @property
     def holds_run(self) -> bool:
@@ -185,15 +185,32 @@ class RunFolder:
         write_whole(self.config, sealed_text(dump_config(config)), remedy=GO_ON)
         write_whole(self.manifest, json.dumps(sealed(redacted_all(manifest)), indent=1) + "\n", remedy=GO_ON)
 
-    def entries(self) -> list[Path]:
-        """All that lies here but the lock; of what trackers wrote each file, since another run puts its own beside."""
-        entries = [entry for entry in self.path.iterdir() if entry.name not in (LOCK, self.trackers.name)]
-        return [*entries, *(path for path in self.trackers.rglob("*") if path.is_file())]
+    @contextmanager
+    def trackers_aside(self) -> Iterator[None]:
+        """Lay what trackers wrote aside while those of a run open that replaces this one, and back where they fail."""
+        self._lay_trackers_back()
+        if os.path.lexists(self.trackers):
+            self.trackers.rename(self.trackers_before)
+        try:
+            yield
+        except BaseException:
+            self._lay_trackers_back()
+            raise
 
-    def remove(self, entries: Sequence[Path]) -> None:
-        """Remove these; the config, by which the folder is known as a run's, goes last."""
-        for entry in sorted(entries, key=lambda entry: entry == self.config) if self.writes else ():
-            remove(entry)
+    def _lay_trackers_back(self) -> None:
+        if os.path.lexists(self.trackers_before):
+            if os.path.lexists(self.trackers):
+                remove(self.trackers)
+            self.trackers_before.rename(self.trackers)
+
+    def empty(self) -> None:
+        """Remove all but the lock and what trackers wrote since others were laid aside.
+
+        The config, by which the folder is known as a run's, goes last.
+        """
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config):
+            if entry.name not in (LOCK, self.trackers.name):
+                remove(entry)
 
 
 def _is_object(line: bytes) -> bool:

@@ -6,7 +6,7 @@ Trackers are observers of events, and no part of the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from loraft.config.schema import RunConfig
@@ -22,18 +22,20 @@ RUN_NAME_KEY = {"wandb": "name", "mlflow": "run_name", "trackio": "name", "swanl
 
 
 @contextmanager
-def tracked(observer: Observer, config: RunConfig, folder: RunFolder) -> Iterator[Observer]:
+def tracked(observer: Observer, config: RunConfig, folder: RunFolder, *, anew: bool = False) -> Iterator[Observer]:
     """An observer that passes every event on to `observer`, and the metrics among them to the trackers as well.
 
-    A tracker that fails on the way, as where its server is gone, is told of and left out from then on.
+    A tracker that fails on the way, as where its server is gone, is told of and left out from then on. What those of a
+    run wrote that is replaced (`anew`) is laid aside.
 
     Raises:
         ConfigError: One cannot be opened.
     """
-    if not config.training.report_to:
+    with folder.trackers_aside() if anew else nullcontext():
+        trackers = _opened(config, folder)
+    if not trackers:
         yield observer
         return
-    trackers = _opened(config, folder)
 
     def each(act: Callable[[Any], object]) -> None:
         for tracker in list(trackers):
@@ -70,9 +72,11 @@ def _opened(config: RunConfig, folder: RunFolder) -> list[Any]:
     Raises:
         ConfigError: One cannot be opened.
     """
+    settings = config.training
+    if not settings.report_to:
+        return []
     from accelerate import Accelerator
 
-    settings = config.training
     accelerator = Accelerator(cpu=True, log_with=list(settings.report_to), project_dir=str(folder.trackers))
     name = settings.run_name or folder.path.name
     named = {tracker: {RUN_NAME_KEY[tracker]: name} for tracker in settings.report_to if tracker in RUN_NAME_KEY}

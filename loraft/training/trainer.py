@@ -139,9 +139,10 @@ def run_plan(
         reset_peak(plan.placement.device)
         if not resume:  # it may be refused, and then nothing is removed
             begin_from_rows(plan, adapted, run.loss)
-        replaced = folder.entries() if overwrite and ranks.main else []
-        with tracked(observer, plan.config, folder) if ranks.main else nullcontext(observer) as run.observer:
-            folder.remove(replaced)
+        opened = tracked(observer, plan.config, folder, anew=overwrite) if ranks.main else nullcontext(observer)
+        with opened as run.observer:
+            if overwrite:
+                ranks.on_main(folder.empty)
             goes_on = resume and resume_from(run, state, taken_on, steps_before)
             if not goes_on:
                 _begin_anew(run, begun=not resume)

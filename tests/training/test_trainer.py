@@ -490,10 +490,17 @@ def test_a_run_that_is_to_be_replaced_is_there_still_where_a_tracker_cannot_be_o
         with pytest.raises(ConfigError, match="cannot be opened"):
             api.train(config, overwrite=True)
     assert {path for path in folder.rglob("*") if path.is_file()} == before
+    shared = tmp_path / "shared"
+    (folder / "trackers").rename(shared)
+    (folder / "trackers").symlink_to(shared)
+    kept = set(shared.rglob("*"))
     api.train(config, overwrite=True)
-    events = list((folder / "trackers").rglob("events.out.tfevents.*"))
-    assert events
-    assert before.isdisjoint(events), "and of one that was replaced nothing is left"
+    assert list((folder / "trackers").rglob("events.out.tfevents.*"))
+    assert not (folder / "trackers").is_symlink(), "of one that is replaced nothing is left"
+    assert set(shared.rglob("*")) == kept, "what a link leads to is another's"
+    config = config_of(tmp_path, "run")
+    api.train(config, overwrite=True)
+    assert not list(folder.glob("trackers*"))
 
 
 @pytest.mark.slow
