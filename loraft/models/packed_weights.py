@@ -44,6 +44,8 @@ from loraft.models.stored_weights import COMPRESSED, IN_INT32, KEY, ORIGINAL, la
 from loraft.models.weight_names import as_model_names
 
 WORDS = {str(dtype).removeprefix("torch."): word for word, dtype in TORCH_DTYPES.items()}
+BESIDE_PACKED = (".bias", ".scales")
+"""What quantizers write beside each weight, zero where the model has no place for it."""
 Unpack = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
 
 
@@ -175,6 +177,8 @@ def require_tensors(folder: Path, skeleton: PreTrainedModel, labels: Sequence[st
     placed, ignored = _placed(found), skeleton._keys_to_ignore_on_load_unexpected or ()
     rest = (header for name, header in headers.items() if name not in placed and header.dtype in TORCH_DTYPES)
     unused = tuple(header for header in rest if not any(re.search(pattern, header.name) for pattern in ignored))
+    if any(isinstance(header, PackedHeader) for header in headers.values()):
+        unused = tuple(header for header in unused if not header.name.endswith(BESIDE_PACKED))
     return ModelTensors(held, new, unused)
 
 
@@ -271,7 +275,7 @@ def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -
     placed = _placed(as_model_names(model, headers))
     for name, header in headers.items():
         tensor = header.tensor(dtype)
-        useless = name not in placed and name.endswith((".bias", ".scales"))
+        useless = name not in placed and name.endswith(BESIDE_PACKED)
         if useless and bool(tensor.any()):
             message = f"tensor {name} has no place in the model, and is not zero"
             raise ModelError(message, where=str(header.file), remedy=ORIGINAL)

@@ -162,8 +162,8 @@ def summarize_model(
     tiles = tuple(feed_forward_parts(skeleton, family))
     quantization = quantization_of(run, stored)
     few_bits = in_few_bits(skeleton, family, quantization, folder if stored is not None and has_weights else None)
-    about_head = head_notes(run, model, tensors.new) if labels else ()
-    notes = [*about_ties, *unused_notes(tensors.unused), *stored_notes(run, stored), *about_head]
+    about_files = head_notes(run, model, tensors.new) if labels else unused_notes(tensors.unused)
+    notes = [*about_ties, *stored_notes(run, stored), *about_files]
     targets = None
     if run.method != "full":
         targets = targets_in(skeleton, family, run.lora, quantized=few_bits.modules, head=head, tokens=tokens)

@@ -103,8 +103,8 @@ def plan_run(
     _require_tiles(known)
     config, data, packed = known.config, known.data, _packed(known)
     drawn = _sampler(known, batches_a_step or config.training.gradient_accumulation_steps * ranks.world)
-    if data.stream is None:
-        require_tokens(config, known.shape.targets, (data.train[row] for batch in drawn.epoch(0) for row in batch))
+    if data.stream is None and config.lora.init == "eva" and (targets := known.shape.targets) is not None:
+        require_tokens(max(targets.ranks.values()), (data.train[row] for batch in drawn.epoch(0) for row in batch))
     batches = drawn if data.stream is None else streaming_sampler(data.stream, drawn, ranks)
     known, memory, saving, spread_notes = spread(known, drawn, ranks, packed=packed, pages=chosen_by_itself)
     config = known.config

@@ -42,7 +42,7 @@ def _batches(plan: RunPlan, least: int) -> list[Batch]:
         if enough >= MOST_TOKENS:
             break
     if not found:  # of a stream nothing was known before
-        require_tokens(plan.config, plan.shape.targets, rows)
+        require_tokens(least, rows)
     return found
 
 

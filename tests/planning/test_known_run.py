@@ -47,6 +47,14 @@ def test_weights_that_the_model_has_no_place_for_are_told(tmp_path: Path) -> Non
     assert f"model.layers.{written['num_hidden_layers'] - 1}.input_layernorm.weight" in note
 
 
+def test_a_head_that_a_classifier_has_no_use_for_is_not_told(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, task="seq_cls")
+    save_tiny(tmp_path / "model", tie_word_embeddings=False)
+    notes = known_run(config).notes
+    assert any("the base has no head for classes" in note for note in notes)
+    assert not any("no place" in note for note in notes)
+
+
 def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     file = Path(config.model.name_or_path) / "config.json"
