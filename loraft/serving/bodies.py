@@ -32,7 +32,14 @@ class BadRequestError(Exception):
 
 
 class _Strict(BaseModel):
+    """An object in which `null` is what is not said."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _said(cls, body: object) -> object:
+        return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
 
 
 class _StreamOptions(_Strict):
@@ -77,7 +84,7 @@ Tool = Annotated[dict[str, Any], AfterValidator(_with_name)]
 
 
 class Body(_Strict):
-    """What both kinds of request may say; `null` is what is not said.
+    """What both kinds of request may say.
 
     The keys without an effect are for the client's own books. Those that allow one value do nothing with it.
     """
@@ -103,11 +110,6 @@ class Body(_Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _said(cls, body: object) -> object:
-        return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     @property
     def includes_usage(self) -> bool:

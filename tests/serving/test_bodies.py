@@ -28,7 +28,7 @@ SENT: dict[str, tuple[type[Body], dict[str, Any]]] = {
     ),
     "keys of another server, without a value": (
         ChatBody,
-        {"messages": TURNS, "reasoning_effort": None, "functions": None, "max_tokens": None},
+        {"messages": TURNS, "reasoning_effort": None, "max_tokens": None, "stream_options": {"include_usage": None}},
     ),
     "openai-agents": (ChatBody, {"stream": True, "messages": TURNS, "max_tokens": 8, "tools": [LOOK]}),
 }
