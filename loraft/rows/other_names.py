@@ -29,6 +29,11 @@ SPEAKERS = ("role", "from", "speaker")
 """Columns that say whose turn a text is."""
 ASKS = ("instruction", "prompt", "question", "query")
 ANSWERS_IT = ("output", "completion", *ELSEWHERE["output"], "code")
+SPEAKS: Mapping[str, tuple[str, ...]] = {
+    "user": (*ASKS, *ELSEWHERE["prompt"], "user", "human"),
+    "assistant": (*ANSWERS_IT, "assistant", "gpt", "bot"),
+}
+"""What a text is called by whoever says it, where a turn is a question with its answer."""
 CLASS_OF_IT = ("label", *ELSEWHERE["label"])
 
 
@@ -80,9 +85,10 @@ def instead_of_a_turn(column: str, turn: object) -> str | None:
         role = "('user', 'assistant')[n % 2]"
         return _made(f"[{{'role': {role}, 'content': text}} for n, text in enumerate(row[{column!r}])]")
     said = [key for key, value in turn.items() if isinstance(value, str)] if isinstance(turn, Mapping) else []
-    if len(said) != 2:
+    speaks = {role: key for key in said for role, names in SPEAKS.items() if key in names}
+    if len(said) != 2 or len(speaks) != 2:
         return None
-    roles = f"(('user', {said[0]!r}), ('assistant', {said[1]!r}))"
+    roles = f"(('user', {speaks['user']!r}), ('assistant', {speaks['assistant']!r}))"
     return _made(f"[{{'role': role, 'content': turn[key]}} for turn in row[{column!r}] for role, key in {roles}]")
 
 

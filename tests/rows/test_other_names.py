@@ -44,6 +44,8 @@ SHARED = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
     [
         (["Why?", "So."], ASKED),
         ([{"input": "Why?", "output": "So."}], ASKED),
+        ([{"answer": "So.", "question": "Why?"}], ASKED),
+        ([{"gpt": "So.", "human": "Why?"}], ASKED),
         ({"role": ["user", "assistant"], "content": ["Why?", "So."]}, ASKED),
         ({"from": ["human", "gpt"], "value": ["Why?", "So."]}, SHARED),
     ],
@@ -59,6 +61,12 @@ def test_what_is_told_of_conversations_in_another_shape_makes_turns_of_them(
     made = eval(told.removesuffix(")"))(row.values)
     assert made == {"messages": expected}
     assert to_record(Row(made, "x:1"), "messages", {})
+
+
+def test_who_says_which_of_two_texts_is_not_guessed() -> None:
+    with pytest.raises(DataError) as caught:
+        to_record(Row({"messages": [{"text": "So.", "speaker": "bot"}]}, "x:1"), "messages", {})
+    assert caught.value.problems[0].remedy is None
 
 
 def test_a_call_of_a_function_as_it_was_is_told_how_it_is_written_now() -> None:
