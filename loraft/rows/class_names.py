@@ -41,9 +41,12 @@ def named_classes(features: Mapping[str, Any]) -> Mapping[str, Named]:
 
 
 def _named(kind: Any) -> Named | None:
-    if isinstance(kind, Mapping) and kind.get("_type") == "ClassLabel" and kind.get("names"):
-        return partial(_name_among, dict(enumerate(NumberedClass.all_of(kind["names"]))))
-    if isinstance(kind, Mapping) and kind.get("_type") in ("List", "Sequence"):
+    if not isinstance(kind, Mapping):
+        return None
+    names = kind.get("names")
+    if kind.get("_type") == "ClassLabel" and isinstance(names, list | tuple) and names:
+        return partial(_name_among, dict(enumerate(NumberedClass.all_of(names))))
+    if kind.get("_type") in ("List", "Sequence"):
         inner = _named(kind.get("feature"))
         return inner and partial(_each_named, inner)
     return None
@@ -54,5 +57,5 @@ def _name_among(names: Mapping[object, NumberedClass], number: object) -> object
     return names.get(number) if isinstance(number, int | float) else number
 
 
-def _each_named(named: Named, numbers: Sequence[object] | None) -> object:
-    return None if numbers is None else [named(number) for number in numbers]
+def _each_named(named: Named, numbers: object) -> object:
+    return [named(number) for number in numbers] if isinstance(numbers, list) else numbers

@@ -170,10 +170,14 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
 
 
 def _features(schema: Any) -> Mapping[str, Any]:
-    """What the library `datasets` wrote down of the columns, where it wrote the file."""
-    said = (schema.metadata or {}).get(b"huggingface", b"{}")
-    features: Mapping[str, Any] = json.loads(said).get("info", {}).get("features") or {}
-    return features
+    """What the library `datasets` wrote down of the columns, where it wrote the file: a note that may be anything."""
+    try:
+        said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    for part in ("info", "features"):
+        said = said.get(part) if isinstance(said, Mapping) else None
+    return said if isinstance(said, Mapping) else {}
 
 
 def rows_of_parquet(file: RowFile) -> int:

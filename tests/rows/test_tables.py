@@ -166,6 +166,25 @@ def test_a_struct_of_parquet_with_two_fields_of_one_name_is_refused_as_what_it_i
         read(tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize(
+    "note",
+    [
+        "no JSON",
+        "[" * 100_000,
+        "[]",
+        '{"info": null}',
+        '{"info": {"features": [1]}}',
+        '{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}',
+        '{"info": {"features": {"label": {"_type": "ClassLabel", "names": {"a": 1}}}}}',
+        '{"info": {"features": {"label": {"_type": "List", "feature": {"_type": "ClassLabel", "names": ["a"]}}}}}',
+    ],
+)
+def test_a_note_beside_the_rows_of_parquet_that_says_nothing_is_none(tmp_path: Path, note: str) -> None:
+    table = pyarrow.table({"text": ["a"], "label": [0]}).replace_schema_metadata({"huggingface": note})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    assert [row.values for row in read(tmp_path / "x.parquet").rows] == [{"text": "a", "label": 0}]
+
+
 def test_classes_that_datasets_numbers_in_a_parquet_file_have_their_names(tmp_path: Path) -> None:
     kind = datasets.ClassLabel(names=["bad", "good"])
     features = {"text": datasets.Value("string"), "label": kind, "labels": datasets.List(kind)}
