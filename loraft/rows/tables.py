@@ -71,7 +71,7 @@ def _noted(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
 
 def _each_a_row(lines: Sequence[str], columns: int) -> bool:
     """Whether a row goes over lines of which each has the tabs of a row: a quote that opens one may be text."""
-    return columns > 1 < len(lines) and all(line.count("\t") == columns - 1 for line in lines)
+    return columns > 1 < len(lines) and all(line.count("\t") == columns - 1 for line in lines if line.strip())
 
 
 def _of_several(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, object]:

@@ -53,9 +53,10 @@ def test_a_table_that_could_be_parted_in_two_ways_is_refused(tmp_path: Path, row
     assert read(tmp_path / "x.tsv").rows[0].values == {"prompt;a": "1;2", "completion,b": "3"}
 
 
-def test_a_quote_of_text_does_not_make_one_row_of_two(tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", ["", "\n", " \n\t\n"])
+def test_a_quote_of_text_does_not_make_one_row_of_two(tmp_path: Path, between: str) -> None:
     """Sentences of one speech, as corpora have them: a quote opens in one and closes in the next."""
-    (tmp_path / "x.tsv").write_text('source\ttarget\n"I came.\tIch kam.\nI saw."\tIch sah.\n"a\nb"\tc\n')
+    (tmp_path / "x.tsv").write_text(f'source\ttarget\n"I came.\tIch kam.\n{between}I saw."\tIch sah.\n"a\nb"\tc\n')
     found = read(tmp_path / "x.tsv")
     assert [(problem.where, bool(problem.remedy)) for problem in found.problems] == [(f"{tmp_path / 'x.tsv'}:2", True)]
     assert [row.values for row in found.rows] == [{"source": "a\nb", "target": "c"}]
