@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import sys
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,10 +174,23 @@ class Fields:
         """What is wrong with a field that is to be text; of numbers and truths what makes text."""
         theirs = self.columns.get(name, name)
         casts = f"rows.cast_column({theirs!r}, datasets.Value('string'))"
-        remedy = f"Put it in quotes; of a whole file: jq -c '.{theirs} |= tostring', or with datasets {casts}."
+        makes_text = shlex.quote(f"{self._in_jq(name)} |= tostring")
+        remedy = f"Put it in quotes; of a whole file: jq -c {makes_text}, or with datasets {casts}."
         return self.wrong(
             name, f"must be {wanted}; found {kind(value)}", remedy if isinstance(value, int | float) else None
         )
+
+    def turns_of_both(self, asked: str, answer: str) -> str:
+        """What to do where what is asked is a list of turns: of a whole file too, where the answer is one as well."""
+        joined = shlex.quote(f".messages = {self._in_jq(asked)} + {self._in_jq(answer)}")
+        is_list = isinstance(self.optional(answer), list | tuple)
+        return f"Write the turns of both as one list{f': jq -c {joined}' if is_list else '.'}"
+
+    def _in_jq(self, name: str) -> str:
+        """The field as jq names it, whatever characters it has."""
+        theirs = self.columns.get(name, name)
+        parts = [theirs] if theirs in self.row.values else theirs.split(".")
+        return "".join(f".{json.dumps(part, ensure_ascii=False)}" for part in parts)
 
     def optional(self, name: str) -> object:
         """The value of a field that may be absent, from an object too: None then, as where it is null.

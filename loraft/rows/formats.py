@@ -180,7 +180,7 @@ def to_record(
         return ClassificationRecord(fields.text("text"), fields.optional_text("text_pair") or None, class_label(fields))
     if row_format == "prompt_completion":
         if isinstance(fields.value("prompt"), list | tuple):
-            remedy = "Write the turns of both as one list: jq -c '.messages = .prompt + .completion'"
+            remedy = fields.turns_of_both("prompt", "completion")
             raise fields.wrong("prompt", "must be text; found a list, and turns are those of a conversation", remedy)
         return (Seq2SeqRecord if as_pair else PromptCompletion)(fields.text("prompt"), fields.text("completion"))
     if row_format == "alpaca":

@@ -73,9 +73,9 @@ def instead_of_turns(column: str, value: object) -> str | None:
     """What to do where a column has another value than a list of turns; None where nobody knows."""
     if isinstance(value, str):
         part = 'Part it where another one speaks, and write {"role": …, "content": …} of each part'
-        return f"{part}; or learn it whole, as rows of text by columns: {{text: {column}}}."
+        return f"{part}; or learn it whole, by data.format: text and data.columns: {{text: {column}}}."
     if isinstance(value, Mapping) and value and all(isinstance(each, list | tuple) for each in value.values()):
-        return _made(f"[dict(zip(row[{column!r}], each)) for each in zip(*row[{column!r}].values())]")
+        return _made(column, f"[dict(zip(row[{column!r}], each)) for each in zip(*row[{column!r}].values())]")
     return None
 
 
@@ -83,13 +83,15 @@ def instead_of_a_turn(column: str, turn: object) -> str | None:
     """What to do where a list of turns has something else in it; None where nobody knows."""
     if isinstance(turn, str):
         role = "('user', 'assistant')[n % 2]"
-        return _made(f"[{{'role': {role}, 'content': text}} for n, text in enumerate(row[{column!r}])]")
+        return _made(column, f"[{{'role': {role}, 'content': text}} for n, text in enumerate(row[{column!r}])]")
     said = [key for key, value in turn.items() if isinstance(value, str)] if isinstance(turn, Mapping) else []
     speaks = {role: key for key in said for role, names in SPEAKS.items() if key in names}
     if len(said) != 2 or len(speaks) != 2:
         return None
     roles = f"(('user', {speaks['user']!r}), ('assistant', {speaks['assistant']!r}))"
-    return _made(f"[{{'role': role, 'content': turn[key]}} for turn in row[{column!r}] for role, key in {roles}]")
+    return _made(
+        column, f"[{{'role': role, 'content': turn[key]}} for turn in row[{column!r}] for role, key in {roles}]"
+    )
 
 
 def instead_of_content(turn: Mapping[object, object]) -> str | None:
@@ -98,5 +100,5 @@ def instead_of_content(turn: Mapping[object, object]) -> str | None:
     return f"Write what it has as function_call as {calls}." if turn.get("function_call") else None
 
 
-def _made(turns: str) -> str:
-    return f"Make turns of it, with datasets: rows.map(lambda row: {{'messages': {turns}}})"
+def _made(column: str, turns: str) -> str:
+    return f"Make turns of it, with datasets: rows.map(lambda row: {{{column!r}: {turns}}})"

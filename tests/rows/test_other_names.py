@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
+import subprocess
+from typing import Any
+
 import pytest
 
 from loraft.errors import DataError
@@ -59,8 +65,8 @@ def test_what_is_told_of_conversations_in_another_shape_makes_turns_of_them(
     _, is_told, told = (caught.value.problems[0].remedy or "").partition("rows.map(")
     assert is_told
     made = eval(told.removesuffix(")"))(row.values)
-    assert made == {"messages": expected}
-    assert to_record(Row(made, "x:1"), "messages", {})
+    assert made == {"dialogue": expected}
+    assert to_record(Row(made, "x:1"), "messages", {"messages": "dialogue"})
 
 
 def test_who_says_which_of_two_texts_is_not_guessed() -> None:
@@ -79,17 +85,41 @@ def test_a_call_of_a_function_as_it_was_is_told_how_it_is_written_now() -> None:
 
 
 @pytest.mark.parametrize("value", [3, 0.5, True])
-def test_a_number_or_a_truth_in_place_of_text_is_told_what_makes_text_of_it(value: object) -> None:
+@pytest.mark.parametrize("answer", ["answer", "my text", "it's", "v1.0", "said.here"])
+def test_a_number_or_a_truth_in_place_of_text_is_told_what_makes_text_of_it(value: object, answer: str) -> None:
+    row = {"question": "Why?", **({"said": {"here": value}} if answer == "said.here" else {answer: value})}
+    columns = {"instruction": "question", "output": answer}
     with pytest.raises(DataError) as caught:
-        to_record(
-            Row({"question": "Why?", "answer": value}, "x:1"), "alpaca", {"instruction": "question", "output": "answer"}
-        )
-    assert "jq -c '.answer |= tostring'" in (caught.value.problems[0].remedy or "")
+        to_record(Row(row, "x:1"), "alpaca", columns)
+    made = _by_jq(caught.value, row)
+    assert made is not None
+    assert to_record(Row(made, "x:1"), "alpaca", columns)
+
+
+@pytest.mark.parametrize(("completion", "expected"), [(ASKED[1:], ASKED), ("So.", None)])
+def test_turns_of_a_prompt_and_of_its_answer_are_told_what_joins_them(completion: object, expected: object) -> None:
+    row = {"my prompt": ASKED[:1], "answer": completion}
+    with pytest.raises(DataError) as caught:
+        to_record(Row(row, "x:1"), "prompt_completion", {"prompt": "my prompt", "completion": "answer"})
+    made = _by_jq(caught.value, row)
+    assert (made and made["messages"]) == expected
+
+
+def _by_jq(error: DataError, row: dict[str, Any]) -> dict[str, Any] | None:
+    """What jq makes of a row as a remedy tells; None where it tells nothing of the kind."""
+    _, is_told, told = (error.problems[0].remedy or "").partition("jq -c ")
+    if not is_told:
+        return None
+    if shutil.which("jq") is None:
+        pytest.skip("jq is not installed")
+    said = shlex.split(told.partition(", or with datasets")[0])
+    made = subprocess.run(["jq", "-c", *said], input=json.dumps(row), capture_output=True, text=True, check=True)
+    return {**json.loads(made.stdout)}
 
 
 def test_a_conversation_in_one_text_is_told_how_to_be_learned_whole() -> None:
     row = Row({"chat": "USER: Why? ASSISTANT: So."}, "x:1")
     with pytest.raises(DataError) as caught:
         to_record(row, "messages", {"messages": "chat"})
-    assert "columns: {text: chat}" in (caught.value.problems[0].remedy or "")
+    assert "data.format: text and data.columns: {text: chat}" in (caught.value.problems[0].remedy or "")
     assert to_record(row, "text", {"text": "chat"})
