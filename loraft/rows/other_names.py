@@ -27,8 +27,10 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 """Our columns, and what they are called in other people's files."""
 SPEAKERS = ("role", "from", "speaker")
 """Columns that say whose turn a text is."""
+OF_MAIL = ("to", "subject")
+"""Columns beside which `from` is the sender of a letter."""
 ASKS = ("instruction", "prompt", "question", "query")
-ANSWERS_IT = ("output", "completion", *ELSEWHERE["output"], "code")
+ANSWERS_IT = ("output", "completion", *ELSEWHERE["output"])
 SPEAKS: Mapping[str, tuple[str, ...]] = {
     "user": (*ASKS, *ELSEWHERE["prompt"], "user", "human"),
     "assistant": (*ANSWERS_IT, "assistant", "gpt", "bot"),
@@ -55,7 +57,7 @@ def beside_text(unread: Collection[str], text: str) -> MoreThanText | None:
     speaker, asked, answer, label = (
         next((name for name in names if name in unread), None) for names in (SPEAKERS, ASKS, ANSWERS_IT, CLASS_OF_IT)
     )
-    if speaker:
+    if speaker and not (speaker == "from" and any(name in unread for name in OF_MAIL)):
         row = '{"messages": [{"role": "user", "content": "…"}, …]}'
         said = f"{speaker} says whose turn a row is, and each is learned by itself: a conversation is one row, {row}"
         return MoreThanText(said)

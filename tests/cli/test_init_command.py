@@ -191,8 +191,10 @@ def test_columns_that_rows_may_have_besides_are_not_lost(
 
 
 def test_columns_that_look_like_an_answer_beside_a_text_are_told_with_the_option_that_reads_them(here: Path) -> None:
-    write_rows(Path("rows.jsonl"), [{"text": f"Add 1 and {n}.", "code": f"1 + {n}", "test_list": []} for n in (1, 2)])
-    option = ["--columns", "instruction=text,output=code"]
+    write_rows(
+        Path("rows.jsonl"), [{"text": f"Add 1 and {n}.", "solution": f"1 + {n}", "test_list": []} for n in (1, 2)]
+    )
+    option = ["--columns", "instruction=text,output=solution"]
     assert " ".join(option) in " ".join(init("a.yaml", "--data", "rows.jsonl").stderr.split())
     assert "looks like" not in init("b.yaml", "--data", "rows.jsonl", *option).stderr
 

@@ -63,10 +63,10 @@ def test_columns_that_nothing_is_read_from_are_told_once(tokenizer: PreTrainedTo
     assert notes == [
         f"not read in {labelled} and {held}, as rows of text: label, id; task seq_cls reads a text with its label"
     ]
-    answered = write(tmp_path / "g.jsonl", [{"text": "Add 1 and 2.", "code": "1 + 2"}])
+    answered = write(tmp_path / "g.jsonl", [{"text": "Add 1 and 2.", "solution": "1 + 2"}])
     (note,) = prepared(tokenizer, answered).report.notes
-    columns = {"instruction": "text", "output": "code"}
-    assert "data.format: alpaca and data.columns: {instruction: text, output: code}" in note
+    columns = {"instruction": "text", "output": "solution"}
+    assert "data.format: alpaca and data.columns: {instruction: text, output: solution}" in note
     assert not prepared(tokenizer, answered, format="alpaca", columns=columns).report.notes
     chats = write(tmp_path / "c.jsonl", [{**row(), "topic": "Kindness.", "tools": None}])
     assert f"not read in {chats}, as rows of messages: topic" in prepared(tokenizer, chats).report.notes

@@ -19,10 +19,11 @@ from loraft.rows.row import Row
 @pytest.mark.parametrize(
     ("unread", "expected"),
     [
-        (("task_id", "code", "test_list"), ("alpaca", {"instruction": "body", "output": "code"})),
+        (("task_id", "solution", "test_list"), ("alpaca", {"instruction": "body", "output": "solution"})),
         (("question", "answer"), ("alpaca", {"instruction": "question", "output": "answer"})),
         (("prompt", "audience"), ("alpaca", {"instruction": "prompt", "output": "body"})),
         (("topic",), ("classification", {"text": "body", "label": "topic"})),
+        (("from", "date"), (None, {})),
         (("message_id", "role", "labels"), (None, {})),  # a tree of messages: no row is a text with its class
     ],
 )
@@ -34,11 +35,18 @@ def test_names_beside_a_text_tell_what_else_there_is_to_learn(
     assert (found.format, found.columns) == expected
 
 
-def test_where_a_text_comes_from_is_nothing_to_learn() -> None:
-    assert beside_text(("id", "url", "title", "language", "timestamp"), "text") is None
+@pytest.mark.parametrize(
+    "unread",
+    [("id", "url", "title", "language", "timestamp"), ("code",), ("from", "to", "date"), ("from", "subject")],
+)
+def test_where_a_text_comes_from_is_nothing_to_learn(unread: tuple[str, ...]) -> None:
+    assert beside_text(unread, "text") is None
+
+
+def test_a_text_with_its_label_needs_no_other_name() -> None:
     found = beside_text(("label",), "text")
     assert found is not None
-    assert not found.columns, "no name is needed"
+    assert not found.columns
 
 
 ASKED = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
