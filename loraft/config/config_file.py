@@ -228,7 +228,7 @@ def read_override(override: str, number: int = 1) -> tuple[tuple[str, ...], Node
     key, equals, text = override.partition("=")
     path = path_of(key.strip())
     # The value stays out of the place: it may be something that must not be printed.
-    name = f"override {dotted(path)}{'=…' if equals else ''}"
+    name = f"override {key.strip()}{'=…' if equals else ''}"
     place = Place(number, 1, 1, name)
     if not equals or not all(path):
         return path, None, [problem_at(place, "is no key=value", remedy=EXAMPLES)]

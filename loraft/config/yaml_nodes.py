@@ -32,6 +32,7 @@ MOST_PROBLEMS = 100
 MOST_NODES = 10_000
 """Values of one file: twice as many, for which 64 KiB have room, took longer than a second."""
 LONGEST_SHOWN = 60
+NO_NAME = '""'
 NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 """What YAML does not take as a character of a file, and a byte order mark in the middle of one."""
 SYNTAX_REMEDIES = {
@@ -110,8 +111,8 @@ class Node:
 
 
 def dotted(path: KeyPath) -> str:
-    """`("data", "train", 1, "path")` as `data.train[1].path`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    """`("data", "train", 1, "path")` as `data.train[1].path`; a name that is empty as `""`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part or NO_NAME}" for part in path).removeprefix(".")
 
 
 def read_yaml(text: str, name: str, override: str | None = None, number: int = 0) -> tuple[Node | None, list[Found]]:
@@ -214,7 +215,7 @@ class _Reader:
             if key is None:
                 self._refuse(place, "a key must be a plain word", path, "Name it, or leave it out.")
             self._node(event, events, (*path, "?") if key is None else path, place)
-            inner = (*path, key or "?")
+            inner = (*path, "?" if key is None else key)
             if key is not None and key in nodes:
                 first = nodes[key].key
                 self._refuse(place, f"is given twice: first at line {first.line}, column {first.column}", inner)

@@ -119,6 +119,15 @@ def test_c45_duplicate_keys_name_both_places(tmp_path: Path) -> None:
     ]
 
 
+def test_a_key_that_is_empty_has_a_name_in_what_is_told_of_it(tmp_path: Path) -> None:
+    found = problems(write(tmp_path, LEAST + '"": 1\n"": 2\nlora: {"": 1}\n'))
+    assert [(problem.where, problem.key) for problem in found] == [
+        ("run.yaml:3:1", '""'),
+        ("run.yaml:4:1", '""'),
+        ("run.yaml:5:8", 'lora.""'),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "where", "words"),
     [
