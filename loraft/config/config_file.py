@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,16 +147,23 @@ class _OfConfig(Protocol[Given, Result_co]):
 
 def takes_path(verb: Callable[Concatenate[RunConfig, Given], Result_co]) -> _OfConfig[Given, Result_co]:
     """A function of a config that takes the path of its file as well; its runs are then called by the file."""
-    has_name = "name" in inspect.signature(verb).parameters
+    signature = inspect.signature(verb)
+    first, *others = signature.parameters.values()
 
     @functools.wraps(verb)
     def run(config: RunConfig | Path | str, *args: Given.args, **kwargs: Given.kwargs) -> Result_co:
         if isinstance(config, RunConfig):
             return verb(config, *args, **kwargs)
-        if has_name:
+        if not isinstance(config, os.PathLike | str):
+            message = f"must be a RunConfig, or the path of its file; found {type(config).__name__}"
+            remedy = "Of a dict of values, `loraft.RunConfig.model_validate(values)` makes one."
+            raise ConfigError(message, parameter="config", remedy=remedy)
+        if "name" in signature.parameters:
             kwargs.setdefault("name", Path(config).stem)
         return verb(load_config(config), *args, **kwargs)
 
+    takes = first.replace(annotation="RunConfig | Path | str")
+    vars(run)["__signature__"] = signature.replace(parameters=[takes, *others])  # help() shows it
     return run
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,16 @@ def test_a_function_of_a_config_takes_its_file_and_its_runs_are_called_by_it(tmp
     assert _named(path) == _named(config=str(path)) == (4, path.stem)
     assert _named(path, name="own") == (4, "own")
     assert _named(load_config(path)) == (4, "run")
+    assert "Path" in inspect.signature(_named).parameters["config"].annotation
+
+
+@pytest.mark.parametrize("config", [{"model": {"name_or_path": "m"}}, None, 3, b"run.yaml"])
+def test_what_is_no_config_and_no_path_of_one_is_told_what_makes_one(config: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _named(config)
+    (problem,) = caught.value.problems
+    assert problem.parameter == "config"
+    assert "RunConfig.model_validate" in (problem.remedy or "")
 
 
 @pytest.mark.parametrize(
