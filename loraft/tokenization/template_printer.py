@@ -109,8 +109,8 @@ class TemplatePrinter:
         if not self._opener:
             return text
         if self._opener in text:
-            return text.partition(self._opener)[2].lstrip()
-        before, found, _ = str(self.tokenizer.decode(list(ids))).partition(self._opener)
+            return text.rpartition(self._opener)[2].lstrip()  # the last, where templates cut too: it may open a thought
+        before, found, _ = str(self.tokenizer.decode(list(ids))).rpartition(self._opener)
         if not found:
             return text
         shown: Any = self.tokenizer(before + found, add_special_tokens=False)["input_ids"]

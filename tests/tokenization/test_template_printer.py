@@ -10,7 +10,7 @@ from loraft.tokenization.examples import IGNORED
 from tests.tokenization.chats import CHATS, tokenizer_of
 from tests.tokenization.test_trl_templates import ENDS, TEMPLATES, TOKEN
 
-THINKING = ("glm4moe", "gptoss", "qwen3", "qwen3_5_think")
+THINKING = ("glm4moe", "gptoss", "muse_glimmer", "qwen3", "qwen3_5_think")
 OTHERS = {**TEMPLATES, **{name: chat.template for name, chat in CHATS.items() if name not in TEMPLATES}}
 SAID = "The right answer: {}"
 
@@ -51,6 +51,7 @@ def test_what_ends_no_thought_is_kept_and_what_is_cut_in_it_too() -> None:
     renderer = renderer_of(TEMPLATES["qwen3"])
     assert renderer.said(SAID) == SAID
     assert renderer.said("<think>\nhm") == "<think>\nhm"
+    assert renderer.said(f"<think>\nhm</think>oh\n</think>\n\n{SAID}") == SAID  # the template cuts at the last tag
     with_tags = f"<think>\nhm\n</think>\n\n{SAID}"
     assert renderer.remembered(with_tags, ()) == with_tags  # the template cuts off by itself what is in the text
     opened_by_the_prompt = renderer_of(TEMPLATES["deepseek_r1_distill"])
