@@ -1,9 +1,13 @@
 """A conversation as a chat template prints it, and which of its turns are alike.
 
 To find where the prompt of a turn ends takes a rendering of all that is said before it: to do so for each turn takes
-time that grows with the square of their number. So a turn is of the kind of another where a template can tell neither
-them nor what is said before and after apart, and of each kind the first and the last alone are rendered. Where both
-have the same characters behind what is said before them, a turn between that has these too is taken to be as they are.
+time that grows with the square of their number. So a turn is of the kind of another where both, and what is said before
+and after them, look alike to a template, and of each kind the first and the last alone are rendered. Where both have
+the same characters behind what is said before them, a turn between that has these too is taken to be as they are.
+
+How messages look is their roles and keys, how many calls they have, whether they say anything, and the tags of thoughts
+and the words of the template (`words_of`) in what they say. What else a template may tell them by, such as a length, a
+number or a word in either case, is not heeded: it is noticed only where a first and a last, or the characters, differ.
 """
 
 from __future__ import annotations
@@ -115,7 +119,7 @@ class PrintedTurns:
 
     @cached_property
     def _kinds(self) -> Sequence[object]:
-        """What a template can tell each message by: itself, those before and after, and which came last."""
+        """How each message looks, and those before and after, and which came last."""
         words, known = words_of(self.template), dict[object, int]()
         looks = [known.setdefault(_look(message, words), 1 << len(known)) for message in self.messages]
         after = [*accumulate([0, *looks[::-1]], or_)][-2::-1]
@@ -127,7 +131,7 @@ class PrintedTurns:
 
 
 def _look(message: Message, words: Sequence[str]) -> object:
-    """A template tells messages by their roles and keys, by how much they call or say, and by markup in that."""
+    """Its role and keys, how much it calls, whether it says anything, and which words that has, begins or ends with."""
     said, calls = message.content, cast("Sized", message.more.get("tool_calls", ()))
-    found = (word in said for word in words)
+    found = (word in said and (said.startswith(word), said.endswith(word)) for word in words)
     return message.role, frozenset(message.more), len(calls), not said.strip(), THINKING.search(said) is None, *found

@@ -25,6 +25,8 @@ from loraft.errors import DataError
 from loraft.tokenization.template_budget import BUDGET, Budget, Counted
 
 MARKUP = re.compile(r"[<>\[\]/|｜]")
+SEARCHING = {"startswith", "endswith", "find", "split", "partition"}
+"""Methods by which templates search in a content."""
 Plain = Sequence[Mapping[str, Any]]
 """Messages, or the JSON schemas of tools, as a template takes them."""
 CHATML = (
@@ -250,9 +252,22 @@ def _compiled(template: str) -> Template:
 
 @lru_cache(maxsize=32)
 def words_of(template: str) -> tuple[str, ...]:
-    """What a template may look for in a content: the texts in it that are markup, such as `</think>`."""
-    texts = (str(each.value).strip() for each in _compiled(template).environment.parse(template).find_all(nodes.Const))
-    return tuple(dict.fromkeys(text for text in texts if len(text) > 2 and MARKUP.search(text)))
+    """The texts of three characters or more that a template searches for, and those in it that are markup.
+
+    It searches for a text that is written left of `in`, or given to one of `SEARCHING`; what it asks of an item of a
+    loop, as in `'image' in part`, is a key. Markup, such as `</think>`, counts wherever it stands.
+    """
+    tree = _compiled(template).environment.parse(template)
+    others = {getattr(each.target, "name", "") for each in tree.find_all(nodes.Assign)}
+    items = {getattr(each.target, "name", "") for each in tree.find_all(nodes.For)} - others
+    compared = [each for each in tree.find_all(nodes.Compare) if each.ops[0].op in ("in", "notin")]
+    searched = [each.expr for each in compared if getattr(each.ops[0].expr, "name", None) not in items]
+    for call in tree.find_all(nodes.Call):
+        searched += call.args if getattr(call.node, "attr", None) in SEARCHING else []
+    texts = [each.value for each in searched if isinstance(each, nodes.Const) and isinstance(each.value, str)]
+    printed = (str(each.value).strip() for each in tree.find_all(nodes.Const))
+    texts += [text for text in printed if MARKUP.search(text)]
+    return tuple(dict.fromkeys(text for text in texts if len(text) > 2))
 
 
 # transformers' own function, with the templates that it compiles in the sandbox above.

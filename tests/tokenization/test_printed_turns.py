@@ -29,12 +29,22 @@ SAYS_WHEN_ASKED = (
     "<|assistant|>{% if '<quiet>' in messages[-1].content %}<think></think>{% endif %}{% endif %}"
 )
 """What a question says decides what generation feeds, and is nowhere else in what is printed."""
+SHORT = (
+    "{% for m in messages %}<|{{ m.role }}|>{% set asked = messages[loop.index0 - 1].content %}"
+    "{% if m.role == 'assistant' and ASKED %}(short) {% endif %}{{ m.content }}<|end|>{% endfor %}"
+    "{% set asked = messages[-1].content %}{% if add_generation_prompt %}<|assistant|>{% if ASKED %}(short) {% endif %}"
+    "{% endif %}"
+)
+"""What a question says decides how the answer begins, which is no part of it."""
 TOLD = {
     "system in the last question": MISTRAL_WITH_SYSTEM,
     "system in the last one": MISTRAL_V3,
     "thoughts of calls": QWEN3_WITH_TOOLS,
     "opens a thought": R1_DISTILL,
     "quiet": SAYS_WHEN_ASKED,
+    "quiet, which is no markup": SAYS_WHEN_ASKED.replace("<quiet>", "quiet"),
+    "a word": SHORT.replace("ASKED", "'quiet' in asked"),
+    "a word that begins": SHORT.replace("ASKED", "asked.startswith('quiet')"),
 }
 
 
@@ -70,6 +80,13 @@ CONVERSATIONS = {
     "two answers": ([*turns(3), Message("assistant", "and more"), *turns(4), Message("assistant", "more")], ()),
     "markup": (
         [replace(each, content=f"{each.content}<quiet>") if at % 6 == 4 else each for at, each in enumerate(turns(8))],
+        (),
+    ),
+    "a word": (
+        [
+            replace(each, content="Quiet, be quiet" if at % 6 else "quiet") if at % 4 == 2 else each
+            for at, each in enumerate(turns(8))
+        ],
         (),
     ),
 }
@@ -109,12 +126,16 @@ def test_turns_of_a_kind_are_found_where_each_by_itself_is(name: str, monkeypatc
                 assert quick == rendered(maker, Conversation(tuple(messages), tools))
 
 
-@pytest.mark.parametrize("name", [*CHATS, "opens a thought", "thoughts of calls"])
+@pytest.mark.parametrize("name", [*CHATS, "opens a thought", "thoughts of calls", "qwen3_5_think"])
 def test_so_many_times_is_a_conversation_rendered_however_many_turns_it_has(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each turn's prompt rendered anew: 100 turns took 330 ms with Qwen3.5's template, and take 30."""
-    renderer = CausalLMRenderer.for_tokenizer(tokenizer_for(CHATS[name])) if name in CHATS else renderer_of(TOLD[name])
+    """Each turn's prompt rendered anew: 100 turns took 330 ms with Qwen3.5's template, and take 30.
+
+    That template asks whether an item of a content has an image: which contents say so is nothing to it.
+    """
+    tokenizer = tokenizer_for(CHATS[name]) if name in CHATS else None
+    renderer = CausalLMRenderer.for_tokenizer(tokenizer) if tokenizer else renderer_of({**TEMPLATES, **TOLD}[name])
     assert renderer is not None
     count, render = [0], template_printer.render_bounded
 
@@ -125,5 +146,7 @@ def test_so_many_times_is_a_conversation_rendered_however_many_turns_it_has(
     monkeypatch.setattr(template_printer, "render_bounded", counting)
     renderer.render(Conversation(tuple(turns(10))))
     of_few, count[0] = count[0], 0
-    renderer.render(Conversation(tuple(turns(50))))
+    keys = ("image", "a", "text", "video", "an")
+    many = [replace(each, content=f"{each.content} {keys[at % 5]}") for at, each in enumerate(turns(50))]
+    renderer.render(Conversation(tuple(many)))
     assert count[0] == of_few < 20
