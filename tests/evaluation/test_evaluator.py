@@ -104,6 +104,7 @@ def test_an_answer_that_ends_with_the_models_positions_is_told_apart_from_one_cu
         assert (found.cut, found.cut_by_positions) == counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "metrics", "count"), [(60, None, 1), (4, None, 0), (60, ["loss"], 0)])
 def test_answers_beyond_the_positions_of_training_are_told_once(
     tmp_path: Path, most: int, metrics: list[str] | None, count: int

@@ -13,6 +13,7 @@ from loraft.rows.formats import Conversation, Message
 from loraft.tokenization import template_printer
 from loraft.tokenization.causal_lm_rows import CausalLMRenderer, RenderedRow
 from loraft.tokenization.printed_turns import PrintedTurns
+from tests.tiny import mostly_slow
 from tests.tokenization.chats import (
     CHATS,
     MISTRAL_V3,
@@ -114,7 +115,7 @@ def renderer_of(template: str) -> CausalLMRenderer | None:
 EVERY = {**TOLD, **{name: chat.template for name, chat in CHATS.items()}}
 
 
-@pytest.mark.parametrize("name", [*EVERY, *(pytest.param(each, marks=pytest.mark.slow) for each in TEMPLATES)])
+@pytest.mark.parametrize("name", mostly_slow([*EVERY, *TEMPLATES], "opens a thought", "chatml", "llama3"))
 def test_turns_of_a_kind_are_found_where_each_by_itself_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = renderer_of({**TEMPLATES, **EVERY}[name])
     for messages, tools in CONVERSATIONS.values() if renderer is not None else ():
@@ -126,7 +127,9 @@ def test_turns_of_a_kind_are_found_where_each_by_itself_is(name: str, monkeypatc
                 assert quick == rendered(maker, Conversation(tuple(messages), tools))
 
 
-@pytest.mark.parametrize("name", [*CHATS, "opens a thought", "thoughts of calls", "qwen3_5_think"])
+@pytest.mark.parametrize(
+    "name", mostly_slow([*CHATS, "opens a thought", "thoughts of calls", "qwen3_5_think"], "qwen3_5_think", "chatml")
+)
 def test_so_many_times_is_a_conversation_rendered_however_many_turns_it_has(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
