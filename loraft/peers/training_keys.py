@@ -119,12 +119,7 @@ def translate_schedule(translation: Translation) -> None:
 
 def translate_cadence(translation: Translation) -> None:
     """How often a run is evaluated and saved."""
-    saved = translation.value("save_strategy")
-    if saved not in (None, "steps"):
-        why = "a run is saved in any case, at its best evaluation too: null is once an epoch"
-        translation.write("save_strategy", {"training.save_steps": None}, "" if saved == "epoch" else why)
-        for name in ("save_steps", "saves_per_epoch"):
-            translation.leave(name, "save_strategy goes before it: a run is saved once an epoch")
+    _translate_strategies(translation)
     epochs = translation.number("num_epochs", "num_train_epochs") or OF_ITSELF["axolotl"]["training.num_train_epochs"]
     assert isinstance(epochs, int | float)
     for name, ours in (("evals_per_epoch", "training.eval_steps"), ("saves_per_epoch", "training.save_steps")):
@@ -139,21 +134,29 @@ def translate_cadence(translation: Translation) -> None:
         else:
             why = f"{times:g} an epoch, epochs: {epochs:g}; a share of all steps"
             translation.write(name, {ours: round(1 / (times * epochs), 6)}, why)
-    for strategy, steps in (
-        ("eval_strategy", "eval_steps"),
-        ("evaluation_strategy", "eval_steps"),
-        ("save_strategy", "save_steps"),
-    ):
-        said = translation.value(strategy)
-        if said in ("epoch", "best"):
-            translation.leave(steps, f"{strategy} is {said}: a run is evaluated once an epoch")
-        elif said == "steps" and translation.value(steps) is not None:
-            translation.leave(strategy, f"training.{steps} says so")
-        elif said == "steps" and steps == "eval_steps" and translation.file.peer in LOGGING_STEPS:
-            every: Value = translation.value("logging_steps") or LOGGING_STEPS[translation.file.peer]
-            translation.write(strategy, {"training.eval_steps": every}, "it is evaluated as often as it is logged")
     if translation.value("logging_strategy") == "steps" and translation.value("logging_steps") is not None:
         translation.leave("logging_strategy", "training.logging_steps says so")
+
+
+def _translate_strategies(translation: Translation) -> None:
+    """Whether a run is evaluated and saved by steps, which alone counts them, or by epochs."""
+    saved = translation.value("save_strategy")
+    if saved not in (None, "steps"):
+        why = "a run is saved in any case, at its best evaluation too: null is once an epoch"
+        translation.write("save_strategy", {"training.save_steps": None}, "" if saved == "epoch" else why)
+        for name in ("save_steps", "saves_per_epoch"):
+            translation.leave(name, "save_strategy goes before it: a run is saved once an epoch")
+    elif saved is not None and translation.value("save_steps") is not None:
+        translation.leave("save_strategy", "training.save_steps says so")
+    for strategy in ("eval_strategy", "evaluation_strategy"):
+        said = translation.value(strategy)
+        if said not in (None, "steps"):
+            translation.leave("eval_steps", f"{strategy} is {said}, and goes before it")
+        elif said is not None and translation.value("eval_steps") is not None:
+            translation.leave(strategy, "training.eval_steps says so")
+        elif said is not None and translation.file.peer in LOGGING_STEPS:
+            every: Value = translation.value("logging_steps") or LOGGING_STEPS[translation.file.peer]
+            translation.write(strategy, {"training.eval_steps": every}, "it is evaluated as often as it is logged")
 
 
 def translate_template(translation: Translation) -> None:

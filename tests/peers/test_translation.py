@@ -148,6 +148,7 @@ TRANSLATED: list[tuple[str, str, dict[str, Any]]] = [
     ("trl", "save_strategy: epoch\nsave_steps: 100", {"training.save_steps": None}),
     ("trl", "save_steps: 100", {"training.save_steps": 100}),
     ("trl", "eval_strategy: steps", {"training.eval_steps": 10}),
+    ("trl", "eval_strategy: 'no'\neval_steps: 7", {"training.eval_steps": "not written"}),
     ("llama-factory", "eval_strategy: steps\nlogging_steps: 20", {"training.eval_steps": 20}),
     ("trl", "max_length: null", {"data.on_overlength": "error", "data.max_length": "not written"}),
     ("axolotl", "device_map: {'': 0}", {"model.device": "not written"}),
