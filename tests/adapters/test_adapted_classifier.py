@@ -117,6 +117,7 @@ def test_c20_new_modules_are_those_that_transformers_reports(tmp_path: Path, mod
     assert {m for m in family.classifier if any(k.startswith(f"{m}.") for k in report["missing_keys"])} == set(new)
 
 
+@pytest.mark.slow
 def test_a_head_for_the_same_classes_stays_and_one_for_others_is_new(tmp_path: Path) -> None:
     adapted = trained(classifier_config(tmp_path, method="full"), tmp_path / "run/model")
     again = classifier_config(tmp_path / "again", model__name_or_path=str(tmp_path / "run/model"),
@@ -135,6 +136,7 @@ def test_a_head_for_the_same_classes_stays_and_one_for_others_is_new(tmp_path: P
     assert any("begins anew" in note for note in plan.notes)
 
 
+@pytest.mark.slow
 def test_start_from_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
     """As many classes under other names: the head would begin with what is right for others."""
     trained(classifier_config(tmp_path), tmp_path / "saved")
@@ -150,6 +152,7 @@ def test_start_from_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> 
     assert "data.labels" in [problem.key for problem in error.value.problems]
 
 
+@pytest.mark.slow
 def test_the_head_begins_as_a_function_of_the_seed(tmp_path: Path) -> None:
     starts = []
     for seed in (0, 0, 1):

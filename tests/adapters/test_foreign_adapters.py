@@ -128,6 +128,7 @@ def test_inspect_layers_names_all_that_such_an_adapter_has(tmp_path: Path, shape
     assert all(each.norm for each in updates.saved)
 
 
+@pytest.mark.slow
 def test_biases_of_one_adapter_do_not_answer_for_another(tmp_path: Path) -> None:
     base = base_of(tmp_path / "base", "qwen2")
     biased = outputs(peft_adapter(tmp_path / "biased", base, "qwen2", bias="all"))

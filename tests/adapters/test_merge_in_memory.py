@@ -62,6 +62,7 @@ def test_a_dora_of_an_output_whose_weights_are_zero_is_merged_to_zeros(transpose
     torch.testing.assert_close(updated(stored, [update], transposed=transposed), stored)
 
 
+@pytest.mark.slow
 def test_the_adapter_that_is_named_is_merged_and_no_other(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     for name, seed in (("a", 1), ("b", 2)):

@@ -66,6 +66,7 @@ def test_what_is_wrong_with_all_is_told_once_and_with_one_by_its_name(
     assert sum("(method lora and qlora)" in message for message in messages) == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_a_row_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def small(answer: Answer) -> Answer:
         return {**answer, "too_large": "the run needs about 9.0 GB"} if answer.get("method") == "full" else answer
@@ -126,6 +127,7 @@ def test_a_loss_that_is_not_finite_is_a_failure_of_that_method(tmp_path: Path, m
     assert "at step" in failed.value.problems[0].message
 
 
+@pytest.mark.slow
 def test_other_rows_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def other(answer: Answer) -> Answer:
         if answer["asked"] == "lora" and answer["kind"] == "measured":

@@ -103,6 +103,7 @@ def test_an_adapter_stands_alone_or_on_a_base_that_is_named(place: Path) -> None
     assert one["metrics"] == {}
 
 
+@pytest.mark.slow
 def test_of_several_adapters_the_figures_say_whose_they_are(place: Path) -> None:
     words = ("--data", "rows.jsonl", "--metrics", "loss", "--dtype", "float32")
     two = loraft("evaluate", "--adapter", "one=a", "--adapter", "two=a", *words, cwd=place)

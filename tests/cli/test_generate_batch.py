@@ -102,6 +102,7 @@ def test_many_voices_stand_below_one_another(loraft: Loraft) -> None:
     assert [line.split()[0] for line in result.stdout.splitlines() if line.strip(" ─")][1] == "base"
 
 
+@pytest.mark.slow
 def test_json_of_a_comparison_has_each_voice_by_its_name(loraft: Loraft) -> None:
     words = ["generate", "run", "--compare", "--max-new-tokens", "9", "--json"]
     document = json.loads(loraft(*words, "-p", "One?").stdout)

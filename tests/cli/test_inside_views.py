@@ -118,6 +118,7 @@ def test_an_encoder_without_a_head_reads_too(here: Path) -> None:
     assert told["read"] == PROMPT
 
 
+@pytest.mark.slow
 def test_a_classifier_reads_a_text(here: Path) -> None:
     from loraft.models.auto_model import AutoModelForSequenceClassification
     from tests.tiny import tiny_model

@@ -99,6 +99,7 @@ def test_a_run_in_the_order_of_its_files_goes_on_where_it_was(loraft: Loraft, pl
     assert weights("a") == weights("b")
 
 
+@pytest.mark.slow
 def test_a_folder_of_texts_is_prepared_by_init_checked_and_trained(
     loraft: Loraft, place: Path, wording: Wording
 ) -> None:

@@ -132,6 +132,7 @@ def test_answers_are_those_of_generate(place: Path, tmp_path: Path) -> None:
             assert said["prediction"] == alone.completion
 
 
+@pytest.mark.slow
 def test_the_base_beside_its_adapter_is_the_base_alone(place: Path) -> None:
     both = evaluated(place, baseline=True)
     alone = evaluated(place, "base")

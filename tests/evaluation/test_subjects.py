@@ -104,6 +104,7 @@ def test_the_size_of_a_batch_changes_nothing(place: Path, batch_size: int) -> No
     assert other == pytest.approx(whole, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_of_one_answer_each_are_measured_as_of_any_model_that_answers(place: Path) -> None:
     written = write_rows(place / "answers.jsonl", rows(4))
     found = evaluated(place / "run", data=written, metrics=["loss"])

@@ -87,6 +87,7 @@ def test_c35_each_row_is_answered_as_it_would_be_alone(session: Session, tmp_pat
         assert result.cut == sum(row["finish_reason"] == "length" for row in rows_of(tmp_path / "o.jsonl"))
 
 
+@pytest.mark.slow
 def test_each_row_has_its_own_system_prompt_or_the_trained_one(session: Session, tmp_path: Path) -> None:
     questions, voice = read_questions(asked(tmp_path)), session.voice()
     systems = [[m.content for m in question.to(voice, None) if m.role == "system"] for question in questions[:7]]

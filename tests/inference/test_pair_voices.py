@@ -143,6 +143,7 @@ def test_a_base_without_generation_config_answers_as_its_config_says(tmp_path: P
         assert (ids[0], len(ids)) == (41, 5)
 
 
+@pytest.mark.slow
 def test_the_base_beside_an_adapter_is_asked_as_the_adapter_is(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", "t5")
     adapter = pair_adapter_in(tmp_path / "adapter", base, prefix="say: ")

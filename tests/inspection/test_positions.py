@@ -214,6 +214,7 @@ def test_families_that_the_table_does_not_have(model_type: str, kind: str) -> No
     assert found(AutoConfig.for_model(model_type)).kind == kind
 
 
+@pytest.mark.slow
 def test_windows_tables_and_vocabularies_may_be_smaller_than_the_experiment() -> None:
     assert found(tiny_config("mistral", sliding_window=2)).kind == "rotary"
     assert found(AutoConfig.for_model("gpt_neo", window_size=4)).kind == "learned"

@@ -291,6 +291,7 @@ def test_c25_a_tensor_that_a_merge_leaves_out_is_found_in_bfloat16(
     assert not (tmp_path / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_a_tensor_that_a_model_may_make_by_itself_is_compared_where_files_hold_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_c22_an_architecture_that_must_tie_refuses_a_head_of_its_own(tmp_path: P
         prepared(str(tmp_path / "adapter"))
 
 
+@pytest.mark.slow
 def test_several_adapters_are_summed_with_their_weights(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     for name, seed in (("a", 1), ("b", 2)):
@@ -303,6 +304,7 @@ def test_a_base_with_a_tensor_cut_short_is_refused(tmp_path: Path) -> None:
         prepared(str(tmp_path / "adapter"))
 
 
+@pytest.mark.slow
 def test_progress_goes_from_nothing_to_all_of_it(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", shard="40KB")
     peft_adapter(tmp_path / "adapter", base)

@@ -152,6 +152,7 @@ def test_experts_that_no_text_reaches_are_left_out_and_cannot_be_named() -> None
     assert [problem.key for problem in raised.value.problems] == ["lora.target_parameters"]
 
 
+@pytest.mark.slow
 def test_a_family_of_the_table_that_is_used_otherwise_is_looked_into() -> None:
     alone = build("bart", "causal").config
     assert not alone.is_encoder_decoder

@@ -112,7 +112,7 @@ def test_all_that_a_template_can_say_is_said_as_in_transformers() -> None:
         render_bounded(ASKED, "{{ raise_exception('no such role') }}", tools=(), special_tokens={})
 
 
-@pytest.mark.slow_after(8)
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_ended_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_budget, "MOST_SECONDS", 0.1)

@@ -131,6 +131,7 @@ def test_every_template_has_marks_or_is_listed() -> None:
     assert {name for name in unmarked if f"{name}_training" not in TEMPLATES} == WITHOUT
 
 
+@pytest.mark.slow_after(10)
 @pytest.mark.parametrize("name", [name for name, text in TEMPLATES.items() if MARK.search(text)])
 def test_c3_what_is_trained_is_what_trl_marks(name: str) -> None:
     marked, plain = TEMPLATES[name], name.removesuffix("_training")

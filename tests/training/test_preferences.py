@@ -164,6 +164,7 @@ def test_pairs_that_are_the_same_are_counted(tmp_path: Path) -> None:
     assert (finding.rows, finding.first) == (2, f"{rows}:1")
 
 
+@pytest.mark.slow
 def test_what_the_reference_gives_is_computed_once_where_rows_are_read_again(tmp_path: Path) -> None:
     options = {
         "task": "preference",

@@ -100,6 +100,7 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_eval_steps_that_decide_where_a_run_ends_may_not_change(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     stopping = {"training__early_stopping_patience": 2}
@@ -143,6 +144,7 @@ def test_a_secret_of_a_config_is_no_change_and_is_told_nowhere(tmp_path: Path, m
     assert compare_with_begun(plan, folder, True, anyway=False) == ((), plan.steps)
 
 
+@pytest.mark.slow
 def test_a_scale_begins_anew_where_the_run_had_none(tmp_path: Path) -> None:
     """As where model.dtype has become float16, which `resume_anyway` takes on."""
     run, state = tiny_fit(tiny_config(tmp_path, training__max_steps=1))

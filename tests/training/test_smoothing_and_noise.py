@@ -64,6 +64,7 @@ def test_labels_are_smoothed_as_torch_does_and_in_training_alone(tmp_path: Path,
     assert found.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_logged_loss_is_the_smoothed_one(tmp_path: Path) -> None:
     logged = {}
     for smoothing in (0.0, 0.3):

@@ -353,6 +353,7 @@ def test_c33_changed_rows_are_noticed_and_can_be_taken_on(tmp_path: Path) -> Non
     assert api.train(config_of(tmp_path, "run"), resume_anyway=True).steps == 7
 
 
+@pytest.mark.slow
 def test_c33_classes_of_another_name_are_noticed(tmp_path: Path) -> None:
     """The rows have the same tokens and numbers; what the numbers mean is not the same."""
     config = config_of(tmp_path, "run", task="seq_cls")
