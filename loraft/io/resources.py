@@ -17,9 +17,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 IN_WORDS = re.compile(rf"\(os error ({'|'.join(map(str, FULL))})\)")
 """How libraries that are written in Rust, safetensors and tokenizers, end what they say of a system's error."""
 OUT_OF_MEMORY = re.compile(
-    r"can't allocate memory|CUDA error: out of memory|CU(BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED"
+    r"can't allocate memory|(CUDA|Cuda).{1,20}\bout of memory|CU(BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED"
 )
-"""What a plain RuntimeError says where there is none: torch of the host, the driver and CUDA's libraries of a GPU."""
+"""What a plain RuntimeError says where there is none: torch of the host; the driver, Triton and libraries of a GPU."""
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +24,14 @@ from transformers import (
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    core_model_loading,
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.config.choices import ModelGroup
-from loraft.errors import ModelError, OutOfMemoryError
+from loraft.errors import ModelError
 from loraft.figures import counted
+from loraft.io.resources import memory_errors
 from loraft.models.hf_config import is_classifier, is_used_otherwise, own_code, quietly_reading
 from loraft.models.modules import is_within
 from loraft.models.registry import FAMILIES, Kind, refuse_kind
@@ -184,21 +186,19 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
     source: Path | None = folder
     if "state_dict" in options:  # the classes that choose another want a name
         made_by, source = type(meta_model(options["config"])), None
-    with quietly_reading(folder):
-        try:
-            model, report = made_by.from_pretrained(
-                source,
-                local_files_only=True,
-                trust_remote_code=bool(own_code(options["config"])) if "config" in options else False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=bool(new),
-                **options,
-            )
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            message = "the weights do not fit into the memory of the device"
-            remedy = "Use a smaller model, or store it in 4 bits."
-            raise OutOfMemoryError(message, where=str(folder), remedy=remedy) from error
+    message = "the weights do not fit into the memory of the device"
+    less = "store it in 4 bits" if options.get("quantization_config") is None else "take a device with more memory"
+    remedy = f"Use a smaller model, or {less}."
+    with quietly_reading(folder), _raising_at_once(), memory_errors(message, where=str(folder), remedy=remedy):
+        model, report = made_by.from_pretrained(
+            source,
+            local_files_only=True,
+            trust_remote_code=bool(own_code(options["config"])) if "config" in options else False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(new),
+            **options,
+        )
     if "state_dict" in options and (folder / GENERATION_CONFIG_NAME).is_file():
         with quietly_reading(folder / GENERATION_CONFIG_NAME):
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -207,3 +207,14 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
         were = counted(len(lost), "tensor was", "tensors were")
         raise ModelError(f"{were} not loaded: {', '.join(lost[:8])}", where=str(folder))
     return cast("PreTrainedModel", model)
+
+
+@contextmanager
+def _raising_at_once() -> Iterator[None]:
+    """Have what fails while a tensor is converted or quantized raised: transformers would tell it in a log alone."""
+    loading: Any = core_model_loading
+    logs, loading.log_conversion_errors = loading.log_conversion_errors, lambda *_, **__: nullcontext()
+    try:
+        yield
+    finally:
+        loading.log_conversion_errors = logs

@@ -151,6 +151,11 @@ def select_device(model: ModelSection, stated: StatedDevice | None = None) -> De
     return DeviceConfig(device, DTYPES[chosen], name, total, available, (note,), gpu=rates)
 
 
+def own_device(placement: DeviceConfig) -> str:
+    """The device of this process by its number: threads take `cuda` for the first GPU, whatever it has chosen."""
+    return f"cuda:{torch.cuda.current_device()}" if placement.device == "cuda" else placement.device
+
+
 def processor_name() -> str:
     """What the processor calls itself, or its architecture where it does not."""
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())

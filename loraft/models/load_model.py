@@ -22,7 +22,7 @@ from loraft.errors import ModelError
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered, remade
 from loraft.kernels.layer_stream import Fed, LayerStream
 from loraft.models.auto_model import class_of, from_pretrained, meta_model
-from loraft.models.device import DeviceConfig
+from loraft.models.device import DeviceConfig, own_device
 from loraft.models.hf_config import (
     AUTO_MAP,
     CLASSIFIER,
@@ -172,7 +172,8 @@ def _with_weights(
     `to_host` leaves them in the host's memory, quantized one after the other on the device.
     """
     stored, asked = stored_in(handle), None
-    through, place = (placement.device, "cpu") if to_host else (None, placement.device)
+    own = own_device(placement)
+    through, place = (own, "cpu") if to_host else (None, own)
     compute = compute_dtype(quantization, placement)
     if stored is not None:
         loading_as_stored(config, stored, compute)

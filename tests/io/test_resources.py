@@ -16,9 +16,14 @@ from loraft.io.resources import memory_errors
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("can't allocate memory"),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError(
+            "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+        ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
-    ids=["python", "device", "cpu", "driver", "cublas"],
+    ids=["python", "device", "cpu", "cuda", "driver", "triton", "nccl", "cublas"],
 )
 def test_whoever_says_it(error: Exception) -> None:
     with pytest.raises(OutOfMemoryError, match=r"^out\n  Do less\.$"), memory_errors("out", remedy="Do less."):

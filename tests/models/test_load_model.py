@@ -7,9 +7,11 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import sentencepiece
 import torch
@@ -17,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import logging
 
 from loraft.config.sections import ModelSection, QuantizationSection
-from loraft.errors import ModelError
+from loraft.errors import ModelError, OutOfMemoryError
+from loraft.models import load_model as loading
 from loraft.models.auto_model import meta_model
 from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_config, load_model, load_tokenizer
@@ -243,3 +246,36 @@ def test_a_head_that_a_config_ties_and_the_files_have_apart_stays_apart(tmp_path
     assert torch.equal(weight[:320], head)
     assert "ties lm_head.weight and model.embed_tokens.weight" in loaded.notes[-1]
     assert "lm_head.weight" in dict(meta_model(loaded.model.config).named_parameters())
+
+
+def test_memory_that_runs_out_while_weights_are_quantized_is_what_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers would go on with the next tensor, and tell of a report that nobody sees."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 28.00 MiB.")
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", full)
+    with pytest.raises(OutOfMemoryError):
+        load_model(section(folder), placed(torch.bfloat16), quantization=QuantizationSection())
+
+
+@pytest.mark.parametrize("streamed", [None, "layers"])
+def test_weights_go_to_the_gpu_of_this_process_by_its_number(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, streamed: Any
+) -> None:
+    """Transformers reads them in threads, for which `cuda` is the first GPU whatever this process has chosen."""
+
+    class Asked(Exception):
+        pass
+
+    def ask(_: object, __: object, options: dict[str, Any], ___: object) -> None:
+        raise Asked(options["device_map"][""], getattr(options["quantization_config"], "through", None))
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(loading, "from_pretrained", ask)
+    placement = replace(placed(torch.bfloat16), device="cuda")
+    with pytest.raises(Asked) as asked:
+        load_model(section(folder), placement, quantization=QuantizationSection(), streamed=streamed)
+    assert asked.value.args == (("cpu", "cuda:1") if streamed else ("cuda:1", None))
