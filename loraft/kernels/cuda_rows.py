@@ -23,15 +23,34 @@ ALIGNED = 16
 """A head takes a multiple of so many bytes there."""
 
 
-def form_for_rows(query: Tensor, *, dropout: float, window: int | None) -> Form | None:
-    """The kernel that takes all rows at once, or None where none does."""
+def form_for_rows(query: Tensor, value: Tensor, *, dropout: float, window: int | None) -> Form | None:
+    """The kernel that takes all rows at once, or None where this GPU has none that does."""
     in_16_bits = query.dtype in (torch.float16, torch.bfloat16)
+    forms: list[partial[Tensor]] = []
     if in_16_bits and not dropout and varlen_takes(window):
-        return partial(varlen_attention, window=window)
+        forms.append(partial(varlen_attention, window=window))
     aligned = query.shape[-1] * query.element_size() % ALIGNED == 0
     if aligned and (in_16_bits or query.dtype == torch.float32):
-        return partial(efficient_attention, dropout=dropout, window=window)
-    return None
+        forms.append(partial(efficient_attention, dropout=dropout, window=window))
+    tried = query.device, query.dtype, query.shape[-1], value.shape[-1]
+    return next((form for form in forms if _runs(form.func, *tried)), None)
+
+
+@cache
+def _runs(
+    form: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, head_size: int, value_size: int
+) -> bool:
+    """Whether a kernel runs on a GPU with heads of these sizes, tried with one token.
+
+    Flash attention, by which varlen goes, wants compute capability 8.0, keys and values of one size, and no large one.
+    """
+    query, value = (torch.zeros(1, 1, size, dtype=dtype, device=device) for size in (head_size, value_size))
+    try:
+        with torch.no_grad():
+            form(query, query, value, row_ends_of([1], device), 1, 1.0)
+    except RuntimeError:
+        return False
+    return True
 
 
 @cache

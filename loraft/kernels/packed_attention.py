@@ -115,7 +115,7 @@ def attend_rows(
     window = window if window is not None and window < longest else None
     written_out = softcap is not None or window is not None
     if query.is_cuda and softcap is None:
-        form = form_for_rows(query, dropout=dropout, window=window)
+        form = form_for_rows(query, value, dropout=dropout, window=window)
         if form is not None:
             ends = row_ends_of(lengths, query.device) if ends is None else ends
             return form(query, key, value, ends, longest, scale)

@@ -309,7 +309,8 @@ def _numbers_of(func: Any, leaves: Sequence[Any], args: Any, kwargs: Any) -> Any
         not hasattr(each, NUMBERS) if isinstance(each, FakeTensor) else not _is_whole(each.dtype) for each in tensors
     ):
         return None
-    made_of_nothing = not tensors and func._overloadpacket is not aten.arange
+    whole = func._overloadpacket is aten.arange or (func._overloadpacket is aten.full and isinstance(args[1], int))
+    made_of_nothing = not tensors and not whole
     if (dtype is None and made_of_nothing) or (dtype is not None and not _is_whole(dtype)):
         return None
     args, kwargs = tree_map_only(FakeTensor, lambda each: getattr(each, NUMBERS), (args, dict(kwargs)))
@@ -339,6 +340,6 @@ def _check_dtypes(func: Any, args: Any) -> None:
         query, key, value, *ends = args[:5]
         assert {query.dtype, key.dtype, value.dtype} in ({torch.bfloat16}, {torch.float16}), query.dtype
         assert all(each.dtype == torch.int32 and each.is_cuda for each in ends), ends
-        assert query.shape[-1] % 8 == 0, query.shape
-        assert query.shape[-1] <= 256, query.shape
+        if query.shape[-1] % 8 or query.shape[-1] > 256 or query.shape[-1] != value.shape[-1]:
+            raise RuntimeError(f"FlashAttention takes no heads of {query.shape[-1]} and {value.shape[-1]}")
         assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1, (query.stride(), key.stride())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loraft.kernels import cuda_rows
 from loraft.kernels.cuda_rows import efficient_attention, form_for_rows, row_ends_of, varlen_attention
 
 
@@ -33,11 +34,26 @@ def test_a_kernel_is_found_by_dtype_window_and_dropout(
     dtype: torch.dtype, head_size: int, dropout: float, window: int | None, expected: object
 ) -> None:
     query = torch.empty(7, 2, head_size, dtype=dtype, device="meta")
-    form = form_for_rows(query, dropout=dropout, window=window)
+    form = form_for_rows(query, query, dropout=dropout, window=window)
     assert (form.func if isinstance(form, partial) else form) is expected
     if isinstance(form, partial):
         dropped = {} if expected is varlen_attention else {"dropout": dropout}
         assert form.keywords == dropped | {"window": window}
+
+
+def test_a_kernel_that_a_gpu_lacks_gives_way_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash attention is for newer GPUs than a T4, and for values that are as large as keys."""
+
+    def lacked(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    query = torch.empty(7, 2, 64, dtype=torch.float16, device="meta")
+    monkeypatch.setattr(cuda_rows, "varlen_attention", lacked)
+    form = form_for_rows(query, query[..., :32], dropout=0.0, window=None)
+    assert isinstance(form, partial)
+    assert form.func is efficient_attention
+    monkeypatch.setattr(cuda_rows, "efficient_attention", lacked)
+    assert form_for_rows(query, query, dropout=0.0, window=None) is None
 
 
 def test_rows_begin_where_the_ones_before_end() -> None:
