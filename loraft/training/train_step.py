@@ -217,6 +217,7 @@ def take_step(
     run.sum_gradients()
     run.scaler.unscale_(run.optimizer)
     clipped = plain(clip_grad_norm_(list(run.adapted.trainable.values()), run.settings.max_grad_norm or math.inf))
+    clipped = clipped.to(losses[0][0].device)  # offloaded gradients, and so their norm, are on the host
     meanwhile()
     *found, norm = torch.stack([*(part for kind in zip(*losses, strict=True) for part in kind), clipped]).tolist()
     loss, of_routers = run.ranks.totals(sum(found[: len(losses)]), sum(found[len(losses) :]))

@@ -14,6 +14,7 @@ from loraft.errors import NonFiniteError
 from loraft.events import Event, Note
 from loraft.inference.requests import GenerationRequest
 from loraft.tasks.batches import BatchLayout, collate_texts
+from loraft.training import train_step
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepDone, StepLogged
 from loraft.training.train_step import evaluate_loss
@@ -261,3 +262,21 @@ def test_a_gradient_of_zero_for_ten_logged_steps_is_said_once(tmp_path: Path, ze
     assert len(notes) == (zeros >= 10)
     if notes:
         assert "the gradient norm has been 0.0000 for 10 logged steps in a row, up to step 10" in notes[0]
+
+
+def test_the_norm_of_gradients_on_the_host_comes_to_where_the_losses_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of parts that are offloaded gradients and norm are on the host, and torch stacks tensors of one device alone."""
+    brought: list[torch.device] = []
+
+    class OnHost:
+        def to(self, device: torch.device) -> torch.Tensor:
+            brought.append(device)
+            return torch.ones(())
+
+    monkeypatch.setattr(train_step, "clip_grad_norm_", lambda *_: OnHost())
+    run, state = tiny_fit(tiny_config(tmp_path, training__max_steps=2))
+    fit(run, state)
+    assert brought == [torch.device("cpu")] * 2
+    assert state.grad_norm == 1.0
