@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from transformers.cache_utils import StaticLayer
 
 from loraft.kernels.decoding import name_of_cache
+from loraft.kernels.transfer import refusing_waits
 from loraft.models.registry import FAMILIES
 
 Step = Callable[[], Tensor]
@@ -41,6 +42,8 @@ def why_not_fixed(model: PreTrainedModel) -> str | None:
         return f"nothing is known of how a {config.model_type!r} keeps what it has read"
     if not getattr(model, "_can_compile_fullgraph", False):
         return f"transformers says that a {config.model_type!r} decides on the host what is computed"
+    if any(hasattr(module, "make_weights") for module in model.modules()):
+        return f"a {config.model_type!r} looks on the host whether its table of positions has to grow"
     if not config.is_encoder_decoder and "position_ids" not in inspect.signature(model.forward).parameters:
         return f"a {config.model_type!r} tells positions from a mask that grows"
     if len({parameter.device for parameter in model.parameters()}) > 1:
@@ -165,16 +168,23 @@ class FixedDecoding:
         return logits
 
     def _make_record(self) -> None:
-        """Record a step as of one token earlier."""
+        """Record a step as of one token earlier, if it is one for which the host does not wait.
+
+        A wait breaks a record, and a broken one leaves torch's allocator in disorder: the step is tried before.
+        """
         assert self._record is not None
-        self.place.sub_(1)
+        now, earlier = self.place.clone(), self.place - 1
         try:
+            self.place.copy_(earlier)
+            with refusing_waits(self.place.device):
+                self._step()
+            self.place.copy_(earlier)
             self._replay = self._record(self._step)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self._give_up(f"a step could not be recorded ({str(error).splitlines()[0]})")
-        self.place.add_(1)
+        self.place.copy_(now)
 
     def _try_record(self, expected: Tensor) -> None:
         """Do the step that was just done once more, as recorded: it must give the same."""
@@ -226,9 +236,13 @@ def _windows(model: PreTrainedModel) -> dict[str, int | None]:
 
 
 def recorded(step: Step) -> Step:
-    """A step of CUDA, recorded: what it launched is launched by one call, into the tensor that is given back."""
+    """A step of CUDA, recorded: what it launched is launched by one call, into the tensor that is given back.
+
+    What other threads ask of CUDA meanwhile, NCCL's that looks after several ranks among them, does not end the record.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # One that breaks would go on with the stream on which it is made: torch leaves it only where all went well.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = step()
 
     def replay() -> Tensor:

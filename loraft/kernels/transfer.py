@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +34,21 @@ def on_host(size: int, device: torch.device) -> Tensor:
 def pinned_bytes(size: int) -> int:
     """What torch takes of the host's memory for `size` pinned bytes: the next power of two."""
     return 1 << (size - 1).bit_length() if size else 0
+
+
+@contextmanager
+def refusing_waits(device: torch.device) -> Iterator[None]:
+    """Let whatever makes the host wait for a GPU raise a RuntimeError; a CPU is the host."""
+    if device.type != "cuda":
+        yield
+        return
+    with warnings.catch_warnings(action="ignore"):  # that not all waits are seen
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class CopyStream:

@@ -41,6 +41,7 @@ class Ledger:
         squares: Tensors whose last two sizes are one and the same, by operation and size: dense masks and scores.
         live: The bytes that are held now.
         peak: The most that were held at once.
+        refuses: Whether a wait is an error, as `torch.cuda.set_sync_debug_mode` has it.
     """
 
     waits: Counter[str] = field(default_factory=Counter)
@@ -51,6 +52,7 @@ class Ledger:
     peak: int = 0
     _sizes: dict[int, int] = field(default_factory=dict)
     _captures: bool = False
+    refuses: bool = False
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -62,6 +64,8 @@ class Ledger:
             self._captures = False
 
     def _refuse(self, reason: str) -> None:
+        if self.refuses:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {reason} at {where()}")
         if self._captures:
             raise RuntimeError(f"operation not permitted when stream is capturing: {reason} at {where()}")
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad
 
 from loraft.kernels.fused import capped_rows, fuse
-from tests.cuda_rehearsal.device import FakeGraph, pinned_from_now_on, recording
+from tests.cuda_rehearsal.device import FakeCuda, FakeGraph, pinned_from_now_on, recording
 from tests.cuda_rehearsal.flex import flex_attention
 
 aten = torch.ops.aten
@@ -86,13 +86,20 @@ def _answer_for_cuda(total: int, free: int) -> None:
         "max_memory_allocated": 1, "reset_peak_memory_stats": None, "synchronize": None, "empty_cache": None,
         "get_rng_state_all": [], "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
         "is_current_stream_capturing": False,
-        "_lazy_init": None, "manual_seed_all": None, "_is_in_bad_fork": False,
+        "get_sync_debug_mode": 0, "_lazy_init": None, "manual_seed_all": None, "_is_in_bad_fork": False,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, _always(answer))
+    torch.cuda.set_sync_debug_mode = _refuse_waits
     torch.cuda.Stream = SideStream  # type: ignore[misc,assignment]
     torch.cuda.current_stream = _always(SideStream(torch.device("cuda", 0)))
     torch.cuda.stream = _always(nullcontext())
+
+
+def _refuse_waits(mode: int | str) -> None:
+    """In the place of `torch.cuda.set_sync_debug_mode`."""
+    assert FakeCuda.current is not None
+    FakeCuda.current.ledger.refuses = mode == "error"
 
 
 class SideStream:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from loraft.inference import decoder_state
+from loraft.inference import decoder_state, fixed_decoding
 from loraft.inference.completion import Completion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import complete_batch, stream
@@ -26,7 +27,7 @@ from tests.words import Wording
 from tests.zoo import models as zoo
 
 PROMPTS = [ROW, ROW[:3], ROW[2:9]]
-GENERATING = [name for name, family in FAMILIES.items() if family.generates and name != "bloom"]
+GENERATING = [name for name, family in FAMILIES.items() if family.generates and name not in ("bloom", "m2m_100")]
 
 
 @pytest.fixture
@@ -103,8 +104,27 @@ def test_where_a_record_is_wrong_or_not_to_be_had_it_goes_on_without_and_says_so
     assert max(differences) <= 2e-5
 
 
+def test_no_record_is_begun_of_a_step_for_which_the_host_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that breaks leaves torch's allocator in disorder."""
+
+    @contextmanager
+    def waits(_: torch.device) -> Iterator[None]:
+        yield
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    def never(_: Step) -> Step:
+        raise AssertionError
+
+    monkeypatch.setattr(decoder_state, "recorder_for", lambda _: never)
+    monkeypatch.setattr(fixed_decoding, "refusing_waits", waits)
+    with pytest.warns(UserWarning, match="synchronizing"):
+        differences, _ = read_both(tiny_model("llama"))
+    assert max(differences) <= 2e-5
+
+
 def test_what_cannot_be_recorded_is_told_beforehand() -> None:
     assert "mask that grows" in (why_not_fixed(tiny_model("bloom")) or "")
+    assert "has to grow" in (why_not_fixed(tiny_model("m2m_100")) or "")
     assert "nothing is known" in (why_not_fixed(zoo.build("falcon", "causal")) or "")
     model = tiny_model("llama")
     assert why_not_fixed(model) is None
