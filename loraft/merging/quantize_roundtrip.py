@@ -16,8 +16,9 @@ from loraft.models.device import DTYPES
 def quantize_roundtrip(
     weight: torch.Tensor, section: QuantizationSection, dtype: torch.dtype, *, run: Run = map
 ) -> torch.Tensor:
-    """What is left of a weight once it has been quantized, to the bit as a quantized model computes with it.
+    """What is left of a weight once it has been quantized, to the bit as a quantized model computes with it on a CPU.
 
+    A GPU may differ by the last place of the constants' mean, and halfway between two codes of FP4.
     Done piece by piece, for bitsandbytes needs 16 times a weight's memory on the CPU: only the blocks' constants are
     held whole, of which double quantization takes the mean.
 

@@ -120,14 +120,21 @@ def test_dora_is_that_of_peft_and_waits_for_nothing(together: bool) -> None:
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_a_weight_in_4_bits_is_what_the_cpu_makes_of_it(kind: str, double: bool) -> None:
-    """By the code that is stored, and by what merging makes of a base on the CPU."""
+    """By the code that is stored, and by what merging makes of a base on the CPU.
+
+    A GPU sums the mean of the constants in another order, which is a place of bfloat16 at most. Halfway between two
+    codes of FP4, where weights of bfloat16 often are, it may take the other one: bitsandbytes divides faster there.
+    """
     weight = torch.randn(192, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
     section = QuantizationSection.model_validate({"type": kind, "double_quant": double, "compute_dtype": "bfloat16"})
     there = weight.to("cuda" if torch.cuda.is_available() else "cpu")
     codes, state = bnb.quantize_4bit(there, blocksize=64, quant_type=kind, compress_statistics=double)
     cpus, _ = bnb.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=double)
-    assert torch.equal(codes.cpu(), cpus)
-    assert torch.equal(bnb.dequantize_4bit(codes, state).cpu(), quantize_roundtrip(weight, section, torch.bfloat16))
+    whole, cpus_whole = bnb.dequantize_4bit(codes, state).cpu(), quantize_roundtrip(weight, section, torch.bfloat16)
+    halfway = 0.01 if kind == "fp4" and there.is_cuda else 0.0
+    assert (codes.cpu() != cpus).float().mean() <= halfway
+    place = torch.finfo(torch.bfloat16).eps if double and there.is_cuda else 0.0
+    assert ((whole - cpus_whole).abs() > place * cpus_whole.abs()).float().mean() <= halfway
 
 
 def test_dropout_keeps_the_mean_of_attention_and_zeroes_weights() -> None:
