@@ -170,7 +170,7 @@ def _as_turns(read: RowsRead, fit: FormatMatch) -> FormatMatch:
 
 
 def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
-    ours = sorted({name for names in OURS.values() for name in names})
+    ours = sorted({name for form in OURS for name in columns_of(form)})
     for name, theirs in renamed.items():
         if name not in ours:
             raise DataError(f"{name} is no column of ours", remedy=f"Ours are {', '.join(ours)}.")

@@ -1,4 +1,4 @@
-"""The keys of turns that say something and that nothing is read from."""
+"""The keys of turns, and of columns of objects, that say something and that nothing is read from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ SAY_NOTHING = {"id"}
 def unread_keys(row: Row, row_format: RowFormat, columns: Mapping[str, str]) -> Iterator[str]:
     """The keys of a row's turns that are not empty and that nothing is read from, such as `messages[].function_call`.
 
-    `columns` has our column names: theirs.
+    `columns` has our column names: theirs. Of a column of objects of which one key is read, the others are such too.
     """
+    yield from _beside_what_is_read(row, columns)
     fields = Fields(row, columns)
     for name in (name for name in columns_of(row_format) if name in HOLD_TURNS):
         value = fields.optional(name)
@@ -30,3 +31,12 @@ def unread_keys(row: Row, row_format: RowFormat, columns: Mapping[str, str]) -> 
             if isinstance(turn, Mapping):
                 keys = (key for key, said in turn.items() if said and key not in READ and key not in SAY_NOTHING)
                 yield from (f"{columns.get(name, name)}[].{key}" for key in keys)
+
+
+def _beside_what_is_read(row: Row, columns: Mapping[str, str]) -> Iterator[str]:
+    """The other keys of columns of objects of which some are read, as `{prompt: input.messages}` says."""
+    theirs = [each for each in columns.values() if each not in row.values]
+    for column in dict.fromkeys(each.partition(".")[0] for each in theirs):
+        held = row.values.get(column)
+        names = (f"{column}.{key}" for key, said in held.items() if said) if isinstance(held, Mapping) else ()
+        yield from (name for name in names if not any(f"{each}.".startswith(f"{name}.") for each in theirs))

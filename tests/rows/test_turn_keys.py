@@ -30,3 +30,16 @@ READ = {"role": "tool", "content": "x", "name": "f", "tool_call_id": "1", "train
 def test_what_turns_say_besides_is_named(values: dict[str, Any], row_format: RowFormat, found: list[str]) -> None:
     renamed = {"messages": "turns"} if "turns" in values else {}
     assert list(unread_keys(Row(values, "here"), row_format, renamed)) == found
+
+
+@pytest.mark.parametrize(
+    ("renamed", "found"),
+    [
+        ({"prompt": "input.messages"}, ["input.tools"]),
+        ({"prompt": "input.messages", "tools": "input.tools"}, []),
+    ],
+)
+def test_what_an_object_holds_beside_what_is_read_of_it_is_named(renamed: dict[str, str], found: list[str]) -> None:
+    held = {"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "f"}], "store": False}
+    row = Row({"input": held, "chosen": [READ], "rejected": [READ]}, "here")
+    assert list(unread_keys(row, "preferences", renamed)) == found
