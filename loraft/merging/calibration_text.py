@@ -43,18 +43,29 @@ PASSAGES = (
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of tokens, and where they are from; an encoder-decoder says its `targets` to them."""
+    """Rows of tokens, and where they are from; an encoder-decoder says its `targets` to them.
+
+    Attributes:
+        own: How many of them are from there, where built-in ones follow.
+    """
 
     ids: tuple[list[int], ...]
     source: str
     notes: tuple[str, ...] = ()
     targets: tuple[list[int], ...] = ()
+    own: int | None = None
 
     def behind(self, ids: list[int]) -> Rows:
         """The same behind a row of `ids`, if there are any; an encoder-decoder says them again."""
         if not ids:
             return self
-        return replace(self, ids=(ids, *self.ids), targets=(ids, *self.targets) if self.targets else ())
+        own = None if self.own is None else self.own + 1
+        return replace(self, ids=(ids, *self.ids), targets=(ids, *self.targets) if self.targets else (), own=own)
+
+    def first(self, count: int) -> Rows:
+        """The first `count` of them, and where these are from."""
+        source = self.source if self.own is None or count <= self.own else f"{self.source} and {BUILT_IN}"
+        return replace(self, ids=self.ids[:count], targets=self.targets[:count], source=source)
 
 
 def rows_for(adapter: Path, tokenizer: Tokenizer, sources: SourceFormat | None = None, longest: int = LONGEST) -> Rows:
@@ -76,7 +87,7 @@ def rows_for(adapter: Path, tokenizer: Tokenizer, sources: SourceFormat | None =
         return replace(built_in, notes=(note,))
     ids = [list(example.input_ids[:longest]) for example in prepared.eval]
     targets = [list(example.labels[:longest]) for example in prepared.eval] if sources is not None else []
-    return Rows((*ids, *built_in.ids), "the run's held-out rows", notes, (*targets, *built_in.targets))
+    return Rows((*ids, *built_in.ids), "the run's held-out rows", notes, (*targets, *built_in.targets), len(ids))
 
 
 def built_in_rows(tokenizer: Tokenizer, sources: SourceFormat | None = None, longest: int = LONGEST) -> Rows:

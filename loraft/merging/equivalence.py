@@ -229,6 +229,7 @@ def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> 
         rows = built_in_rows(loaded.tokenizer, longest=longest)
     rows = rows.behind(list(merge.target.model.tokens[:longest]))
     outputs, _ = _outputs(merge, adapted.model, rows, positions, partial(told, 0))
+    rows = rows.first(len(outputs))
     with acting(adapted.model, None) as model:
         base, _ = _outputs(merge, model, rows, positions, partial(told, 1))
     is_rounded = not in_few_bits(loaded.model) and torch.finfo(merge.dtype).eps > torch.finfo(held_in).eps

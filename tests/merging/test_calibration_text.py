@@ -42,6 +42,9 @@ def test_a_run_tells_the_rows_that_it_held_out(tmp_path: Path, data: Path) -> No
     assert len(own) == 5
     assert all("<|im_start|>user" in tokenizer.decode(ids) for ids in own)
     assert max(map(len, rows.ids)) <= LONGEST
+    assert [rows.first(count).source for count in (5, 6)] == [rows.source, f"{rows.source} and {BUILT_IN}"]
+    behind = rows.behind([1])
+    assert [behind.first(count).source for count in (6, 7)] == [rows.source, f"{rows.source} and {BUILT_IN}"]
     checkpoint = tmp_path / "run/checkpoints/step-000010/adapter"
     checkpoint.mkdir(parents=True)
     assert rows_for(checkpoint, tokenizer).ids == rows.ids
