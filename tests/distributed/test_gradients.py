@@ -70,7 +70,7 @@ CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "split", "method"), CASES)
-def test_c39_gradient_and_evaluation_are_those_of_one_process(
+def test_c9_c39_gradient_and_evaluation_are_those_of_one_process(
     tmp_path: Path, task: str, split: str, method: str
 ) -> None:
     overrides = {"task": task, "method": method, "training__per_device_train_batch_size": 2, **SPLITS[split]}
