@@ -92,12 +92,19 @@ class Ranks(RankEnvironment):
         dist.all_gather_object(values, value, group=self.prompt)
         return values
 
-    def together(self, act: Callable[[], Result], *, patiently: bool = False) -> Result:
-        """What `act` gives on this rank; where it failed on one, every rank raises what that one did."""
+    def together(self, act: Callable[[], Result], *, patiently: bool = False, by_main: bool = False) -> Result:
+        """What `act` gives on this rank; where it failed on one, every rank raises what that one did.
+
+        Whose it was is said where that is not rank 0 for all (`by_main`).
+        """
         if self.world == 1:
             return act()
-        value, error = _tried(act)
-        self._require_none(error, patiently=patiently)
+        value, error = None, None
+        try:
+            value = act()
+        except Exception as failed:
+            error = failed
+        self._require_none(error, patiently=patiently, by_main=by_main)
         return value  # type: ignore[return-value]
 
     def of_each(self, act: Callable[[], Result]) -> list[Result]:
@@ -111,24 +118,17 @@ class Ranks(RankEnvironment):
 
     def on_main(self, act: Callable[[], Result], *, patiently: bool = False) -> Result:
         """What `act` gives on rank 0, which alone does it; the others wait for it."""
-        if self.world == 1:
-            return act()
-        value, error = _tried(act) if self.main else (None, None)
-        self._require_none(error, patiently=patiently, by_main=True)
-        return self.gathered(value)[0]  # type: ignore[return-value]
+        found = self.together(act if self.main else _nothing, patiently=patiently, by_main=True)
+        return self.gathered(found)[0]  # type: ignore[return-value]
 
     def first_on_each_machine(self, act: Callable[[], Result]) -> Result:
         """What `act` gives on this rank; one rank of a machine does it first, so that the others find its caches."""
-        if self.world == 1:
-            return act()
-        found = _tried(act) if self.local_rank == 0 else (None, None)
-        self._require_none(found[1], patiently=True, by_main=self.machines == 1)
-        with nullcontext() if self.local_rank == 0 else fetched_by_another():
-            value, error = found if self.local_rank == 0 else _tried(act)
-        self._require_none(error, patiently=True)
-        return value  # type: ignore[return-value]
+        first = self.local_rank == 0
+        found = self.together(act if first else _nothing, patiently=True, by_main=self.machines == 1)
+        with nullcontext() if first else fetched_by_another():
+            return self.together((lambda: found) if first else act, patiently=True)  # type: ignore[return-value]
 
-    def _require_none(self, error: Exception | None, *, patiently: bool, by_main: bool = False) -> None:
+    def _require_none(self, error: Exception | None, *, patiently: bool, by_main: bool) -> None:
         """Raise the error that the first rank to have one met, which is named where it is not rank 0 for all."""
         if patiently and self.pulse is not None:
             self.pulse.meet()
@@ -296,8 +296,5 @@ def _as_numbers(found: Sequence[bool], like: Tensor) -> Tensor:
     return to_device(torch.tensor(found, dtype=like.dtype), like.device)
 
 
-def _tried(act: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
-    try:
-        return act(), None
-    except Exception as error:
-        return None, error
+def _nothing() -> None:
+    """What ranks do meanwhile that only wait."""
