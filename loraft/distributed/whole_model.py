@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from loraft.distributed.sharding import plain
-from loraft.models.safetensors_index import SINGLE, Slot, slot_of, write_index, write_shard
+from loraft.models.safetensors_index import Slot, slot_of, write_index, write_shard
 
 MOST_BYTES = 50 * 10**9
 """Of a file, unless a tensor has more; transformers' own limit."""
+PATTERN = "model{suffix}.safetensors"
 
 
 def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -41,11 +43,11 @@ def gathered_in_turn(model: PreTrainedModel, *, keep: bool) -> Iterator[tuple[st
 
 def write_whole_model(model: PreTrainedModel, gathered: Iterator[tuple[str, Tensor]], folder: Path) -> None:
     """Write the weights of a model, which come as `gathered_in_turn` gives them, into a folder."""
-    slots = [
-        slot_of(name, each)
+    slots = {
+        name: slot_of(name, each)
         for one, tensor in saved_tensors(model).items()
         for name, each in _of_files(model, one, _shape_of(tensor)).items()
-    ]
+    }
     waiting: dict[str, Tensor] = {}
 
     def numbers(slot: Slot) -> Iterator[Tensor]:
@@ -53,12 +55,13 @@ def write_whole_model(model: PreTrainedModel, gathered: Iterator[tuple[str, Tens
             waiting.update(_of_files(model, *next(gathered)))
         yield waiting.pop(slot.name)
 
-    files = _spread(slots)
-    for file, held in files.items():
-        write_shard(folder / file, held, numbers)
-    if len(files) > 1:
-        total = sum(slot.num_bytes for slot in slots)
-        write_index(folder, {slot.name: file for file, held in files.items() for slot in held}, total)
+    spread = split_state_dict_into_shards_factory(
+        slots, get_storage_size=lambda slot: slot.num_bytes, filename_pattern=PATTERN, max_shard_size=MOST_BYTES
+    )
+    for file, names in spread.filename_to_tensors.items():
+        write_shard(folder / file, [slots[name] for name in names], numbers)
+    if spread.is_sharded:
+        write_index(folder, spread.tensor_to_filename, spread.metadata["total_size"])
 
 
 def _of_files(model: PreTrainedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -70,19 +73,3 @@ def _of_files(model: PreTrainedModel, name: str, tensor: Tensor) -> dict[str, Te
 def _shape_of(tensor: Tensor) -> Tensor:
     """A tensor like it that holds nothing."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
-
-def _spread(slots: list[Slot]) -> Mapping[str, list[Slot]]:
-    """The slots by the files that they are in, in their order."""
-    files: list[list[Slot]] = [[]]
-    size = 0
-    for slot in slots:
-        size += slot.num_bytes
-        if size > MOST_BYTES and files[-1]:
-            files.append([])
-            size = slot.num_bytes
-        files[-1].append(slot)
-    if len(files) == 1:
-        return {SINGLE: files[0]}
-    named = SINGLE.removesuffix(".safetensors")
-    return {f"{named}-{at:05d}-of-{len(files):05d}.safetensors": held for at, held in enumerate(files, start=1)}
