@@ -19,7 +19,7 @@ from loraft.distributed.roll_call import is_lost_contact
 from loraft.errors import DataError, Interrupted, LoraftError, NonFiniteError
 from loraft.events import Note, tell
 from loraft.figures import counted, perplexity
-from loraft.models.device import DeviceConfig
+from loraft.kernels.transfer import has_own_memory
 from loraft.training.checkpoint import RunState, newest_checkpoint
 from loraft.training.out_of_memory import memory_explained
 from loraft.training.run_events import Evaluated, RunStarted, SampleAnswered, Saved, StepSkipped
@@ -111,11 +111,6 @@ def _train(run: Trainer, state: RunState, wishes: Wishes) -> None:
             state.finished = all_trained(run, state)
 
 
-def computes_ahead(placement: DeviceConfig) -> bool:
-    """Whether the device computes while the host goes on: a CPU is the host."""
-    return placement.device != "cpu"
-
-
 def _steps_left(run: Trainer, state: RunState) -> PreparedSteps:
     """The steps of the epoch that are left."""
     place = (state.drawn, state.pieces)
@@ -136,7 +131,7 @@ def _or_save(run: Trainer, state: RunState, steps: PreparedSteps, wishes: Wishes
 def _step(run: Trainer, state: RunState, prepared: PreparedStep, clock: Throughput, steps: PreparedSteps) -> None:
     """Take a step, and count it; a device that computes by itself leaves time to make the next one ready."""
     window = prepared.window
-    ahead = {"meanwhile": steps.make_ready} if computes_ahead(run.plan.placement) else {}
+    ahead = {"meanwhile": steps.make_ready} if has_own_memory(run.plan.placement.device) else {}
     try:
         loss = take_step(run, state.step + 1, prepared, clock, **ahead)
     except NonFiniteError as error:

@@ -62,7 +62,7 @@ def test_a_run_whose_steps_are_made_ready_ahead_learns_the_same(tmp_path: Any, m
         run, state = tiny_fit(tiny_config(tmp_path, training__output_dir=str(tmp_path / f"{ahead}"), **options))
         torch.manual_seed(0)
         if ahead:
-            monkeypatch.setattr("loraft.training.loop.computes_ahead", lambda _: True)
+            monkeypatch.setattr("loraft.training.loop.has_own_memory", lambda _: True)
         fit(run, state)
         learned.append(({name: tensor.clone() for name, tensor in run.adapted.trainable.items()}, state))
     (ours, ours_state), (theirs, theirs_state) = learned
