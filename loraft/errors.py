@@ -64,6 +64,11 @@ class Problem:
         return said if self.parameter else {name: said[name] for name in said if name != "parameter"}
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or what it is called."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class LoraftError(Exception):
     """The root of the tree; carries at least one `Problem`."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
+from loraft.errors import first_line
 from loraft.kernels.decoding import name_of_cache
 from loraft.kernels.transfer import refusing_waits
 from loraft.models.registry import FAMILIES
@@ -183,7 +184,7 @@ class FixedDecoding:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._give_up(f"a step could not be recorded ({str(error).splitlines()[0]})")
+            self._give_up(f"a step could not be recorded ({first_line(error)})")
         self.place.copy_(now)
 
     def _try_record(self, expected: Tensor) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraft.config.sections import ModelSection
+from loraft.errors import first_line
 from loraft.version import COMPUTES_WITH
 
 if TYPE_CHECKING:
@@ -113,8 +114,7 @@ def _tried(trial: Callable[[], str]) -> str:
 
 
 def _failure(error: Exception) -> str:
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return f"fails: {type(error).__name__}: {first_line}"
+    return f"fails: {type(error).__name__}: {first_line(error)}"
 
 
 def _try_nf4(device: str) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from loraft.errors import first_line
 from loraft.inspection.norms import miniature
 from loraft.models.model_structure import depths, placed_layers
 
@@ -98,8 +99,7 @@ def position_encoding(
         except (RuntimeError, TypeError):  # some compute a mask or a norm in float32 and cannot go on in float64
             run.read(torch.float32)
     except Exception as error:  # whatever a model that is not in the table raises on a copy of other sizes
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return _nothing("unknown", f"a small copy of the model cannot be run: {reason}")
+        return _nothing("unknown", f"a small copy of the model cannot be run: {first_line(error)}")
     if not any("query" in seen or "scores" in seen for seen in run.attention.values()):
         return _nothing("unknown", "no attention of tokens to one another was seen in a small copy")
     acting = {place: kind for place, seen in run.attention.items() if (kind := _kind_inside(seen)) != "none"}

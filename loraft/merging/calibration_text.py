@@ -10,7 +10,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loraft.dataset.build import prepare
-from loraft.errors import DataError, LoraftError
+from loraft.errors import DataError, LoraftError, first_line
 from loraft.evaluation.past_run import past_run
 from loraft.io.paths import cache_folder
 from loraft.rows.formats import Seq2SeqRecord
@@ -83,7 +83,7 @@ def rows_for(adapter: Path, tokenizer: Tokenizer, sources: SourceFormat | None =
         prepared = prepare(run.config, tokenizer, cache_folder())
         run.check_held_out(prepared.held_out)
     except (LoraftError, OSError) as error:
-        note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {str(error).splitlines()[0]}"
+        note = f"the run's held-out rows cannot be read, and {BUILT_IN} is used: {first_line(error)}"
         return replace(built_in, notes=(note,))
     ids = [list(example.input_ids[:longest]) for example in prepared.eval]
     targets = [list(example.labels[:longest]) for example in prepared.eval] if sources is not None else []

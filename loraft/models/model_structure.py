@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from loraft.errors import ModelError, Problem
+from loraft.errors import ModelError, Problem, first_line
 from loraft.models.hf_config import is_used_otherwise, quietly
 from loraft.models.modules import embedding_weight, is_within, linear_modules, matches, output_head
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
@@ -283,7 +283,7 @@ def grow(model: PreTrainedModel, tokens: Sequence[int]) -> int:
         try:
             model.resize_token_embeddings(rows, mean_resizing=False)
         except Exception as error:  # what an architecture raises that cannot has no common root
-            raise _does_not_grow(model, str(error).partition("\n")[0]) from error
+            raise _does_not_grow(model, first_line(error)) from error
     tables = tables_of(model)
     if any(len(table) != rows for table in tables.values()):
         raise _does_not_grow(model, "its tables have other sizes afterwards")

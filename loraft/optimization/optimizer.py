@@ -20,7 +20,7 @@ from loraft.adapters.targets import TargetModules
 from loraft.config.choices import OptimName
 from loraft.config.schema import RunConfig, TrainingSection
 from loraft.distributed.sharding import placed_as, plain
-from loraft.errors import ConfigError
+from loraft.errors import ConfigError, first_line
 from loraft.models.modules import is_within, linear_modules
 from loraft.models.registry import ModelSpec
 
@@ -208,8 +208,7 @@ def require_optimizer(training: TrainingSection, device: str) -> None:
             warnings.simplefilter("ignore")
             kind.build([{"params": weights}], training).step()
     except Exception as error:  # a native library is missing or fails in its own ways; each is the reason
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        message = f"{training.optim} cannot take a step on this {device}: {reason}"
+        message = f"{training.optim} cannot take a step on this {device}: {first_line(error)}"
         remedy = "write adamw or adafactor; `loraft doctor` tells what of bitsandbytes works here"
         raise ConfigError(message, key="training.optim", remedy=remedy) from error
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from loraft.config.schema import RunConfig
-from loraft.errors import ConfigError
+from loraft.errors import ConfigError, first_line
 from loraft.events import Event, Note, Observer
 from loraft.io.secrets import redacted, redacted_all
 from loraft.training.run_dir import RunFolder
@@ -43,7 +43,7 @@ def tracked(observer: Observer, config: RunConfig, folder: RunFolder, *, anew: b
                 act(tracker)
             except Exception as error:  # each has its own
                 trackers.remove(tracker)
-                observer(Note(f"{tracker.name} is told no more of the run ({redacted(_in_short(error))}): {OURS}"))
+                observer(Note(f"{tracker.name} is told no more of the run ({redacted(first_line(error))}): {OURS}"))
 
     def log(values: Mapping[str, float], step: int) -> None:
         each(lambda tracker: tracker.log(values, step=step))
@@ -84,15 +84,10 @@ def _opened(config: RunConfig, folder: RunFolder) -> list[Any]:
     try:
         accelerator.init_trackers(settings.project or "loraft", config=told, init_kwargs=named)
     except Exception as error:  # each has its own
-        message = f"{', '.join(settings.report_to)} cannot be opened: {_in_short(error)}"
+        message = f"{', '.join(settings.report_to)} cannot be opened: {first_line(error)}"
         remedy = f"log in, see that its server answers, or leave it out; {OURS}"
         raise ConfigError(message, key="training.report_to", remedy=remedy) from error
     return list(accelerator.trackers)
-
-
-def _in_short(error: Exception) -> str:
-    """The first line of what an error says, or what it is called."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:

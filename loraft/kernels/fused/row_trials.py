@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from loraft.errors import first_line
 from loraft.kernels.fused.capped_rows import capped_attention
 from loraft.kernels.fused.trials import NO_TRITON
 from loraft.kernels.packed_attention import attend_rows
@@ -30,7 +31,7 @@ def capped_fault(device: str, dtype: torch.dtype, head_size: int) -> str | None:
         with warnings.catch_warnings(action="ignore"):  # what a compiler would have faster is no fault
             off = max(distance(device, dtype, head_size, lengths, window) for lengths, window in TRIED)
     except Exception as error:  # whatever the compiler, Triton or the driver say
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return f"it is off by {off:.1e} of the norm" if not off <= TOLERANCE[dtype] else None
 
 

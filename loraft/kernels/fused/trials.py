@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraft.errors import first_line
 from loraft.kernels.fused.forms import fused_gated, fused_norm, fused_rotated, plain_gated, plain_rotated
 from loraft.kernels.rms_norm import FORMULAS, plain_norm
 
@@ -85,7 +86,7 @@ def faults(device: str, dtype: torch.dtype) -> Mapping[str, str]:
             try:
                 off = difference(name, device, tried)
             except Exception as error:  # whatever Triton, its compiler or the driver say
-                found[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                found[name] = f"{type(error).__name__}: {first_line(error)}"
                 break
             if off > TOLERANCE[tried]:
                 found[name] = f"in {str(tried).removeprefix('torch.')} it is off by {off:.0f} times the rounding"
