@@ -94,7 +94,14 @@ def refused(_: Step) -> Step:
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
-@pytest.mark.parametrize(("record", "reason"), [(wrong, "gave other logits"), (refused, "operation not permitted")])
+def refused_without_a_word(_: Step) -> Step:
+    raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [(wrong, "gave other logits"), (refused, "operation not permitted"), (refused_without_a_word, "RuntimeError")],
+)
 def test_where_a_record_is_wrong_or_not_to_be_had_it_goes_on_without_and_says_so(
     record: object, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
