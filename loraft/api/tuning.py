@@ -199,7 +199,7 @@ def _opened(folder: Path, digest: str, *, overwrite: bool) -> _State:
         shutil.rmtree(folder)
         return _State(digest)
     try:
-        held = read_sealed(file) or {}
+        held = read_sealed(file)
         state = _State(held["digest"], held["steps"], [Trial(**each) for each in held["trials"]])
     except (KeyError, TypeError):
         message = "is damaged: which trials were made is not known"

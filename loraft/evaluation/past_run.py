@@ -30,7 +30,7 @@ class PastRun:
             message = "was edited or damaged since the run wrote it: which rows were held out can no longer be told"
             remedy = "Put it back as it was, or name a file of rows that were not learned: `data=FILE`."
             raise DataError(message, where=str(config), remedy=remedy)
-        if read_sealed(manifest := self.folder / "manifest.json") is None:
+        if not read_sealed(manifest := self.folder / "manifest.json"):
             yield f"{manifest} is missing or damaged: whether its rows have changed since the run began is not known"
         learned, held_out = expand_sources(self.config.data)
         is_share = isinstance(self.config.data.eval, float)
@@ -79,7 +79,7 @@ class PastRun:
         return found if isinstance(found, list) else []
 
     def _written(self) -> Mapping[str, Any]:
-        data = (read_sealed(self.folder / "manifest.json") or {}).get("data")
+        data = read_sealed(self.folder / "manifest.json").get("data")
         return data if isinstance(data, dict) else {}
 
 

@@ -26,5 +26,5 @@ def step_of(folder: Path) -> int:
 def newest_state(run: Path) -> tuple[Path | None, Mapping[str, Any]]:
     """The newest checkpoint of a run, and the state that it holds: empty where there is none that can be read."""
     newest = next(iter(checkpoints(run / "checkpoints")), None)
-    state = None if newest is None else (read_sealed(newest / "state.json") or {}).get("state")
+    state = None if newest is None else read_sealed(newest / "state.json").get("state")
     return newest, state if isinstance(state, Mapping) else {}

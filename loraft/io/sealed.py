@@ -34,13 +34,13 @@ def is_as_sealed(facts: Mapping[str, object]) -> bool:
     return SEAL not in facts or facts == sealed(facts)
 
 
-def read_sealed(file: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where the file is missing, holds none, or is not as it was sealed."""
+def read_sealed(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where it is missing, holds none, or is not as it was sealed."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) and is_as_sealed(value) else None
+        return {}
+    return value if isinstance(value, dict) and is_as_sealed(value) else {}
 
 
 def sealed_text(text: str) -> str:

@@ -114,7 +114,7 @@ def read_records(folder: Path) -> RunRecords:
         remedy = "Let it train for training.logging_steps steps at least."
         raise RunFolderError(message, where=str(folder / "metrics.jsonl"), remedy=remedy)
     unread += sum(all(kind(line) is None for kind in (_step, _evaluation, _left_out)) for line in lines)
-    manifest = read_sealed(folder / "manifest.json") or {}
+    manifest = read_sealed(folder / "manifest.json")
     planned = _part(manifest, "planned")
     notes = [] if not unread else [f"{counted(unread, 'line')} of metrics.jsonl cannot be read, and left out"]
     if not is_text_as_sealed(folder / "config.yaml"):

@@ -80,7 +80,7 @@ def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
 
 def begun_batches(folder: RunFolder) -> int | None:
     """How many batches a step of the run reads, however many ranks read them; None where that is not known."""
-    told = (read_sealed(folder.manifest) or {}).get("batches_a_step")
+    told = read_sealed(folder.manifest).get("batches_a_step")
     return told if isinstance(told, int) and told > 0 else None
 
 
@@ -177,7 +177,7 @@ def _require_trust(folder: RunFolder) -> None:
     Raises:
         RunFolderError: It is not said.
     """
-    began_with = (read_sealed(folder.manifest) or {}).get("trust_remote_code")
+    began_with = read_sealed(folder.manifest).get("trust_remote_code")
     if began_with is True and not is_trusted():
         message = "the run was begun with the code that its model brings, and that code needs to be trusted again"
         raise RunFolderError(message, where=str(folder.path), remedy="Say so: `trust_remote_code=True`.")
@@ -203,7 +203,7 @@ def _refuse(found: Sequence[str], folder: RunFolder) -> None:
 
 def _recorded(folder: RunFolder, part: str) -> Mapping[str, Any] | None:
     """What the run's manifest tells of `part`; None where it has no fingerprint to compare with."""
-    told = (read_sealed(folder.manifest) or {}).get(part)
+    told = read_sealed(folder.manifest).get(part)
     return told if isinstance(told, dict) and told.get("fingerprint") is not None else None
 
 
