@@ -90,7 +90,7 @@ class Body(_Strict):
     """
 
     model: str
-    stream: bool | None = None
+    stream: bool = False
     stream_options: _StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
@@ -100,16 +100,16 @@ class Body(_Strict):
     repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
     seed: int | None = Field(None, ge=0, lt=2**32)
     stop: Stops | None = None
-    n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
+    frequency_penalty: Literal[0] = 0
+    presence_penalty: Literal[0] = 0
     logit_bias: dict[str, Literal[0]] | None = None
-    user: str | None = None
+    user: str = ""
     metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    store: bool = False
+    service_tier: str = ""
+    safety_identifier: str = ""
+    prompt_cache_key: str = ""
 
     @property
     def includes_usage(self) -> bool:
@@ -145,14 +145,14 @@ class CompletionBody(Body):
 
     prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)
-    echo: Literal[False] | None = None
-    suffix: Literal[""] | None = None
-    best_of: Literal[1] | None = None
+    echo: Literal[False] = False
+    suffix: Literal[""] = ""
+    best_of: Literal[1] = 1
 
     def asked(self, most_tokens: int) -> Asked:
         """What the model's thread is asked."""
         text = [Message("user", self.prompt)]
-        return Asked(text, self.options(most_tokens), plain=True, answers=self.n or 1, likeliest=self.logprobs)
+        return Asked(text, self.options(most_tokens), plain=True, answers=self.n, likeliest=self.logprobs)
 
 
 class ChatBody(Body):
@@ -160,11 +160,11 @@ class ChatBody(Body):
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = None
+    logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
+    tool_choice: Literal["auto", "none"] = "auto"
+    parallel_tool_calls: bool = False
     response_format: _ResponseFormat | None = None
 
     @property
@@ -181,7 +181,7 @@ class ChatBody(Body):
         likeliest = (self.top_logprobs or 0) if self.logprobs else None
         tools = tuple(self.tools or ()) if self.tool_choice != "none" else ()
         options = self.options(most_tokens)
-        return Asked(self._conversation(), options, tools=tools, answers=self.n or 1, likeliest=likeliest)
+        return Asked(self._conversation(), options, tools=tools, answers=self.n, likeliest=likeliest)
 
     def _conversation(self) -> Sequence[Message]:
         turns = [_system_of_developer(turn) for turn in self.messages]

@@ -42,7 +42,7 @@ class Reply:
     @property
     def is_whole(self) -> bool:
         """Whether each answer has ended."""
-        return len(self.reasons) == (self.body.n or 1)
+        return len(self.reasons) == self.body.n
 
     def take(self, grown: Grown) -> None:
         """Take what has come."""
@@ -54,7 +54,7 @@ class Reply:
         """All of it, in one piece."""
         chat = isinstance(self.body, ChatBody)
         choices = []
-        for choice in range(self.body.n or 1):
+        for choice in range(self.body.n):
             tokens = self.tokens.get(choice, [])
             text = "".join(token.text for token in tokens)
             said = {"message": {"role": "assistant", "content": text, "refusal": None}} if chat else {"text": text}
@@ -65,7 +65,7 @@ class Reply:
     def opening(self) -> Iterable[dict[str, Any]]:
         """The pieces that a stream begins with: in a chat, who speaks."""
         if isinstance(self.body, ChatBody):
-            for choice in range(self.body.n or 1):
+            for choice in range(self.body.n):
                 yield self._piece(Grown(choice, (), None), {"delta": {"role": "assistant", "content": ""}})
 
     def piece(self, grown: Grown) -> dict[str, Any]:
