@@ -186,7 +186,7 @@ class DecoderState:
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone, in this order; a row that is named twice goes on twice."""
-        kept = to_device(torch.tensor(rows), self._model.device)
+        kept = to_device(rows, self._model.device)
         if self._fixed is not None:
             self._fixed.keep(kept)
         elif self._cache is not None:

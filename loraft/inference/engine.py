@@ -188,7 +188,7 @@ def _decode(context: DecoderState, answers: Sequence[PartialCompletion], tracer:
         kept = [row for row, answer in enumerate(going) if answer.ending is None]
         if 0 < len(kept) < len(going):
             context.keep(kept)
-            chosen = chosen.index_select(0, to_device(torch.tensor(kept), chosen.device))
+            chosen = chosen.index_select(0, to_device(kept, chosen.device))
         going = [going[row] for row in kept]
         ids, mask = chosen[:, None], None
     if tracer is not None:
@@ -216,7 +216,7 @@ def take_tokens(
     else:
         chosen, allowed = logits.new_zeros(len(answers), dtype=torch.long), torch.empty_like(logits)
         for rows in alike.values():
-            place = to_device(torch.tensor(rows), logits.device)
+            place = to_device(rows, logits.device)
             seen_there = None if seen is None else seen[place]
             some = _choose(logits[place], [answers[row] for row in rows], seen_there, [cut[row] for row in rows])
             chosen[place], allowed[place] = some
@@ -293,7 +293,7 @@ def _search(context: DecoderState, answer: PartialCompletion) -> Iterator[None]:
             going = []
         if going:
             context.keep([beam.row for beam in going])
-            ids, mask = to_device(torch.tensor([beam.token_ids[-1:] for beam in going]), logits.device), None
+            ids, mask = to_device([beam.token_ids[-1:] for beam in going], logits.device), None
         seconds.append(perf_counter() - started)
         started = perf_counter()
     best = finished[0]
@@ -313,7 +313,7 @@ def _continuations(
     seen = context.seen(logits.shape[-1]) if rules.repetition_penalty != 1 else None
     at_end = [len(beam.token_ids) == answer.limit - 1 for beam in going]
     allowed = apply_logit_rules(of_model, rules, seen=seen, at_start=not going[0].token_ids, at_end=at_end)
-    totals = (allowed + to_device(torch.tensor([[beam.score] for beam in going]), logits.device)).flatten()
+    totals = (allowed + to_device([[beam.score] for beam in going], logits.device)).flatten()
     scores, places = totals.topk(min(most, len(totals)))
     everything = exceeding.sum().expand(len(places))  # finite where each is
     told = read_finite(everything, scores, places, of_model.flatten()[places])

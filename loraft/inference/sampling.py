@@ -259,16 +259,16 @@ def apply_logit_rules(
     if at_start and rules.first is not None:
         logits = _only(logits, [rules.first])
     elif rules.never:
-        logits = logits.index_fill(-1, to_device(torch.tensor(rules.never), logits.device), float("-inf"))
+        logits = logits.index_fill(-1, to_device(rules.never, logits.device), float("-inf"))
     if rules.last and any(at_end):
-        ends = to_device(torch.tensor(at_end), logits.device)
+        ends = to_device(at_end, logits.device)
         return torch.where(ends[:, None], _only(logits, rules.last), logits)
     return logits
 
 
 def _only(logits: Tensor, ids: Sequence[int]) -> Tensor:
     """Nothing but these ids, each as likely as the other."""
-    return torch.full_like(logits, float("-inf")).index_fill(-1, to_device(torch.tensor(ids), logits.device), 0)
+    return torch.full_like(logits, float("-inf")).index_fill(-1, to_device(ids, logits.device), 0)
 
 
 def normalizers(logits: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def patch_trained_rows(model: nn.Module) -> None:
 def _on(device: torch.device, tokens: tuple[int, ...]) -> Tensor:
     """The ids on the device, where they are copied once."""
     with torch.inference_mode(False):  # gradients go through what is indexed by them later
-        return to_device(torch.tensor(tokens), device)
+        return to_device(tokens, device)
 
 
 class TrainedRows(TrainableTokensLayer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,9 @@ def has_own_memory(device: str) -> bool:
     return device == "cuda"
 
 
-def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`: on CUDA by way of pinned memory, from where it is copied while the host goes on."""
+def to_device(numbers: Tensor | Sequence[Any], device: torch.device | str) -> Tensor:
+    """A tensor, or numbers, on `device`: on CUDA by way of pinned memory, copied from there while the host goes on."""
+    tensor = torch.as_tensor(numbers)
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -168,7 +168,7 @@ class VoiceBatch:
             if len(rows) > len(jobs):  # several answers to one prompt, which was read once
                 of_job = [place for place, job in enumerate(jobs) for _ in range(job.asked.answers)]
                 context.keep(of_job)
-                logits = logits[to_device(torch.tensor(of_job), logits.device)]
+                logits = logits[to_device(of_job, logits.device)]
             for job in jobs:
                 job.tell(Opened(len(job.prompt_ids), held))
             group = Group(context, rows, self._taken(context, logits, rows, started))
@@ -227,7 +227,7 @@ class VoiceBatch:
         if group.context.joins:
             group.context.trim()
         group.rows = [group.rows[place] for place in kept]
-        group.newest = group.newest[to_device(torch.tensor(kept), group.newest.device)]
+        group.newest = group.newest[to_device(kept, group.newest.device)]
 
     def _join(self) -> None:
         first, *others = self._groups
