@@ -26,6 +26,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 
@@ -80,12 +81,13 @@ class LoraftError(Exception):
         self,
         message: str,
         *,
-        where: str | None = None,
+        where: str | Path | None = None,
         key: str | None = None,
         remedy: str | None = None,
         parameter: str | None = None,
     ) -> None:
-        self.problems: tuple[Problem, ...] = (Problem(message, where, key, remedy, parameter),)
+        place = str(where) if isinstance(where, Path) else where
+        self.problems: tuple[Problem, ...] = (Problem(message, place, key, remedy, parameter),)
         super().__init__(str(self.problems[0]))
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,10 @@ CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if is
 def test_exit_codes_by_fault(kind: type[LoraftError]) -> None:
     if kind is not Interrupted:
         assert kind.exit_code == (2 if issubclass(kind, InvalidInputError) else 3)
+
+
+def test_a_place_may_be_a_path() -> None:
+    assert DataError("is wrong", where=Path("rows.jsonl")).problems == (Problem("is wrong", "rows.jsonl"),)
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

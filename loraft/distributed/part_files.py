@@ -85,7 +85,7 @@ class PartFiles:
                         start = told[name][OFFSETS][0] if shape and name in told else 0
                         self._found.setdefault(name, []).append(_Rows(file, start, start + (shape[0] if shape else 1)))
             except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-                raise AdapterError(f"it cannot be read: {error}", where=str(file)) from None
+                raise AdapterError(f"it cannot be read: {error}", where=file) from None
 
     @property
     def names(self) -> frozenset[str]:
@@ -116,7 +116,7 @@ class PartFiles:
                     found.append(opened.get_tensor(name) if scalar else rows[at - part.start : until - part.start])
                 at = until
         if at < stop:
-            raise AdapterError(f"it lacks rows of {name} from the number {at} on", where=str(parts[0].file.parent))
+            raise AdapterError(f"it lacks rows of {name} from the number {at} on", where=parts[0].file.parent)
         return found[0] if len(found) == 1 else torch.cat(found)
 
 

@@ -126,7 +126,7 @@ def _require_column(path: Path, read: RowsRead, column: str | None, columns: Map
     wanted = (column.lower(),) if column else ASKED
     near = next((name for name in read.columns if name.lower() in wanted), "NAME")
     remedy = f"Name the one that holds the prompts: `prompt_column={near!r}`."
-    raise DataError(message, where=str(path), parameter="prompts", remedy=remedy)
+    raise DataError(message, where=path, parameter="prompts", remedy=remedy)
 
 
 def answer_questions(
@@ -168,7 +168,7 @@ def answer_questions(
 
     message = f"the device ran out of memory with {batch_size} rows at a time"
     remedy = "Give a smaller `batch_size`; what is answered stays."
-    with memory_errors(message, remedy=remedy, where=str(output), rewords=True):
+    with memory_errors(message, remedy=remedy, where=output, rewords=True):
         held = write_answers(output, asked, answers, batch_size=batch_size, overwrite=overwrite)
     at_positions = endings.count("positions")
     cut = endings.count("limit") + at_positions

@@ -163,7 +163,7 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
     """
     if path.suffix.lower() != ".jsonl":
         remedy = f"Name it {path.stem or 'chat'}.jsonl."
-        raise DataError("is not named as a file of rows", where=str(path), remedy=remedy)
+        raise DataError("is not named as a file of rows", where=path, remedy=remedy)
     kept: list[Message] = []
     for message in messages:
         if message.role == "assistant" and not message.content.strip():
@@ -172,7 +172,7 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
             kept.append(message)
     answers = sum(message.role == "assistant" for message in kept)
     if not answers:
-        raise DataError("there is no answer to save yet", where=str(path))
+        raise DataError("there is no answer to save yet", where=path)
     row = {"messages": [{"role": message.role, "content": message.content} for message in kept]}
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -181,7 +181,7 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
             os.fsync(file.fileno())
     except FileExistsError as error:
         text = "is there already, and is left as it is"
-        raise DataError(text, where=str(path), remedy="Name another file.") from error
+        raise DataError(text, where=path, remedy="Name another file.") from error
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
+        raise DataError(f"cannot be written: {error.strerror}", where=path) from error
     return answers

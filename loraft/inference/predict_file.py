@@ -128,7 +128,7 @@ def predict_rows(
         observer(Progress("rows classified", window.stop, total))
         return predicted
 
-    with memory_errors(out_of_memory, remedy=remedy, where=str(output)):
+    with memory_errors(out_of_memory, remedy=remedy, where=output):
         held = write_answers(lines, asked, answers, batch_size=batch_size, overwrite=overwrite)
     if lines != output:
         _write_csv(lines, output)
@@ -149,7 +149,7 @@ def check_output(
     check_jsonl(lines, reads=files_here(str(source)), asked=asked, overwrite=overwrite)
     if lines != output and output.exists() and not overwrite:
         remedy = "Name another file, or give `overwrite`."
-        raise DataError("is there already", where=str(output), parameter=OUTPUT, remedy=remedy)
+        raise DataError("is there already", where=output, parameter=OUTPUT, remedy=remedy)
 
 
 def _lines_of(output: Path) -> Path:
@@ -175,7 +175,7 @@ def _write_csv(lines: Path, output: Path) -> None:
     try:
         write_whole(output, table.getvalue(), errors="backslashreplace")
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(output), parameter=OUTPUT) from error
+        raise DataError(f"cannot be written: {error.strerror}", where=output, parameter=OUTPUT) from error
     lines.unlink()
 
 

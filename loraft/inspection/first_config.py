@@ -43,7 +43,7 @@ def check_place(path: Path, data: DataSource | None, *, overwrite: bool) -> None
     if data is None and path.suffix in ROW_TYPES and path.is_file():
         named = path.with_suffix(".yaml").name
         remedy = f"Name the config that is to be written, such as {named}, and the rows by `data`."
-        raise ConfigError("holds rows, and is no place for a config", where=str(path), remedy=remedy)
+        raise ConfigError("holds rows, and is no place for a config", where=path, remedy=remedy)
     check_config_place(path, reads=() if data is None else files_here(data.path), overwrite=overwrite)
 
 
@@ -90,7 +90,7 @@ def start(
         write_whole(path, starter(chosen, path))
     except OSError as error:
         remedy = "Name a file in another folder."
-        raise ConfigError(f"cannot be written: {error.strerror}", where=str(path), remedy=remedy) from error
+        raise ConfigError(f"cannot be written: {error.strerror}", where=path, remedy=remedy) from error
     told = ("task", "method", "model", "train", "name", "split", "format", "columns", "rows")
     return {"config": str(path), **{key: getattr(chosen, key) for key in told}, "notes": _notes(found, chosen)}
 

@@ -27,9 +27,9 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+        raise AdapterError(f"it cannot be read: {error}", where=path) from error
     if not isinstance(value, dict):
-        raise AdapterError("it holds no JSON object", where=str(path))
+        raise AdapterError("it holds no JSON object", where=path)
     return value
 
 
@@ -151,7 +151,7 @@ def _held(own: Path, wanted: Path) -> Iterator[None]:
                 continue
             if _is_held(other):
                 remedy = "Wait until it has ended, or name another place."
-                raise RunFolderError("another process is writing it", where=str(wanted), remedy=remedy)
+                raise RunFolderError("another process is writing it", where=wanted, remedy=remedy)
             if other.is_dir():
                 shutil.rmtree(other, ignore_errors=True)
             else:

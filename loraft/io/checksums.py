@@ -113,11 +113,11 @@ def refuse_altered(folder: Path, wanted: Callable[[str], bool], error: type[Inva
         lost = ((name, what) for name in files if wanted(name) and (what := _loss(folder / name)) is not None)
         found = next(lost, None) or fault(folder, files, lambda name: wanted(name) and not is_config(name))
     except NOT_READ:
-        raise error("what its files were cannot be read", where=str(folder / RECORD), remedy=PUT_BACK) from None
+        raise error("what its files were cannot be read", where=folder / RECORD, remedy=PUT_BACK) from None
     if found is not None:
         name, what = found
         remedy = f"{PUT_BACK} To use it as it is, take {name} out of `files` in {folder / RECORD}."
-        raise error(f"{what}: it is not what training or merging wrote", where=str(folder / name), remedy=remedy)
+        raise error(f"{what}: it is not what training or merging wrote", where=folder / name, remedy=remedy)
 
 
 def altered_settings(folder: Path) -> tuple[str, ...]:
@@ -235,7 +235,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
                         write_whole(_manifest_of(folder), json.dumps(sealed({"files": seal(built)}), indent=1) + "\n")
     except (OSError, SafetensorError) as error:
         message = f"the cache cannot be written: {getattr(error, 'strerror', None) or error}"
-        raise ModelError(message, where=str(folder.parent), remedy=ANOTHER_CACHE) from error
+        raise ModelError(message, where=folder.parent, remedy=ANOTHER_CACHE) from error
     return folder
 
 

@@ -49,14 +49,14 @@ def whole_files(fetch: Callable[[], str], patterns: Sequence[str]) -> Path:
             return folder
         if constants.HF_HUB_OFFLINE:
             remedy = "Let it be fetched again: unset HF_HUB_OFFLINE."
-            raise ModelError("is damaged: it is not what the Hub gave", where=str(damaged[0]), remedy=remedy)
+            raise ModelError("is damaged: it is not what the Hub gave", where=damaged[0], remedy=remedy)
         for file in damaged:
             _blob(file).unlink(missing_ok=True)
             file.unlink()
         folder = Path(patiently(fetch))
     if left := _damaged(folder, patterns):
         remedy = "Try again later; where HF_ENDPOINT or a proxy names another server, it may be that one's."
-        raise ModelError("is not what the Hub lists, though it was fetched twice", where=str(left[0]), remedy=remedy)
+        raise ModelError("is not what the Hub lists, though it was fetched twice", where=left[0], remedy=remedy)
     names = ", ".join(file.name for file in damaged)
     REMADE.append(f"the Hub's files in {folder.parents[1].name} were damaged ({names}), and were fetched again")
     return folder

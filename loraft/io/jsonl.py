@@ -33,8 +33,8 @@ BATCHES_A_WINDOW = 8
 NO_ANSWER = "is no answer to the row of its number"
 
 
-def _refusal(message: str, where: object, remedy: str | None = ANOTHER) -> DataError:
-    return DataError(message, where=str(where), parameter=OUTPUT, remedy=remedy)
+def _refusal(message: str, where: str | Path, remedy: str | None = ANOTHER) -> DataError:
+    return DataError(message, where=where, parameter=OUTPUT, remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def check_output_file(
         message, remedy = "is a file that this command reads", "Name another file."
     else:
         return
-    raise error(message, where=str(path), parameter=parameter, remedy=remedy)
+    raise error(message, where=path, parameter=parameter, remedy=remedy)
 
 
 def check_config_place(path: Path, *, reads: Iterable[Path] = (), overwrite: bool) -> None:
@@ -64,10 +64,10 @@ def check_config_place(path: Path, *, reads: Iterable[Path] = (), overwrite: boo
     """
     check_output_file(path, reads=reads, error=ConfigError)
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError("does not end in .yaml", where=str(path), remedy=f"Name it {path.name}.yaml.")
+        raise ConfigError("does not end in .yaml", where=path, remedy=f"Name it {path.name}.yaml.")
     if path.exists() and not overwrite:
         remedy = "Name another file, or replace it with `overwrite`."
-        raise ConfigError("is there already", where=str(path), remedy=remedy)
+        raise ConfigError("is there already", where=path, remedy=remedy)
 
 
 def begins_with(path: Path, mark: str) -> bool:

@@ -42,7 +42,7 @@ def disk_errors(where: Path, *, remedy: str, after: str = "", needed: int | None
         if number == errno.EFBIG:
             what = "a file would be larger than this disk, or a limit of this process (ulimit -f), allows"
         message = f"{what}{after and f' after {after}'}: {room_for(needed, where)}"
-        raise DiskFullError(message, where=str(where), remedy=remedy) from error
+        raise DiskFullError(message, where=where, remedy=remedy) from error
 
 
 def room_for(needed: int | None, where: Path) -> str:
@@ -70,7 +70,7 @@ def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str =
     free = shutil.disk_usage(folder).free
     if free < needed:
         message = f"{purpose} needs {needed:,} bytes, and {free:,} are free"
-        raise ResourceError(message, where=str(folder), remedy=remedy)
+        raise ResourceError(message, where=folder, remedy=remedy)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def memory_errors(
     message: str,
     *,
     remedy: str | None,
-    where: str | None = None,
+    where: str | Path | None = None,
     key: str | None = None,
     parameter: str | None = None,
     rewords: bool = False,

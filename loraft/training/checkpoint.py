@@ -185,7 +185,7 @@ def save_in_parts(
 
         def write() -> dict[str, dict[str, int | str]]:
             if said := non_finite({name: own_part(weight.detach()) for name, weight in tensors["model"].items()}):
-                raise NonFiniteError(f"{said}; not saved", where=str(folder))
+                raise NonFiniteError(f"{said}; not saved", where=folder)
             with _full_disk_told(root, step, about):
                 parts = (write_parts(partial / PARTS, kind, own, ranks) for kind, own in tensors.items())
                 return {f"{PARTS}/{file.name}": seal_of(file) for file in chain.from_iterable(parts)}
@@ -218,7 +218,7 @@ def _full_disk_told(root: Path, step: int, about: int | None) -> Iterator[None]:
     except DiskFullError as error:
         told, _, _ = error.problems[0].message.partition(": ")
         message = f"{told} while the checkpoint of step {step} was written: {room_for(_needed(root, about), root)}"
-        raise DiskFullError(message, where=str(root), remedy=remedy) from error
+        raise DiskFullError(message, where=root, remedy=remedy) from error
 
 
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:

@@ -180,7 +180,7 @@ def _require_trust(folder: RunFolder) -> None:
     began_with = read_sealed(folder.manifest).get("trust_remote_code")
     if began_with is True and not is_trusted():
         message = "the run was begun with the code that its model brings, and that code needs to be trusted again"
-        raise RunFolderError(message, where=str(folder.path), remedy="Say so: `trust_remote_code=True`.")
+        raise RunFolderError(message, where=folder.path, remedy="Say so: `trust_remote_code=True`.")
 
 
 def refuse_another_base(folder: RunFolder, loaded: LoadedModel) -> None:
@@ -212,7 +212,7 @@ def _require_no_result(run: Trainer) -> None:
     if (result := run.folder.result) is not None:
         message = "the run has ended, and there is no checkpoint to go on from: it would begin at step 0"
         remedy = "replace what it ended with by `overwrite`, or train to another folder"
-        raise RunFolderError(message, where=str(result), remedy=remedy)
+        raise RunFolderError(message, where=result, remedy=remedy)
 
 
 def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_before: int | None) -> bool:
@@ -230,7 +230,7 @@ def resume_from(run: Trainer, state: RunState, taken_on: Sequence[str], steps_be
     tell(run.observer, *damaged)
     if newest is None and damaged:
         remedy = "put its files back as they were, or replace the run by `overwrite`"
-        raise RunFolderError("no checkpoint is whole to go on from", where=str(run.folder.path), remedy=remedy)
+        raise RunFolderError("no checkpoint is whole to go on from", where=run.folder.path, remedy=remedy)
     if newest is None:
         run.ranks.on_main(lambda: _require_no_result(run))
         run.observer(Note("there is no checkpoint to go on from: the run begins at step 0"))
@@ -268,7 +268,7 @@ def _require_shared(run: Trainer, newest: Path | None) -> None:
     if known != seen[0]:
         message = f"rank {run.ranks.rank} does not see {newest.name if newest else 'that there is no checkpoint'}"
         remedy = "put training.output_dir on a disk that all machines share"
-        raise RunFolderError(message, where=str(run.folder.path), key="training.output_dir", remedy=remedy)
+        raise RunFolderError(message, where=run.folder.path, key="training.output_dir", remedy=remedy)
 
 
 def _bytes_of(file: Path) -> bytes | None:
@@ -288,7 +288,7 @@ def _restore_weights(run: Trainer, folder: Path) -> None:
     except AdapterError as error:
         message = f"{folder.name} has not what is trained now: {error.in_short}"
         remedy = "undo the change, or begin anew with another training.output_dir"
-        raise RunFolderError(message, where=str(run.folder.path), remedy=remedy) from error
+        raise RunFolderError(message, where=run.folder.path, remedy=remedy) from error
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -77,7 +77,7 @@ class RunFolder:
             raise RunFolderError("another process is writing to this run", where=where) from None
         except OSError as error:
             message, named = f"cannot be written: {error.strerror}", error.filename or where
-            raise RunFolderError(message, where=str(named), key="training.output_dir") from None
+            raise RunFolderError(message, where=named, key="training.output_dir") from None
         try:
             yield
         finally:
@@ -94,7 +94,7 @@ class RunFolder:
                 return
             time.sleep(1)
         remedy = "name a folder on a disk that all machines share"
-        raise RunFolderError("is not seen here", where=str(self.path), key="training.output_dir", remedy=remedy)
+        raise RunFolderError("is not seen here", where=self.path, key="training.output_dir", remedy=remedy)
 
     def require(self) -> None:
         """Make sure that the folder is there still, before something is written that would make it anew.
@@ -105,7 +105,7 @@ class RunFolder:
         if not self.path.is_dir():
             message = "the run's folder was removed while the run went on, and what was trained with it"
             remedy = "begin anew, and remove the folder of a run only once the run has ended"
-            raise RunError(message, where=str(self.path), remedy=remedy)
+            raise RunError(message, where=self.path, remedy=remedy)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -237,7 +237,7 @@ def refuse_taken(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
         message, remedy = "holds files that are not a run's", "name a new or empty folder"
     else:
         return
-    raise RunFolderError(message, where=str(path), key="training.output_dir", remedy=remedy)
+    raise RunFolderError(message, where=path, key="training.output_dir", remedy=remedy)
 
 
 def refuse_own_inputs(folder: RunFolder, config: RunConfig) -> None:
@@ -292,7 +292,7 @@ def check_disk(folder: Path, saved: SavedBytes, *, checkpoints: int, frozen_pref
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         message = f"cannot be made: nothing can be written to {there}"
         remedy = "name another training.output_dir, or make it one that you may write to"
-        raise RunFolderError(message, where=str(folder), key="training.output_dir", remedy=remedy)
+        raise RunFolderError(message, where=folder, key="training.output_dir", remedy=remedy)
     free = shutil.disk_usage(there).free
     held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
     if free + held < checkpoints * a_checkpoint + saved.trained + frozen_prefix:
@@ -301,7 +301,7 @@ def check_disk(folder: Path, saved: SavedBytes, *, checkpoints: int, frozen_pref
             wanted += f", and {frozen_prefix / 1e9:.2f} GB of what frozen layers give (training.cache_frozen_prefix)"
         raise ResourceError(
             f"{free / 1e9:.2f} GB are free on the disk, and {wanted}",
-            where=str(folder),
+            where=folder,
             key="training.save_total_limit",
             remedy="free some space, keep fewer checkpoints, or name a training.output_dir on another disk",
         )

@@ -324,7 +324,7 @@ def require_finite(value: float, what: str, step: int, examples: Sequence[Exampl
     if run.damaged is None and what != EVALUATION and run.settings.on_nonfinite == "stop":
         remedy += LEAVE_OUT
     message = f"{what} is {value} at step {step}, on the rows {named}{cause}"
-    raise NonFiniteError(message, where=str(run.folder.path), remedy=remedy)
+    raise NonFiniteError(message, where=run.folder.path, remedy=remedy)
 
 
 def _cause(run: Trainer, step: int, examples: Sequence[Example]) -> tuple[str, str]:
