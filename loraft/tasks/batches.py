@@ -153,19 +153,18 @@ Lay = Callable[[Sequence[Example], BatchLayout], Batch]
 
 
 def collate_compared(lay: Lay, examples: Sequence[Example], layout: BatchLayout) -> Batch:
-    """Lay the two texts of each pair one after the other, as `lay` does those of one answer."""
+    """Lay the texts of each row one after the other, as `lay` does those of one answer.
+
+    Of answers that stand alone those of other rows, behind the same prompts, are a batch of their own.
+    """
     texts = [text for example in examples for text in example.texts]
     known = [example.reference for example in examples if example.reference is not None]
-    reference = torch.tensor(known) if len(known) == len(examples) else None
-    return replace(lay(texts, layout), reference=reference)
-
-
-def collate_unpaired(lay: Lay, examples: Sequence[Example], layout: BatchLayout) -> Batch:
-    """Lay answers that stand alone, and those of other rows behind the same prompts, as `lay` does by itself."""
+    labels = [example.desirable for example in examples if example.desirable is not None]
     others = [example.mismatched for example in examples if example.mismatched is not None]
     return replace(
-        collate_compared(lay, examples, layout),
-        desirable=torch.tensor([bool(example.desirable) for example in examples]),
+        lay(texts, layout),
+        reference=torch.tensor(known) if len(known) == len(examples) else None,
+        desirable=torch.tensor(labels) if labels else None,
         mismatched=collate_compared(lay, others, layout) if others else None,
     )
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
     from loraft.config.sections import DataSection
     from loraft.rows.row import Row
-    from loraft.tasks.batches import Batch, BatchLayout
     from loraft.tasks.kto_loss import KTOLoss
     from loraft.tasks.loss import TaskLoss
     from loraft.tasks.preference_loss import PreferenceLoss
@@ -126,10 +125,6 @@ class ComparedAnswers(Task):
         """The loss of pairs, or that of answers that stand alone."""
         return self.losses[config.preference.loss == "kto"]
 
-    def collate(self, examples: Sequence[Example], layout: BatchLayout) -> Batch:
-        """Lay pairs, or answers that stand alone."""
-        return self.losses[examples[0].desirable is not None].collate(examples, layout)
-
     def with_mismatched(self, batches: Sequence[Sequence[Example]], config: RunConfig) -> list[list[Example]]:
         """The batches of a step; answers that stand alone have that of another row beside them."""
         if config.preference.loss != "kto":
@@ -139,9 +134,10 @@ class ComparedAnswers(Task):
 
     def problems(self, config: RunConfig, renderer: RowRenderer) -> list[Problem]:
         """A loss of pairs for answers that stand alone, or the other way around."""
-        from loraft.tokenization.preference_rows import UnpairedRenderer
+        from loraft.tokenization.preference_rows import ComparedRenderer
 
-        asked, alone = config.preference.loss, isinstance(renderer, UnpairedRenderer)
+        assert isinstance(renderer, ComparedRenderer), "the task makes its own"
+        asked, alone = config.preference.loss, renderer.alone
         if alone == (asked == "kto"):
             return []
         if alone:

@@ -8,15 +8,18 @@ with the same number, so that it does not matter how rows are shared among them;
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from loraft.config.preference_section import PreferenceSection
-from loraft.tasks.batches import Batch, collate_pairs, collate_texts, collate_unpaired
-from loraft.tasks.loss import CausalLMLoss, Seq2SeqLMLoss
-from loraft.tasks.preference_loss import PreferenceLoss, drawing_nothing
+from loraft.tasks.batches import Batch
+from loraft.tasks.preference_loss import (
+    CausalLMPreferenceLoss,
+    PreferenceLoss,
+    Seq2SeqPreferenceLoss,
+    drawing_nothing,
+)
 
 
 class KTOLoss(PreferenceLoss):
@@ -31,7 +34,7 @@ class KTOLoss(PreferenceLoss):
 
     def with_decisions(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The summed loss, and `[3, rows]`: the rewards, 1 where an answer is desirable, and the KL."""
-        assert batch.desirable is not None, "collate_unpaired tells the labels"
+        assert batch.desirable is not None, "collate_compared tells the labels"
         reference = self.before_training(batch)[:, 0]
         likely = self.likelihoods(batch)
         desirable, kl = batch.desirable, self.kl.clamp(min=0)
@@ -59,16 +62,12 @@ class KTOLoss(PreferenceLoss):
         return {**margin, **found, "kl": kl[0].item()}
 
 
-class CausalLMKTOLoss(KTOLoss, CausalLMLoss):
+class CausalLMKTOLoss(KTOLoss, CausalLMPreferenceLoss):
     """That of a decoder."""
 
-    collate = staticmethod(partial(collate_unpaired, collate_texts))
 
-
-class Seq2SeqKTOLoss(KTOLoss, Seq2SeqLMLoss):
+class Seq2SeqKTOLoss(KTOLoss, Seq2SeqPreferenceLoss):
     """That of an encoder-decoder."""
-
-    collate = staticmethod(partial(collate_unpaired, collate_pairs))
 
 
 def kto_losses(

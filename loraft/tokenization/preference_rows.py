@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import is_
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from loraft.config.sections import DataSection
 from loraft.errors import DataError
@@ -19,8 +19,29 @@ MIXED = "pairs of answers and answers that stand alone are learned by different 
 APART = "Train the one kind or the other."
 
 
+@dataclass(frozen=True)
+class RenderedAnswers:
+    """Answers behind their prompt, each by itself.
+
+    Attributes:
+        texts: A better and a worse one, or one that stands alone.
+        alike: Both are the same.
+        desirable: Whether one that stands alone is one to be given; None of a pair.
+    """
+
+    texts: tuple[Any, ...]
+    alike: bool
+    desirable: bool | None
+
+
 class ComparedRenderer(RowRenderer):
-    """What makes rows whose answers are compared; it stands before the class that makes those of one answer."""
+    """What makes rows whose answers are compared; it stands before the class that makes those of one answer.
+
+    Attributes:
+        alone: Each row has one answer, which a label calls good or bad; otherwise it has a better and a worse one.
+    """
+
+    alone: ClassVar[bool] = False
 
     @property
     def one(self) -> RowRenderer:
@@ -31,128 +52,87 @@ class ComparedRenderer(RowRenderer):
         """A row is one row, whatever its answers are made of."""
         return [record]
 
-
-@dataclass(frozen=True)
-class RenderedPair:
-    """A better and a worse answer, each behind its prompt; `alike` where they are the same."""
-
-    both: tuple[Any, ...]
-    alike: bool
-
-
-class PairRenderer(ComparedRenderer):
-    """What makes pairs of answers, of which one is the better."""
-
     def render(self, record: Record) -> Any:
-        """The two texts of a pair, and what of each is compared.
+        """The text of each answer behind its prompt, and what of it is compared.
 
         Raises:
-            DataError: The template cannot render it, or renders it so that the answers cannot be told.
+            DataError: The template cannot render it, or renders it so that the answers cannot be told; or the row is of
+                the other kind.
         """
-        if not isinstance(record, PreferencePair):
-            raise DataError(f"is an answer by itself, and other rows are pairs: {MIXED}", remedy=APART)
-        chosen, rejected = self.one.render(record.chosen), self.one.render(record.rejected)
-        return RenderedPair((chosen, rejected), chosen == rejected)
+        answers, desirable = [record], None
+        if isinstance(record, UnpairedAnswer):
+            answers, desirable = [record.answer], record.desirable
+        elif isinstance(record, PreferencePair):
+            answers = [record.chosen, record.rejected]
+        if (desirable is not None) is not self.alone:
+            kinds = "is an answer by itself, and other rows are pairs"
+            if self.alone:
+                kinds = "is a pair, and other rows are answers by themselves"
+            raise DataError(f"{kinds}: {MIXED}", remedy=APART)
+        texts = tuple(map(self.one.render, answers))
+        return RenderedAnswers(texts, texts[0] in texts[1:], desirable)
 
     def findings(self, rendered: Any) -> tuple[str, ...]:
-        """What a person should know of a pair that became tokens, each with what can be done."""
-        found = [finding for each in rendered.both for finding in self.one.findings(each)]
+        """What a person should know of a row that became tokens, each with what can be done."""
+        found = [finding for each in rendered.texts for finding in self.one.findings(each)]
         return tuple(dict.fromkeys([*found, *([ALIKE] if rendered.alike else [])]))
 
     def examples(self, rendered: Sequence[Any], where: Sequence[str]) -> list[Example]:
-        """Rendered pairs as tokens and labels, not yet cut to any length.
+        """Rendered rows as tokens and labels, not yet cut to any length.
 
         Raises:
             DataError: A text is too long to be read whole, and cannot be cut.
         """
-        texts = [text for pair in rendered for text in pair.both]
-        found = self.one.examples(texts, [place for place in where for _ in range(2)])
-        return [Example.of_preference(*each) for each in zip(found[::2], found[1::2], strict=True)]
+        texts = [(text, place) for row, place in zip(rendered, where, strict=True) for text in row.texts]
+        found = iter(self.one.examples([text for text, _ in texts], [place for _, place in texts]))
+        return [_in_one([next(found) for _ in row.texts], row.desirable) for row in rendered]
 
     def beginning(self, rendered: Any, limits: DataSection) -> Any:
-        """The pair; where a text is long enough for that to matter a beginning of it that is too long by itself."""
-        both = tuple(self.one.beginning(each, limits) for each in rendered.both)
-        return rendered if all(map(is_, both, rendered.both)) else replace(rendered, both=both)
+        """The row; where a text is long enough for that to matter a beginning of it that is too long by itself."""
+        texts = tuple(self.one.beginning(each, limits) for each in rendered.texts)
+        return rendered if all(map(is_, texts, rendered.texts)) else replace(rendered, texts=texts)
 
     def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
-        """How the longer of its texts exceeds the limits; None where neither does."""
+        """How the longer of its texts exceeds the limits; None where none does."""
         which, longer = max(enumerate(example.texts), key=lambda each: each[1].tokens)
         exceeds = self.one.too_long(longer, limits, least=least)
         of_source = longer.target_tokens and len(longer.input_ids) > limits.max_length
-        return exceeds if of_source or not exceeds else f"{exceeds}, with its {('chosen', 'rejected')[which]} answer"
+        if self.alone or of_source or not exceeds:
+            return exceeds
+        return f"{exceeds}, with its {('chosen', 'rejected')[which]} answer"
 
     def cut(self, rendered: Any, example: Example, limits: DataSection, choice: str) -> list[Example]:
-        """The beginnings of both texts; no token is invented."""
-        assert choice == "truncate", "the config refuses pieces of pairs"
-        both = zip(rendered.both, example.texts, strict=True)
-        chosen, rejected = (self.one.cut(each, text, limits, choice)[0] for each, text in both)
-        return [Example.of_preference(chosen, rejected)]
+        """The beginnings of its texts; no token is invented."""
+        assert choice == "truncate", "the config refuses pieces of answers"
+        each = zip(rendered.texts, example.texts, strict=True)
+        return [_in_one([self.one.cut(*one, limits, choice)[0] for one in each], example.desirable)]
 
     def marked(self, example: Example) -> str:
-        """Both texts, each with what is compared in ⟦ ⟧, the worse one below."""
-        return "\n– rejected –\n".join(map(self.one.marked, example.texts))
+        """Its texts, each with what is compared in ⟦ ⟧: a worse one below the better, a single one below its label."""
+        texts = "\n– rejected –\n".join(map(self.one.marked, example.texts))
+        return f"– {'desirable' if example.desirable else 'undesirable'} –\n{texts}" if self.alone else texts
 
 
-@dataclass(frozen=True)
-class RenderedAnswer:
-    """An answer behind its prompt, and whether it is one to be given."""
-
-    row: Any
-    desirable: bool
+def _in_one(texts: Sequence[Example], desirable: bool | None) -> Example:
+    """The row of a pair, or of an answer that stands alone."""
+    return Example.of_preference(*texts) if desirable is None else replace(texts[0], desirable=desirable)
 
 
-class UnpairedRenderer(ComparedRenderer):
-    """What makes answers that a label calls good or bad."""
-
-    def render(self, record: Record) -> Any:
-        """The text of an answer behind its prompt, and what of it counts.
-
-        Raises:
-            DataError: The template cannot render it, or renders it so that the answer cannot be told; or it is a pair.
-        """
-        if not isinstance(record, UnpairedAnswer):
-            raise DataError(f"is a pair, and other rows are answers by themselves: {MIXED}", remedy=APART)
-        return RenderedAnswer(self.one.render(record.answer), record.desirable)
-
-    def findings(self, rendered: Any) -> tuple[str, ...]:
-        """What a person should know of an answer that became tokens, each with what can be done."""
-        return self.one.findings(rendered.row)
-
-    def examples(self, rendered: Sequence[Any], where: Sequence[str]) -> list[Example]:
-        """Rendered answers as tokens and labels, not yet cut to any length.
-
-        Raises:
-            DataError: A text is too long to be read whole, and cannot be cut.
-        """
-        found = self.one.examples([each.row for each in rendered], where)
-        return [replace(text, desirable=each.desirable) for text, each in zip(found, rendered, strict=True)]
-
-    def beginning(self, rendered: Any, limits: DataSection) -> Any:
-        """The answer; where its text is long enough for that to matter a beginning that is too long by itself."""
-        row = self.one.beginning(rendered.row, limits)
-        return rendered if row is rendered.row else replace(rendered, row=row)
-
-    def cut(self, rendered: Any, example: Example, limits: DataSection, choice: str) -> list[Example]:
-        """The beginning of the text; no token is invented."""
-        cut = self.one.cut(rendered.row, example, limits, choice)
-        return [replace(each, desirable=example.desirable) for each in cut]
-
-    def marked(self, example: Example) -> str:
-        """The text with what counts in ⟦ ⟧, below its label."""
-        return f"– {'desirable' if example.desirable else 'undesirable'} –\n{self.one.marked(example)}"
-
-
-class CausalLMPairRenderer(PairRenderer, CausalLMRenderer):
+class CausalLMPairRenderer(ComparedRenderer, CausalLMRenderer):
     """Pairs of texts that a decoder reads."""
 
 
-class CausalLMUnpairedRenderer(UnpairedRenderer, CausalLMRenderer):
+class CausalLMUnpairedRenderer(CausalLMPairRenderer):
     """Texts with one answer that a decoder reads."""
 
+    alone = True
 
-class Seq2SeqPairRenderer(PairRenderer, Seq2SeqRenderer):
+
+class Seq2SeqPairRenderer(ComparedRenderer, Seq2SeqRenderer):
     """Sources, each with two targets."""
 
 
-class Seq2SeqUnpairedRenderer(UnpairedRenderer, Seq2SeqRenderer):
+class Seq2SeqUnpairedRenderer(Seq2SeqPairRenderer):
     """Sources, each with one target."""
+
+    alone = True
