@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from loraft.errors import DataError
 from loraft.rows.opening import RowFile, compression_of, lines_of, opened
-from loraft.rows.row import RawRow, UnreadableError, look, reason, remedy_of, text_of
+from loraft.rows.row import RawRow, UnreadableError, look, reason, remedy_of, source_error, text_of
 
 DEEPEST = 100
 """The most levels of lists and objects: Python walks through some hundreds, and no row means so many."""
@@ -98,7 +97,7 @@ def _refuse_other_json(first: bytes, following: bytes, file: RowFile) -> None:
     if text == b"{" and following.lstrip().startswith(b'"'):
         name = "" if compression_of(file.path) else f" {file.path.name}"
         message, remedy = "has objects of several lines each", f"Write each in one line: jq -c .{name}"
-        raise DataError(f"{message}, and .jsonl is one object a line", where=file.name, key="data", remedy=remedy)
+        raise source_error(f"{message}, and .jsonl is one object a line", file.name, remedy)
     if text.startswith(b"["):
         try:
             value = json.loads(text)
@@ -106,7 +105,7 @@ def _refuse_other_json(first: bytes, following: bytes, file: RowFile) -> None:
             value = [{}]  # it goes on in the next line
         if isinstance(value, list) and value and isinstance(value[0], dict):
             remedy = f"Name the file {_renamed(file, '.json')}."
-            raise DataError("holds a list, and .jsonl is one object a line", where=file.name, key="data", remedy=remedy)
+            raise source_error("holds a list, and .jsonl is one object a line", file.name, remedy)
 
 
 def _renamed(file: RowFile, kind: str) -> str:
@@ -129,7 +128,7 @@ def json_rows(file: RowFile) -> Iterator[RawRow]:
     except (ValueError, RecursionError) as error:
         why = reason(error)
         remedy = _of_several_objects(file) if "Extra data" in why else remedy_of(why)
-        raise DataError(why, where=file.name, key="data", remedy=remedy) from None
+        raise source_error(why, file.name, remedy) from None
     if not isinstance(loaded, list):
         values = loaded.items() if isinstance(loaded, dict) else ()
         lists = [key for key, value in values if isinstance(value, list) and key not in LISTS_OF_A_ROW]
@@ -138,7 +137,7 @@ def json_rows(file: RowFile) -> Iterator[RawRow]:
             inside, remedy = "; it holds one object", "Write [ before the object and ] after it, where it is a row."
         else:
             inside = f"; the rows seem to be in {lists[0]!r}" if lists else ""
-        raise DataError(f"must hold a list of objects{inside}", where=file.name, key="data", remedy=remedy)
+        raise source_error(f"must hold a list of objects{inside}", file.name, remedy)
     for number, value in enumerate(loaded, start=1):
         yield partial(look, f"{file.name}: row {number}", _object, value)
 

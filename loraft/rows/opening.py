@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 from loraft.config.choices import Auto, TextBy
 from loraft.errors import DataError
 from loraft.io.row_types import COMPRESSIONS, ROW_TYPES
+from loraft.rows.row import source_error
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def grown_too_much(file: RowFile) -> DataError:
     """What to say of a file that becomes more than that."""
     message = f"becomes more than {most_unpacked(file.path):,} bytes of {file.path.stat().st_size:,}, as rows never do"
     remedy = "Decompress it yourself, if it is meant, and name what comes out."
-    return DataError(message, where=file.name, key="data", remedy=remedy)
+    return source_error(message, file.name, remedy)
 
 
 def lines_of(stream: io.BufferedReader, file: RowFile) -> Iterator[tuple[int, bytes]]:
@@ -137,7 +138,7 @@ def check_size(size: int, file: RowFile, line: int) -> None:
     """
     if size > MOST_ROW_BYTES:
         message = f"is longer than {MOST_ROW_BYTES:,} bytes, and no row"
-        raise DataError(message, where=f"{file.name}:{line}", key="data", remedy="Write shorter rows, one a line.")
+        raise source_error(message, f"{file.name}:{line}", "Write shorter rows, one a line.")
 
 
 @contextmanager
@@ -166,7 +167,7 @@ def told_where_unreadable(file: RowFile) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         compression = compression_of(file.path)
         if compression is None or getattr(error, "errno", None):  # the system's own has a number
-            raise DataError(f"cannot be read: {reason}", where=file.name, key="data") from None
+            raise source_error(f"cannot be read: {reason}", file.name) from None
         message = f"is damaged, cut short, or no {compression} file: {reason}"
         remedy = "Fetch it again, or compress it again."
-        raise DataError(message, where=file.name, key="data", remedy=remedy) from None
+        raise source_error(message, file.name, remedy) from None

@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from loraft.config.choices import TextBy
-from loraft.errors import DataError
 from loraft.figures import counted
 from loraft.io.paths import HUB_ID
 from loraft.io.row_types import ROW_TYPES
@@ -19,6 +18,7 @@ from loraft.rows.opening import RowFile, kind_of, told_where_unreadable
 from loraft.rows.plain_texts import parted_by
 from loraft.rows.readers import ALL_TYPES, check_file
 from loraft.rows.remote import address_of, fetched, file_name, listed, local_path
+from loraft.rows.row import source_error
 from loraft.rows.standard_input import STANDARD_INPUT, standard_input
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def files_of(source: DataSource) -> SourceFiles:
         place = fetched
         if not several and kind_of(PurePosixPath(file_name(address))) not in ROW_TYPES:
             message, remedy = "does not end in a type of file that is read", f"Fetch it, and name it as {ALL_TYPES}."
-            raise DataError(message, where=source.path, key="data", remedy=remedy)
+            raise source_error(message, source.path, remedy)
     chosen, notes = _of_one_type(names, source.path) if several else (names, ())
     found = _read_as(source, [RowFile(place(name), name) for name in chosen], several=several)
     return replace(found, notes=(*notes, *found.notes))
@@ -113,14 +113,14 @@ def _of_one_type(names: Sequence[str], whole: str) -> tuple[list[str], tuple[str
         message = "holds .arrow files, as `Dataset.save_to_disk` writes them, and these are not read"
         of_split = "['train']" if any(file_name(name) == "dataset_dict.json" for name in names) else ""
         written = f"datasets.load_from_disk({whole!r}){of_split}.to_parquet('rows.parquet')"
-        raise DataError(message, where=whole, key="data", remedy=f"Write the rows as Parquet, in Python: {written}")
+        raise source_error(message, whole, f"Write the rows as Parquet, in Python: {written}")
     if not read:
         others = f"; there are {_counted(types)}" if types else ""
         remedy = f"Name files that end in {ALL_TYPES}."
-        raise DataError(f"no file of rows is there{others}", where=whole, key="data", remedy=remedy)
+        raise source_error(f"no file of rows is there{others}", whole, remedy)
     if len({ROW_TYPES[kind].content for kind in read}) > 1:
         remedy = f"Name those that hold the rows by a pattern, as in …/*{min(read)}, or each by itself in a list."
-        raise DataError(f"holds files of several types: {_counted(read)}", where=whole, key="data", remedy=remedy)
+        raise source_error(f"holds files of several types: {_counted(read)}", whole, remedy)
     chosen = [name for name, kind in kinds.items() if kind in ROW_TYPES]
     rest = types - Counter(read)
     besides = f"; of other types, and not read, are {_counted(rest)}" if rest else ""

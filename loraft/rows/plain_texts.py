@@ -17,14 +17,13 @@ def text_rows(file: RowFile) -> Iterator[RawRow]:
         if file.text_by == "file":
             whole = stream.read(MOST_ROW_BYTES + 1)
             check_size(len(whole), file, 1)
-            yield partial(look, f"{file.name}:1", _text, whole, True)
+            parts = iter([(1, whole)])
         elif file.text_by == "line":
-            for number, raw in lines_of(stream, file):
-                if raw.strip():
-                    yield partial(look, f"{file.name}:{number}", _text, raw, number == 1)
+            parts = (line for line in lines_of(stream, file) if line[1].strip())
         else:
-            for number, raw in _paragraphs(stream, file):
-                yield partial(look, f"{file.name}:{number}", _text, raw, number == 1)
+            parts = _paragraphs(stream, file)
+        for number, raw in parts:
+            yield partial(look, f"{file.name}:{number}", _text, raw, number == 1)
 
 
 def parted_by(file: RowFile) -> TextBy:

@@ -38,7 +38,8 @@ def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
     """
     fields = Fields(row, columns)
     if fields.has("rejected_response") and not fields.has("chosen"):
-        return _by_turns(fields, *_beside_messages(fields))
+        turns = _ending_with_an_answer(fields)
+        return _by_turns(fields, turns, (*turns[:-1], *_answer_turns(fields, "rejected_response")))
     instruction = _instruction(fields)
     as_it_stands = not instruction and isinstance(fields.filled("prompt") or "", str)
     if isinstance(fields.value("chosen"), str) and as_it_stands:
@@ -100,12 +101,6 @@ def _by_text(fields: Fields) -> PreferencePair:
         raise fields.wrong("prompt", "is missing, and there is nothing that both texts begin with", remedy)
     pair = (PromptCompletion(text[:border], text[border:]) for text in (chosen, rejected))
     return PreferencePair(*pair)
-
-
-def _beside_messages(fields: Fields) -> tuple[Turns, Turns]:
-    """Turns that end with the better answer, and the same with the worse one in its place."""
-    chosen = _ending_with_an_answer(fields)
-    return chosen, (*chosen[:-1], *_answer_turns(fields, "rejected_response"))
 
 
 def _ending_with_an_answer(fields: Fields) -> Turns:

@@ -24,7 +24,7 @@ from loraft.io.hub_access import unreached
 from loraft.rows.class_names import named_classes
 from loraft.rows.places import AS_TABLE, SourceFiles, files_of, lies_in_files
 from loraft.rows.readers import ALL_TYPES, count_in, rows_in
-from loraft.rows.row import RawRow, Row, look
+from loraft.rows.row import RawRow, Row, look, source_error
 from loraft.rows.tables import from_arrow
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def read_rows(source: DataSource, most: int | None = None) -> RowsRead:
         remedy = "Write rows into it, or name another file."
         if AS_TABLE in read.notes:
             remedy = "Its first line was taken for the header of a table (CSV); name plain text as a .txt file."
-        raise DataError("holds no rows", where=source.path, key="data", remedy=remedy)
+        raise source_error("holds no rows", source.path, remedy)
     seen = len(read.rows) + len(read.problems)
     if seen == source.limit and next(rows, None) is not None:
         read.notes.append(f"{source.path}: its first {counted(seen, 'row')} alone, as limit says: there are more")
@@ -104,7 +104,7 @@ def _opened(source: DataSource, *, streaming: bool) -> tuple[Iterator[RawRow], l
         return chain.from_iterable(map(rows_in, found.files)), [*found.notes, *_has_no_parts(source, found)]
     # Of one dataset several parts may be named, and a place is a row's name.
     name = " ".join(filter(None, (source.path, source.name, source.split)))
-    return _plain(_coming(_with_names_of_classes(_hub(source, streaming=streaming)), source), name), []
+    return _plain(_coming(_hub(source, streaming=streaming), source), name), []
 
 
 def _has_no_parts(source: DataSource, found: SourceFiles) -> Iterator[str]:
@@ -213,23 +213,21 @@ def _hub(source: DataSource, *, streaming: bool) -> Any:
         remedy = "say which part is meant by data.name, and which split by data.split"
         if isinstance(error, OSError):
             remedy = f"check the name; perhaps {unreached()}"
-        raise DataError(message, where=source.path, key="data", remedy=remedy) from None
+        raise source_error(message, source.path, remedy) from None
 
 
-def _with_names_of_classes(dataset: Any) -> Iterator[Mapping[str, object]]:
-    """The rows of a dataset, with the names of classes that it numbers."""
+def _coming(dataset: Any, source: DataSource) -> Iterator[Mapping[str, object]]:
+    """The rows of a dataset of the Hub, with the names of classes that it numbers.
+
+    They may break off: over the line, or in a damaged file.
+    """
     named = named_classes(dataset.features.to_dict() if dataset.features else {})
-    for row in dataset:
-        yield row | {column: name(row[column]) for column, name in named.items()}
-
-
-def _coming(dataset: Iterable[Mapping[str, object]], source: DataSource) -> Iterator[Mapping[str, object]]:
-    """The rows of a dataset of the Hub, which may break off: over the line, or in a damaged file."""
     try:
-        yield from dataset
+        for row in dataset:
+            yield row | {column: name(row[column]) for column, name in named.items()}
     except Exception as error:  # as above
         message, remedy = f"gives no more rows: {_reason(error)}", f"Try again; perhaps {unreached()}."
-        raise DataError(message, where=source.path, key="data", remedy=remedy) from None
+        raise source_error(message, source.path, remedy) from None
 
 
 def _reason(error: Exception) -> str:
@@ -245,7 +243,7 @@ def _builtin(source: DataSource) -> tuple[Mapping[str, object], ...]:
 
     name, split = source.path.removeprefix("builtin:"), source.split or "train"
     if name != "tickets":
-        raise DataError(f"there is no builtin data {name!r}", where=source.path, key="data", remedy="builtin:tickets")
+        raise source_error(f"there is no builtin data {name!r}", source.path, "builtin:tickets")
     if split not in SPLITS:
         raise DataError(
             f"has no split {split!r}", where=source.path, key="data.split", remedy=f"one of {', '.join(SPLITS)}"

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from loraft.errors import DataError
 from loraft.io.row_types import COMPRESSIONS, ROW_TYPES, Content
 from loraft.rows.json_rows import json_rows, jsonl_rows
 from loraft.rows.opening import RowFile, compression_of, opened, told_where_unreadable
 from loraft.rows.plain_texts import text_rows
-from loraft.rows.row import RawRow
+from loraft.rows.row import RawRow, source_error
 from loraft.rows.tables import csv_rows, parquet_rows, rows_of_parquet, xlsx_rows
 
 Reader = Callable[[RowFile], Iterator[RawRow]]
@@ -51,15 +50,15 @@ def check_file(file: RowFile) -> None:
     """
     path = file.path
     if not path.exists():
-        raise DataError("there is no such file", where=file.name, key="data", remedy=_nearest(path))
+        raise source_error("there is no such file", file.name, _nearest(path))
     if file.kind not in ROW_TYPES:
         end = compression_of(path)
         inside = f", {end}," if end else ""
         message = f"files of type {file.kind or '(none)'}{inside} are not read"
-        raise DataError(message, where=file.name, key="data", remedy=f"write it as {ALL_TYPES}")
+        raise source_error(message, file.name, f"write it as {ALL_TYPES}")
     with told_where_unreadable(file), opened(file) as stream:
         if not stream.peek(1):
-            raise DataError("is empty", where=file.name, key="data", remedy="Write rows into it, or name another file.")
+            raise source_error("is empty", file.name, "Write rows into it, or name another file.")
 
 
 ALL_TYPES = f"{', '.join(ROW_TYPES)}, or one of these with {', '.join(COMPRESSIONS)} behind it"

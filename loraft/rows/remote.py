@@ -11,12 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from loraft.errors import DataError, LoraftError
+from loraft.errors import LoraftError
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.kept_files import kept_file
 from loraft.io.paths import without_bars
 from loraft.io.patience import is_fetched, patiently
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
+from loraft.rows.row import source_error
 
 ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/+")
 """A path that was read from a command line has one of its slashes left."""
@@ -92,7 +93,7 @@ def fetched(address: str) -> Path:
         )
     except OSError as error:
         message = f"cannot be kept in the cache: {error.strerror}"
-        raise DataError(message, where=address, key="data", remedy=ANOTHER_CACHE) from error
+        raise source_error(message, address, ANOTHER_CACHE) from error
 
 
 def _version(system: Any, path: str) -> str | None:
@@ -120,10 +121,10 @@ def _file_system(address: str) -> tuple[Any, str]:
         package = str(known_implementations.get(scheme, {}).get("class", "")).partition(".")[0]
         what = str(error) if package in ("", "fsspec") else f"needs the package {package}, which is not installed"
         remedy = f"pip install {package}" if package not in ("", "fsspec") else None
-        raise DataError(what, where=address, key="data", remedy=remedy) from None
+        raise source_error(what, address, remedy) from None
     except ValueError:
         message = f"addresses that begin with {scheme}:// are not read"
-        raise DataError(message, where=address, key="data", remedy="Fetch the file first, and name it.") from None
+        raise source_error(message, address, "Fetch the file first, and name it.") from None
 
 
 def _session() -> dict[str, Any]:
@@ -144,7 +145,7 @@ def _told_where_unreachable(address: str) -> Iterator[None]:
         cause = error.__cause__ or error
         status = getattr(cause, "status", None) or getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(cause, FileNotFoundError) or status == 404:
-            raise DataError("there is no such file", where=address, key="data", remedy="Check the address.") from None
+            raise source_error("there is no such file", address, "Check the address.") from None
         why = (str(cause).splitlines() or [""])[0] or type(cause).__name__
         remedy = "Check the address, and that this machine reaches it; or fetch the file, and name it."
-        raise DataError(f"cannot be reached: {why}", where=address, key="data", remedy=remedy) from None
+        raise source_error(f"cannot be reached: {why}", address, remedy) from None

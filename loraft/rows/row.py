@@ -6,11 +6,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from loraft.errors import Problem
+from loraft.errors import DataError, Problem
 
 
 class UnreadableError(ValueError):
     """A row that cannot be read; the message says why."""
+
+
+def source_error(message: str, where: str, remedy: str | None = None) -> DataError:
+    """What is wrong with a source of rows as a whole, or from a place in it on."""
+    return DataError(message, where=where, key="data", remedy=remedy)
 
 
 @dataclass(frozen=True)

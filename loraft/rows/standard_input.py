@@ -9,13 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TextIO
 
-from loraft.errors import DataError
 from loraft.io.called_files import call
 from loraft.io.checksums import sha256_of
 from loraft.io.kept_files import kept_file
 from loraft.io.resources import ANOTHER_CACHE, disk_errors
 from loraft.io.row_types import COMPRESSIONS, ROW_TYPES
 from loraft.rows.opening import RowFile, opened, told_where_unreadable
+from loraft.rows.row import source_error
 
 if TYPE_CHECKING:
     from loraft.config.schema import RunConfig
@@ -68,7 +68,7 @@ def standard_input(*, as_text: bool) -> Path:
         kept = kept_file(sha256_of(received)[:16], name, partial(shutil.copyfile, received))
     except OSError as error:
         message = f"what was piped in cannot be kept in the cache: {error.strerror}"
-        raise DataError(message, where=CALLED, key="data", remedy=ANOTHER_CACHE) from error
+        raise source_error(message, CALLED, ANOTHER_CACHE) from error
     call(kept, CALLED)
     return kept
 
@@ -84,14 +84,14 @@ def _received(stream: TextIO | None) -> Path:
     """A file with all that a stream gives, unpacked."""
     if stream is None or stream.closed or stream.isatty():
         message, remedy = "nothing is piped in", "Pipe the rows in, as in: cat rows.jsonl | loraft …; or name a file."
-        raise DataError(message, where=CALLED, key="data", remedy=remedy)
+        raise source_error(message, CALLED, remedy)
     path = Path(_room().name) / f"received-{id(stream)}"
     with disk_errors(path, remedy="Set TMPDIR to a folder that has room."):
         with path.open("wb") as file:
             shutil.copyfileobj(stream.buffer, file, AT_ONCE)
         path = _unpacked(path)
     if not path.stat().st_size:
-        raise DataError("is empty", where=CALLED, key="data", remedy="Pipe the rows in, or name a file.")
+        raise source_error("is empty", CALLED, "Pipe the rows in, or name a file.")
     return path
 
 

@@ -19,7 +19,7 @@ from loraft.errors import DataError, LoraftError, lacking
 from loraft.rows.class_names import named_classes
 from loraft.rows.json_rows import RepeatedKeyError
 from loraft.rows.opening import MOST_ROW_BYTES, RowFile, check_size, grown_too_much, most_unpacked, opened, seekable
-from loraft.rows.row import RawRow, UnreadableError, look, remedy_of
+from loraft.rows.row import RawRow, UnreadableError, look, remedy_of, source_error
 
 ROWS_OF_PARQUET = 1000
 """Rows of a Parquet file that are decoded together."""
@@ -60,7 +60,7 @@ def csv_rows(file: RowFile, separator: str | None = None) -> Iterator[RawRow]:
             if "field larger" in str(error):
                 check_size(MOST_ROW_BYTES + 1, file, line)
             message = f"is no table from here on: {error}".replace("\t", "\\t")
-            raise DataError(message, where=f"{file.name}:{line}", key="data", remedy=QUOTES) from None
+            raise source_error(message, f"{file.name}:{line}", QUOTES) from None
 
 
 def _noted(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _separator(file: RowFile) -> str:
     marks = " and ".join(SEPARATORS[mark] for mark in fitting or there)
     message = f"the header has {marks}, and which of them part the columns cannot be told"
     remedy = "Put names with such a sign in double quotes, or separate by tabs and name the file .tsv."
-    raise DataError(message, where=f"{file.name}:1", key="data", remedy=remedy)
+    raise source_error(message, f"{file.name}:1", remedy)
 
 
 def _parts(lines: Sequence[str], mark: str) -> bool:
@@ -123,9 +123,9 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
     twice = sorted({cell for cell in cells if cells.count(cell) > 1})
     if twice:
         named = ", ".join(column.strip() or "(no name)" for column in twice)
-        raise DataError(f"the header names {named} twice", where=where, key="data")
+        raise source_error(f"the header names {named} twice", where)
     if not all(_is_utf8(cell) for cell in cells):
-        raise DataError("is not UTF-8", where=where, key="data", remedy=remedy_of("is not UTF-8"))
+        raise source_error("is not UTF-8", where, remedy_of("is not UTF-8"))
     return list(cells)
 
 
@@ -164,9 +164,7 @@ def parquet_rows(file: RowFile) -> Iterator[RawRow]:
                     number += 1
                     yield partial(look, f"{file.name}: row {number}", _columns, readers, values)
         except (pyarrow.ArrowException, ValueError) as error:  # no UTF-8, or a struct with two fields of one name
-            raise DataError(
-                f"cannot be read as Parquet: {str(error).splitlines()[0]}", where=file.name, key="data"
-            ) from None
+            raise source_error(f"cannot be read as Parquet: {str(error).splitlines()[0]}", file.name) from None
 
 
 def _features(schema: Any) -> Mapping[str, Any]:
@@ -291,7 +289,7 @@ def _told_where_no_workbook(file: RowFile) -> Iterator[None]:
     except Exception as error:  # of a damaged one openpyxl raises whatever its parts stumble over
         why = " ".join(str(error).split()) or type(error).__name__
         remedy = "Save it as .xlsx without a password, or as .csv."
-        raise DataError(f"is no .xlsx file: {why}", where=file.name, key="data", remedy=remedy) from None
+        raise source_error(f"is no .xlsx file: {why}", file.name, remedy) from None
 
 
 def _sheet(book: Any, file: RowFile) -> Any:
