@@ -7,7 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
@@ -136,7 +136,7 @@ def _rendered(renderer: RowRenderer, record: Record, wanted: LengthPolicy) -> Re
         if wanted.done == "truncate":
             raise error.refusal from None
         raise
-    return Rendered(beginning, in_part=beginning is not whole)
+    return Rendered(beginning, in_part=beginning != whole)
 
 
 def _examples(
@@ -154,9 +154,12 @@ def _examples(
 
 
 def _unusable(error: DataError, place: str, wanted: LengthPolicy) -> TokenizedRow:
-    theirs = wanted.source.columns
-    named = (replace(each, where=place, key=theirs.get(each.key or "", each.key)) for each in error.problems)
-    return TokenizedRow(problems=tuple(named))
+    return TokenizedRow(problems=placed(error, place, wanted.source.columns))
+
+
+def placed(error: DataError, place: str, theirs: Mapping[str, str]) -> tuple[Problem, ...]:
+    """What is wrong with the row at a place, in the names of its file; `theirs` has our column names: theirs."""
+    return tuple(replace(each, where=place, key=theirs.get(each.key or "", each.key)) for each in error.problems)
 
 
 def _outcome(renderer: RowRenderer, parts: Sequence[tuple[Example, Rendered]], wanted: LengthPolicy) -> TokenizedRow:

@@ -163,15 +163,16 @@ class CausalLMRenderer(RowRenderer):
 
     def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The tokens that an answer follows; where plain text was learned, or there is no template, the last text's."""
-        self.refuse_tools(tools)
         if self.prompt_template is None:
-            asked = self._plain_text(messages[-1].content)
-        else:
-            protected = self.control_tokens.protected(messages, tools)
-            printed, borders = replace(self.prompt_template, tools=protected.tools).asked(protected.messages)
-            text, places, literal = protected.unmarked(printed, borders)
-            asked = BorderedText(text, tuple(places), literal)
-        return self._encoder.encode([asked])[0].ids
+            return super().prompt_ids(messages, tools)
+        protected = self.control_tokens.protected(messages, tools)
+        printed, borders = replace(self.prompt_template, tools=protected.tools).asked(protected.messages)
+        text, places, literal = protected.unmarked(printed, borders)
+        return self._encoder.encode([BorderedText(text, tuple(places), literal)])[0].ids
+
+    def plain_ids(self, text: str) -> list[int]:
+        """The tokens of a text that no template printed."""
+        return self._encoder.encode([self._plain_text(text)])[0].ids
 
     def parts(self, record: Record) -> Sequence[Record]:
         """The rows that a record becomes: where turns are split, one for each answer that is trained."""

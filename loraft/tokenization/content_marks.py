@@ -220,6 +220,12 @@ def _with_keys(value: object) -> Iterator[str]:
         yield from chain.from_iterable(map(_with_keys, chain(*value.items()) if isinstance(value, Mapping) else value))
 
 
+def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """What finds those of some tokens that are more than white space, of two that begin alike the longer one."""
+    longest_first = sorted(filter(str.strip, tokens), key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
 KEY = "data.special_tokens_in_text"
 
 
@@ -284,9 +290,7 @@ class ControlTokens:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        tokens = {token for token in added | set(self.tokenizer.all_special_tokens) if token.strip()}
-        longest_first = sorted(tokens, key=lambda token: (-len(token), token))
-        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        return any_of(added.union(self.tokenizer.all_special_tokens))
 
     def _finding(self, token: str) -> str:
         written = f"the control token {token} is written in the text"

@@ -290,12 +290,24 @@ class RowRenderer(ABC):
     def marked(self, example: Example) -> str:
         """The row's text with what is trained in ⟦ ⟧."""
 
-    @abstractmethod
     def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The tokens that an answer to `messages` follows, which may call `tools`, or that an encoder reads to give it.
 
+        Where no template prints them, they are those of the last text.
+
         Raises:
             DataError: They cannot be printed, or hold what is refused.
+        """
+        if tools:
+            raise DataError("this model has no chat template, which would print them", key="tools")
+        return self.plain_ids(messages[-1].content)
+
+    @abstractmethod
+    def plain_ids(self, text: str) -> list[int]:
+        """The tokens of a text that is read as it is.
+
+        Raises:
+            DataError: It holds what is refused.
         """
 
     def said(self, text: str, ids: Sequence[int] = ()) -> str:
@@ -305,12 +317,3 @@ class RowRenderer(ABC):
     def remembered(self, text: str, ids: Sequence[int]) -> str:
         """What a conversation goes on with of an answer, of its text and its tokens."""
         return text if self.prompt_template is None else self.prompt_template.remembered(text, ids)
-
-    def refuse_tools(self, tools: Tools) -> None:
-        """Refuse tools where no template would print them.
-
-        Raises:
-            DataError: There are some, and there is none.
-        """
-        if tools and self.prompt_template is None:
-            raise DataError("this model has no chat template, which would print them", key="tools")

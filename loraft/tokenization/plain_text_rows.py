@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraft.config.sections import DataSection
 from loraft.errors import DataError
-from loraft.rows.formats import ClassificationRecord, Message, Record, Seq2SeqRecord, Tools
+from loraft.rows.formats import ClassificationRecord, Record, Seq2SeqRecord
 from loraft.rows.labels import class_number
 from loraft.tokenization.examples import Example, RowRenderer
 from loraft.tokenization.long_texts import LongTexts, calls, require_readable
@@ -101,12 +101,11 @@ class Seq2SeqRenderer(RowRenderer):
         return [Example.of_pair(source.ids, target, place) for source, target, place in each]
 
     def beginning(self, rendered: Seq2SeqRecord, limits: DataSection) -> Seq2SeqRecord:
-        """A pair with the beginning of a text that is itself too long; where none is that long, the pair."""
+        """A pair with the beginning of a text that is itself too long."""
         with self._reading() as texts:
             source = texts.beginning(rendered.source, limits.max_length)
             target = replace(texts, target=True).beginning(rendered.target, limits.target_limit[1])
-        whole = (len(source), len(target)) == (len(rendered.source), len(rendered.target))
-        return rendered if whole else Seq2SeqRecord(source, target)
+        return Seq2SeqRecord(source, target)
 
     def target_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of targets."""
@@ -134,12 +133,11 @@ class Seq2SeqRenderer(RowRenderer):
         ids = truncate_keep_eos(example.input_ids, limits.max_length, self.tokenizer)
         return [Example.of_pair(ids, example.labels[: limits.target_limit[1]], example.where)]
 
-    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
-        """The tokens of a source, which is the last message's text behind the prefix."""
-        self.refuse_tools(tools)
-        self.control_tokens.refuse([messages[-1].content])
+    def plain_ids(self, text: str) -> list[int]:
+        """The tokens of a source, which is a text behind the prefix."""
+        self.control_tokens.refuse([text])
         with self._reading() as texts:
-            return texts.read([self.prefix + messages[-1].content])[0].ids
+            return texts.read([self.prefix + text])[0].ids
 
     def marked(self, example: Example) -> str:
         """The source, and the target in ⟦ ⟧."""
@@ -262,10 +260,9 @@ class ClassificationRenderer(RowRenderer):
         return [Example.of_class(ids, int(row.label), place, types) for row, place, (ids, types) in each]
 
     def beginning(self, rendered: ClassificationRecord, limits: DataSection) -> ClassificationRecord:
-        """The row with the beginning of each text that is itself too long; where none is that long, the row."""
+        """The row with the beginning of each text that is itself too long."""
         text, second = self.beginnings(rendered.text, rendered.second, limits.max_length)
-        whole = (text, second) == (rendered.text, rendered.second)
-        return rendered if whole else replace(rendered, text=text, second=second)
+        return ClassificationRecord(text, second, rendered.label)
 
     def beginnings(self, text: str, second: str | None, most: int) -> tuple[str, str | None]:
         """Texts of which long ones are beginnings, and which give the same tokens where they are cut to `most`.
@@ -326,7 +323,6 @@ class ClassificationRenderer(RowRenderer):
         """The text, and its class in ⟦ ⟧."""
         return f"{self.tokenizer.decode(example.input_ids)} ⟦{self.labels[example.labels[0]]}⟧"
 
-    def prompt_ids(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+    def plain_ids(self, text: str) -> list[int]:
         """The tokens of a text."""
-        self.refuse_tools(tools)
-        return self.text_ids([(messages[-1].content, None)])[0][0]
+        return self.text_ids([(text, None)])[0][0]

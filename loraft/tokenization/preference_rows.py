@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import is_
 from typing import Any, ClassVar, cast
 
 from loraft.config.sections import DataSection
@@ -89,8 +88,7 @@ class ComparedRenderer(RowRenderer):
 
     def beginning(self, rendered: Any, limits: DataSection) -> Any:
         """The row; where a text is long enough for that to matter a beginning of it that is too long by itself."""
-        texts = tuple(self.one.beginning(each, limits) for each in rendered.texts)
-        return rendered if all(map(is_, texts, rendered.texts)) else replace(rendered, texts=texts)
+        return replace(rendered, texts=tuple(self.one.beginning(each, limits) for each in rendered.texts))
 
     def too_long(self, example: Example, limits: DataSection, *, least: str = "") -> str | None:
         """How the longer of its texts exceeds the limits; None where none does."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from loraft.figures import shared_beginning
-from loraft.tokenization.content_marks import APART
+from loraft.tokenization.content_marks import APART, any_of
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class TurnEnd:
     def unknown(cls, tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
         """No end, and the control tokens of a tokenizer."""
         tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-        longest_first = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
-        longest = len(longest_first[0]) if longest_first else 0
-        return cls(re.compile("|".join(map(re.escape, longest_first)) or "(?!)"), longest)
+        return cls(any_of(tokens), max(map(len, tokens), default=0))
 
     def found(self, last: str, earlier: str, end_of_text: str | None) -> TurnEnd:
         """The end, from what is printed behind the `last` answer, and behind an `earlier` one, its question included.
