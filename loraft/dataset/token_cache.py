@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -143,10 +142,12 @@ def _program(root: Path = Path(__file__).parents[1]) -> str:
     return digest.hexdigest()
 
 
-KEPT, BEFORE = "rows-4", ("rows-1", "rows-2", "rows-3")
+KEPT, BEFORE = "rows-5", ("rows-1", "rows-2", "rows-3", "rows-4")
 """The folder of kept rows in the cache, and those of earlier versions; the number changes when an entry does."""
 MOST_BYTES = 10_000_000_000
 """The longest unused entries are removed where all have more bytes."""
+LISTS, NUMBERS = ("input_ids", "labels", "token_type_ids"), ("trained", "tokens", "second", "desirable")
+"""What is kept of an example beside its place."""
 ARRAYS, FACTS, MANIFEST = "rows.safetensors", "facts.json", "manifest.json"
 
 
@@ -205,14 +206,13 @@ class TokenCache:
 
 
 def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
-    """Columns: `[tokens]` and, for each, `[examples]` where an example ends in it; counts are `[examples]`."""
-    types = [example.token_type_ids or [] for example in examples]
-    columns = {"ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples], "types": types}
-    counts = {"trained": [e.trained for e in examples], "tokens": [e.tokens for e in examples]}
-    counts["seconds"] = [e.second for e in examples]
-    counts["desirable"] = [-1 if e.desirable is None else int(e.desirable) for e in examples]
-    arrays = {name: np.array(each, np.int64) for name, each in counts.items()}
-    for name, rows in columns.items():
+    """`[examples]` of each number, -1 for None; of each list `[tokens]`, and `[examples]`, where examples end in it."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for name in NUMBERS:
+        numbers = (getattr(example, name) for example in examples)
+        arrays[name] = np.array([-1 if number is None else number for number in numbers], np.int64)
+    for name in LISTS:
+        rows = [getattr(example, name) or [] for example in examples]
         flat = array("i")
         for row in rows:
             flat.extend(row)
@@ -223,11 +223,12 @@ def _arrays(examples: Sequence[Example]) -> dict[str, np.ndarray[Any, Any]]:
 
 def _examples(arrays: Mapping[str, np.ndarray[Any, Any]], places: Sequence[str]) -> list[Example]:
     known: dict[int, int] = {}
-    ids, labels, types = (_rows(arrays[name], arrays[f"{name}_ends"], known) for name in ("ids", "labels", "types"))
-    trained, tokens, seconds = (arrays[name].tolist() for name in ("trained", "tokens", "seconds"))
-    segments = (each or None for each in types)
-    kinds = (None if each < 0 else bool(each) for each in arrays["desirable"].tolist())
-    return list(map(Example, ids, labels, places, trained, tokens, segments, seconds, repeat(None), kinds))
+    lists = (_rows(arrays[name], arrays[f"{name}_ends"], known) for name in LISTS)
+    numbers = (arrays[name].tolist() for name in NUMBERS)
+    return [
+        Example(ids, labels, where, trained, tokens, types or None, second, desirable=None if good < 0 else bool(good))
+        for ids, labels, types, where, trained, tokens, second, good in zip(*lists, places, *numbers, strict=True)
+    ]
 
 
 def _rows(flat: np.ndarray[Any, Any], ends: np.ndarray[Any, Any], known: dict[int, int]) -> Iterable[list[int]]:
