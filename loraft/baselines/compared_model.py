@@ -12,16 +12,16 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from torch.nn.functional import softmax
 
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import classes_of, resolve_target, task_of
 from loraft.baselines.gradient_reach import Gradients, of_recurrent, of_transformer
 from loraft.baselines.recurrent import OTHERS, RecurrentModel, State
+from loraft.dataset.sampler import chunks
 from loraft.errors import InvalidInputError, ModelError
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
-from loraft.evaluation.open_model import telling, writing
+from loraft.evaluation.open_model import of_classes, telling, writing
 from loraft.events import Observer, tell
 from loraft.inference.batch_generate import BATCH_SIZE
 from loraft.inference.classifier import open_classifier
@@ -194,17 +194,11 @@ def compared_recurrent(model: RecurrentModel, renderer: RowRenderer, longest: in
         if not model.labels:
             parts = torch.split(losses, [example.trained for example in examples])
             return [RowScore(float(part.sum())) for part in parts]
-        shares = softmax(logits, 1).tolist()
-        named = [dict(zip(model.labels, each, strict=True)) for each in shares]
-        answers = [Answer(max(each, key=lambda name: each[name]), probabilities=each) for each in named]
-        return [RowScore(*each) for each in zip(losses.tolist(), answers, strict=True)]
+        return of_classes(model.labels, logits, losses)
 
     def answers(prompts: Sequence[Sequence[int]], _first: int) -> list[Answer]:
-        return [
-            answer
-            for at in range(0, len(prompts), BATCH_SIZE)
-            for answer in _answers(model, prompts[at : at + BATCH_SIZE], renderer, longest)
-        ]
+        batches = chunks(prompts, BATCH_SIZE)
+        return [answer for batch in batches for answer in _answers(model, batch, renderer, longest)]
 
     compared = EvalModel(model.cell, read, None if model.labels else answers)
     write = None if model.labels else partial(_write, model)

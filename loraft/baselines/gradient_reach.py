@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraft.baselines.recurrent import RecurrentModel
+from loraft.dataset.sampler import chunks
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.loss import TaskLoss
 from loraft.tasks.task import Task
@@ -101,8 +102,8 @@ def _joined(before: Sequence[Example], row: Example, length: int, *, classified:
 
 def gradient_reach(name: str, texts: MeasuredTexts, gradients: Gradients) -> GradientReach:
     """Measure one model on texts that are long enough for two distances at least."""
-    parts = [texts.examples[at : at + AT_ONCE] for at in range(0, len(texts.examples), AT_ONCE)]
-    norms = torch.cat([gradients(part).double().norm(dim=-1).cpu() for part in parts])[:, : texts.length]
+    parts = (gradients(part)[:, : texts.length] for part in chunks(texts.examples, AT_ONCE))
+    norms = torch.cat([part.double().norm(dim=-1).cpu() for part in parts])
     logs = norms.flip(1)[:, : texts.distances].clamp_min(torch.finfo(torch.float64).tiny).log().mean(0)
     places = torch.arange(len(logs), dtype=torch.float64)
     places -= places.mean()
@@ -128,7 +129,7 @@ def of_transformer(model: PreTrainedModel, loss: TaskLoss, task: Task, device: s
     """The gradients of a transformer, by the embeddings of its tokens."""
 
     def gradients(texts: Sequence[Example]) -> Tensor:
-        batch = task.collate(texts, BatchLayout(packed=False, pad_id=0)).to(device)
+        batch = task.collate(texts, BatchLayout()).to(device)
         with torch.enable_grad(), _embeddings_of(model) as seen:
             total = loss(batch)
             return torch.autograd.grad(total, seen[0])[0]

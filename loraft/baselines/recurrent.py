@@ -139,13 +139,13 @@ class RecurrentModel:
 
     def embedded(self, examples: Sequence[Example]) -> Tensor:
         """What the network reads of examples: `[rows, time, embedding]`, padded on the right."""
-        ids = self.task.collate(examples, BatchLayout(packed=False, pad_id=0)).input_ids
+        ids = self.task.collate(examples, BatchLayout()).input_ids
         embedded: Tensor = self.network.embedding(self.known.numbers(ids).to(self.device))
         return embedded
 
     def losses(self, examples: Sequence[Example], embedded: Tensor) -> tuple[Tensor, Tensor]:
         """`[targets]`, the loss of each in nats, and `[targets, outputs]`, the logits."""
-        batch = self.task.collate(examples, BatchLayout(packed=False, pad_id=0))
+        batch = self.task.collate(examples, BatchLayout())
         lengths = [len(example.input_ids) for example in examples]
         hidden = self.network.hidden(embedded, lengths)
         shared = torch.zeros(())

@@ -186,8 +186,7 @@ def _evaluated(
     rows: EvaluatedRows, models: Sequence[TimedReading], *, has_beside: bool, observer: Observer
 ) -> tuple[list[Mapping[str, float]], dict[str, Mapping[str, PairedDifference]]]:
     """The figures of each model; and by the cell those of what stands beside minus those of the network."""
-    references = [item.question.reference for item in rows.items if item.question is not None]
-    metrics = chosen_metrics(None, rows.purpose.task, references)
+    metrics = chosen_metrics(None, rows.purpose.task, rows.references)
 
     def judged(model: EvalModel, other: EvalModel | None) -> Evaluation:
         with memory_errors(OUT_OF_MEMORY, key="data.max_length", remedy=SHORTER, rewords=True):

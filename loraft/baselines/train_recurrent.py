@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from loraft.baselines.recurrent import OTHERS, Cell, RecurrentModel, RecurrentShape
+from loraft.dataset.sampler import chunks
 from loraft.errors import NonFiniteError
 from loraft.events import Observer, Progress
 from loraft.tokenization.examples import Example
@@ -155,12 +156,8 @@ class _Course:
         """Epoch after epoch; rows of like length share a batch."""
         while True:
             order = torch.randperm(len(train), generator=self._generator).tolist()
-            pool = 8 * ROWS_A_STEP
-            chunks = [
-                sorted(order[at : at + pool], key=lambda i: len(train[i].input_ids))
-                for at in range(0, len(order), pool)
-            ]
-            batches = [chunk[at : at + ROWS_A_STEP] for chunk in chunks for at in range(0, len(chunk), ROWS_A_STEP)]
+            pools = (sorted(pool, key=lambda i: len(train[i].input_ids)) for pool in chunks(order, 8 * ROWS_A_STEP))
+            batches = [batch for pool in pools for batch in chunks(pool, ROWS_A_STEP)]
             for place in torch.randperm(len(batches), generator=self._generator).tolist():
                 yield [train[index] for index in batches[place]]
 
@@ -189,10 +186,8 @@ class _Course:
     @torch.no_grad()
     def _judge(self, held_out: Sequence[Example]) -> None:
         self.round += 1
-        by_length = sorted(held_out, key=lambda row: len(row.input_ids))
         total, count = 0.0, 0
-        for at in range(0, len(by_length), 4 * ROWS_A_STEP):
-            rows = by_length[at : at + 4 * ROWS_A_STEP]
+        for rows in chunks(sorted(held_out, key=lambda row: len(row.input_ids)), 4 * ROWS_A_STEP):
             losses, _ = self.model.losses(rows, self.model.embedded(rows))
             total, count = total + float(losses.sum()), count + len(losses)
         loss = total / max(1, count)

@@ -7,7 +7,7 @@ by the same function, with the template of what is evaluated; and what a row say
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -17,6 +17,7 @@ from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSection, DataSource, ModelSection
 from loraft.dataset.build import prepare
 from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, shortened
+from loraft.dataset.tokenize_rows import placed
 from loraft.errors import DataError, Problem
 from loraft.evaluation.past_run import PastRun
 from loraft.figures import counted
@@ -84,6 +85,11 @@ class EvaluatedRows:
     notes: tuple[str, ...]
     learned: Sequence[Example] = ()
 
+    @property
+    def references(self) -> list[str]:
+        """The right answers of those rows that have one."""
+        return [item.question.reference for item in self.items if item.question is not None]
+
     def prompt_ids(self, item: EvalExample) -> list[int]:
         """The tokens that an answer to a row follows: those that its loss was not of, up to its answer."""
         assert item.question is not None, "a row without a right answer asks nothing"
@@ -95,57 +101,37 @@ def read_eval_source(run: PastRun | None, base: str, data: DataSource | None, pu
 
     The `data` section of the run that trained what is evaluated, where there is one, says how rows are read.
     """
-    with _mendable(are_given=data is not None):
-        return _read(run, base, data, purpose)
-
-
-def _read(run: PastRun | None, base: str, data: DataSource | None, purpose: EvalPurpose) -> EvalSource:
     if data is None:
-        if run is None:
-            message = "there are no rows to evaluate on: what is evaluated belongs to no run"
-            remedy = "Name a file of rows, or evaluate a run, which holds some out."
-            raise DataError(message, parameter="data", remedy=remedy)
-        if run.config.data.eval is None:
-            message = "there are no rows to evaluate on: the run held none out (data.eval is null)"
-            raise DataError(message, parameter="data", remedy="Name a file of rows.")
-        notes, called = [*run.about_held_out()], "the run's held-out rows"
-        config = _as_trained(run.config, purpose)
-        read = read_sources(config)
-        sources = read.train if isinstance(config.data.eval, float) else read.held_out
-        bad = read.problems
-    else:
-        if run is not None and data.text_by == "auto":
-            data = data.model_copy(update={"text_by": run.config.data.text_by})
-        notes, called = [*run.about_rows(data)] if run is not None else [], data.path
+        return _held_out(run, purpose)
+    if run is not None and data.text_by == "auto":
+        data = data.model_copy(update={"text_by": run.config.data.text_by})
+    with _mendable():
+        notes = run.about_rows(data) if run is not None else ()
         rows = read_rows(data)
         purpose = replace(purpose, task=_task_of_rows(purpose.task, run, data, rows.columns))
         config = _config_for(run.config if run is not None else None, base, data, rows.columns, purpose)
         (given,), _ = expand_sources(config.data)
-        sources = [read_source(given, config, rows)]
-        read = ReadSources(sources, [], [])
-        bad = sources[0].problems
-    questions, unanswered = questions_of(sources, config)
-    problems = [*bad, *([] if config.data.on_bad_row == "skip" else unanswered)]
-    if problems:
-        raise DataError.several(shortened(problems, remedy=None))
-    if config.training.class_weights is not None and purpose.labels:
-        notes.append("the run weighted its classes in training (training.class_weights): here each row counts the same")
-    return EvalSource(config, read, data is None, called, questions, tuple(notes), run, purpose)
+        source = read_source(given, config, rows)
+        read = ReadSources([source], [], source.problems)
+        return _asking(config, read, data.path, (*notes, *_weighted(config, purpose)), run, purpose)
 
 
-def _task_of_rows(own: Task, run: PastRun | None, data: DataSource, columns: Collection[str]) -> Task:
-    """The task that rows are of: what was trained, where they are such rows, else the one that its answers are of."""
-    if own.evaluated_as == own.name:
-        return own
-    known = {column for each in own.formats for column in columns_of(each)}
-    named = data.columns or (expand_sources(run.config.data)[0][0].columns if run is not None else {})
-    renamed = {ours: theirs for ours, theirs in named.items() if ours in known}
-    if data.format != "auto":
-        is_own = data.format in own.formats
-    else:  # the names that are given must all be of one format
-        fitting = [each for each in own.formats if data.columns.keys() <= {*columns_of(each)}]
-        is_own = any(has_columns(columns, each, names) for each in fitting for names in (renamed, {}))
-    return own if is_own else TASKS[own.evaluated_as]
+def _held_out(run: PastRun | None, purpose: EvalPurpose) -> EvalSource:
+    """The rows that a run held out.
+
+    Raises:
+        DataError: There are none, or they cannot be told or read any more.
+    """
+    if run is None:
+        message = "there are no rows to evaluate on: what is evaluated belongs to no run"
+        remedy = "Name a file of rows, or evaluate a run, which holds some out."
+        raise DataError(message, parameter="data", remedy=remedy)
+    if run.config.data.eval is None:
+        message = "there are no rows to evaluate on: the run held none out (data.eval is null)"
+        raise DataError(message, parameter="data", remedy="Name a file of rows.")
+    config = _as_trained(run.config, purpose)
+    notes = (*run.about_held_out(), *_weighted(config, purpose))
+    return _asking(config, read_sources(config), "the run's held-out rows", notes, run, purpose, held_out=True)
 
 
 def learned_source(run: PastRun, purpose: EvalPurpose) -> EvalSource:
@@ -155,11 +141,44 @@ def learned_source(run: PastRun, purpose: EvalPurpose) -> EvalSource:
         DataError: They cannot be read.
     """
     config = _as_trained(run.config, purpose)
-    read = read_sources(config)
-    questions, unanswered = questions_of(read.train, config)
+    return _asking(config, read_sources(config), "the run's training rows", (), run, purpose)
+
+
+def _asking(
+    config: RunConfig, read: ReadSources, called: str, notes: tuple[str, ...], run: PastRun | None,
+    purpose: EvalPurpose, *, held_out: bool = False,
+) -> EvalSource:  # fmt: skip
+    """Rows that were read, with what they ask.
+
+    Raises:
+        DataError: Some cannot be read, or have a class that is none of the labels.
+    """
+    apart = held_out and not isinstance(config.data.eval, float)
+    questions, unanswered = questions_of(read.held_out if apart else read.train, config)
     if problems := [*read.problems, *([] if config.data.on_bad_row == "skip" else unanswered)]:
         raise DataError.several(shortened(problems, remedy=None))
-    return EvalSource(config, read, False, "the run's training rows", questions, (), run, purpose)
+    return EvalSource(config, read, held_out, called, questions, notes, run, purpose)
+
+
+def _weighted(config: RunConfig, purpose: EvalPurpose) -> Iterator[str]:
+    """A sentence where rows counted otherwise in training."""
+    if config.training.class_weights is not None and purpose.labels:
+        yield "the run weighted its classes in training (training.class_weights): here each row counts the same"
+
+
+def _task_of_rows(own: Task, run: PastRun | None, data: DataSource, columns: Collection[str]) -> Task:
+    """The task that rows are of: what was trained, where they are such rows, else the one that its answers are of."""
+    if own.evaluated_as == own.name:
+        return own
+    known = {column for each in own.formats for column in columns_of(each)}
+    named = data.columns or (run.columns if run is not None else {})
+    renamed = {ours: theirs for ours, theirs in named.items() if ours in known}
+    if data.format != "auto":
+        is_own = data.format in own.formats
+    else:  # the names that are given must all be of one format
+        fitting = [each for each in own.formats if data.columns.keys() <= {*columns_of(each)}]
+        is_own = any(has_columns(columns, each, names) for each in fitting for names in (renamed, {}))
+    return own if is_own else TASKS[own.evaluated_as]
 
 
 def questions_of(sources: Sequence[SourceRows], config: RunConfig) -> tuple[list[Questions], list[Problem]]:
@@ -174,10 +193,7 @@ def questions_of(sources: Sequence[SourceRows], config: RunConfig) -> tuple[list
                 if reference is not None:
                     found[place] = reference
             except DataError as error:
-                names = source.given.columns
-                problems.extend(
-                    replace(each, where=place, key=names.get(each.key or "", each.key)) for each in error.problems
-                )
+                problems += placed(error, place, source.given.columns)
     return asked, problems
 
 
@@ -190,7 +206,7 @@ def rows_of(source: EvalSource, tokenizer: PreTrainedTokenizerBase, *, positions
     if positions is not None and not source.held_out:
         data = data.model_copy(update={"max_length": min(data.max_length, positions)})
     may_answer = any(each.counts.format != "text" for each in (*source.read.train, *source.read.held_out))
-    with _mendable(are_given=not source.held_out):
+    with nullcontext() if source.held_out else _mendable():
         prepared = prepare(source.config.model_copy(update={"data": data}), tokenizer, read=source.read)
     if source.held_out and source.run is not None:
         source.run.check_held_out(prepared.held_out)
@@ -306,13 +322,11 @@ def _as_trained(config: RunConfig, purpose: EvalPurpose) -> RunConfig:
 
 
 @contextmanager
-def _mendable(*, are_given: bool) -> Iterator[None]:
+def _mendable() -> Iterator[None]:
     """Problems of rows that are given, with what to do about each; of the source as a whole there is no more to say."""
     try:
         yield
     except DataError as error:
-        if not are_given:
-            raise
         raise DataError.several(
             problem
             if problem.remedy or (problem.key or "").partition(".")[0] == "data"

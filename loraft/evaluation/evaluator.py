@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
+from loraft.dataset.sampler import chunks
 from loraft.errors import DataError, Interrupted, NonFiniteError
 from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_differences
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows
@@ -68,8 +69,7 @@ class EvalModel:
         """
         by_length = sorted(range(len(examples)), key=lambda place: -len(examples[place].input_ids))
         found: dict[int, RowScore] = {}
-        for start in range(0, len(examples), batch_size):
-            places = by_length[start : start + batch_size]
+        for places in chunks(by_length, batch_size):
             found |= zip(places, self.read([examples[place] for place in places]), strict=True)
             observer(Progress(f"rows read by {self.name}", len(found), len(examples)))
         for place, score in found.items():
@@ -214,10 +214,9 @@ def evaluate(
     """
     if not rows.items:
         raise DataError("no row is left to evaluate on", where=rows.called)
-    right = [item.question.reference for item in rows.items if item.question is not None]
-    references, labels = len(right), rows.purpose.labels
+    references, labels = len(rows.references), rows.purpose.labels
     metrics = metrics if references else ()
-    tell(observer, *beyond_rouge(metrics, right))
+    tell(observer, *beyond_rouge(metrics, rows.references))
     begun, models = perf_counter(), [subject] if baseline is None else [subject, baseline]
     tallies = [Tallies(model.name, metrics, rows.purpose, keep=baseline is not None) for model in models]
     measured, base = tallies[0], None if baseline is None else tallies[1]

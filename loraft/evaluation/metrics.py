@@ -86,7 +86,13 @@ def losses(*, of_text: bool = True) -> RowMetric:
     return RowMetric(("loss", "perplexity") if of_text else ("loss",), 2, lambda *row: row, figures)
 
 
-PAIR_FIGURES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
+def _means(names: tuple[str, ...], numbers: Callable[..., Sequence[float]], signature: str | None = None) -> RowMetric:
+    """The means over rows of `numbers`, one of each name."""
+
+    def figures(sums: Floats) -> Figures:
+        return {name: float(total / sums[-1]) for name, total in zip(names, sums, strict=False)}
+
+    return RowMetric(names, len(names) + 1, lambda *row: (*numbers(*row), 1), figures, signature)
 
 
 def pair_figures() -> RowMetric:
@@ -96,27 +102,19 @@ def pair_figures() -> RowMetric:
     """
 
     def numbers(chosen: float, rejected: float) -> Sequence[float]:
-        return in_order(chosen, rejected), chosen, rejected, 1
+        return in_order(chosen, rejected), chosen - rejected, chosen, rejected
 
-    def figures(sums: Floats) -> Figures:
-        right, chosen, rejected = (float(total / sums[-1]) for total in sums[:-1])
-        return dict(zip(PAIR_FIGURES, (right, chosen - rejected, chosen, rejected), strict=True))
-
-    return RowMetric(PAIR_FIGURES, 4, numbers, figures)
+    return _means(("accuracy", "margin", "chosen_reward", "rejected_reward"), numbers)
 
 
 def exact_match() -> RowMetric:
     """The share of answers that equal their reference, white space around both aside."""
-    return _share("exact_match", is_exact_match)
+    return _means(("exact_match",), lambda *texts: [is_exact_match(*texts)])
 
 
 def valid_json() -> RowMetric:
     """The share of answers that are JSON, whole."""
-    return _share("valid_json", lambda given, _: is_valid_json(given))
-
-
-def _share(name: str, holds: Callable[[str, str], bool]) -> RowMetric:
-    return RowMetric((name,), 2, lambda *texts: (holds(*texts), 1), lambda sums: {name: float(sums[0] / sums[1])})
+    return _means(("valid_json",), lambda given, _: [is_valid_json(given)])
 
 
 def bleu() -> RowMetric:
@@ -145,13 +143,10 @@ def rouge() -> RowMetric:
 
     def numbers(prediction: str, reference: str) -> Sequence[float]:
         scores = scorer.score(reference, prediction)
-        return [*(scores[name].fmeasure for name in ROUGE), 1]
-
-    def figures(sums: Floats) -> Figures:
-        return {name: float(total / sums[-1]) for name, total in zip(ROUGE, sums, strict=False)}
+        return [scores[name].fmeasure for name in ROUGE]
 
     signature = f"measure:f1|stemmer:no|script:a-z0-9|version:{version('rouge-score')}"
-    return RowMetric(ROUGE, 4, numbers, figures, signature)
+    return _means(ROUGE, numbers, signature)
 
 
 def beyond_rouge(names: Sequence[str], references: Sequence[str]) -> Iterator[str]:

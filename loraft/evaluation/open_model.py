@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.resolve_target import classes_of, resolve_target, task_of
-from loraft.dataset.source_rows import expand_sources
 from loraft.errors import AdapterError, DataError, ModelError, lacking
 from loraft.evaluation.eval_dataset import EvalPurpose, EvalSource, EvaluatedRows, rows_of, unasked_as_trained
 from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
@@ -35,6 +35,8 @@ from loraft.tasks.batches import BatchLayout
 from loraft.tasks.task import ROUGE, Task
 from loraft.tokenization.examples import Example
 
+Opened = tuple[EvaluatedRows, list[EvalModel]]
+"""Rows as tokens, what is evaluated on them, and its base where that is wanted."""
 ANSWERS = "{} answers; {} would with `compare`, or in a chat"
 MEASURED = "{} is measured, and {} not: give each alone as `adapters`"
 
@@ -61,7 +63,7 @@ class RequestedModel:
         if self.found.metadata.task is None:  # a base, which may lie beside some config
             return {}
         run = run_of(self.found)
-        return expand_sources(run.config.data)[0][0].columns if run is not None else None
+        return run.columns if run is not None else None
 
     def session(self) -> Session:
         """It, loaded and ready to answer."""
@@ -96,22 +98,28 @@ def _no_baseline(base: str) -> AdapterError:
 
 def generating(
     model: RequestedModel, source: EvalSource, options: GenerationRequest, batch_size: int, observer: Observer
-) -> tuple[EvaluatedRows, list[EvalModel]]:
-    """The rows as what writes text reads them; it, and its base where that is wanted."""
+) -> Opened:
+    """The rows as what writes text reads them; it, and its base."""
     session = model.session()
     tell(observer, *session.notes, *to_be_told(session, options, MEASURED))
+    told = iter((observer, ignored))  # of the base the same would be said
+    made = partial(writing, session, batch_size=batch_size)
+    return asked(session, source, options, observer, lambda *of_one: made(*of_one, observer=next(told)))
+
+
+def asked(
+    session: Session, source: EvalSource, options: GenerationRequest, observer: Observer,
+    made: Callable[[str, Settings], EvalModel],
+) -> Opened:  # fmt: skip
+    """The rows as a session reads them; what speaks first in it, and its base, as `made` has them."""
     voice = session.voice()
     rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model))
     tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
-    settings = voice.settings(options)
     names = (voice.name, BASE) if source.purpose.baseline else (voice.name,)
-    told = (observer, ignored)  # of the base the same would be said
-    return rows, [writing(session, name, settings, batch_size, to) for name, to in zip(names, told, strict=False)]
+    return rows, [made(name, voice.settings(options)) for name in names]
 
 
-def classifying(
-    model: RequestedModel, source: EvalSource, options: GenerationRequest, observer: Observer
-) -> tuple[EvaluatedRows, list[EvalModel]]:
+def classifying(model: RequestedModel, source: EvalSource, options: GenerationRequest, observer: Observer) -> Opened:
     """The same of a classifier; its base is refused where its files lack the head."""
     classifier = model.classifier(observer)
     if source.purpose.baseline and classifier.loaded.new_modules:
@@ -133,12 +141,10 @@ def writing(
     """
     voice, placement, task = session.voice(name), session.loaded.placement, task_of_base(session.loaded)
     loss = task.loss(wrapped_model(session.model), session.loaded.family, placement.autocast)
-    # Padding is on the right, where no real token attends to it; 0 is a token that every vocabulary has.
-    layout = BatchLayout(packed=False, pad_id=0)
 
     def read(examples: Sequence[Example]) -> list[RowScore]:
         with session.speaking(voice), torch.inference_mode():
-            batch = task.collate(examples, layout).to(placement.device)
+            batch = task.collate(examples, BatchLayout()).to(placement.device)
             losses = loss.of_texts(batch).tolist()
         return [RowScore(each) for each in losses]
 
@@ -163,13 +169,16 @@ def telling(classifier: Classifier, name: str, *, base: bool) -> EvalModel:
         with classifier.speaking(base=base):
             scores = classifier.scores(examples)
         right = torch.tensor([example.labels[0] for example in examples])
-        losses = cross_entropy(scores, right, reduction="none").tolist()
-        shares = [dict(zip(classifier.labels, each, strict=True)) for each in scores.softmax(1).tolist()]
-        labels = [classifier.labels[at] for at in scores.argmax(1).tolist()]
-        answers = [Answer(label, probabilities=each) for label, each in zip(labels, shares, strict=True)]
-        return [RowScore(*each) for each in zip(losses, answers, strict=True)]
+        return of_classes(classifier.labels, scores, cross_entropy(scores, right, reduction="none"))
 
     return EvalModel(name, read)
+
+
+def of_classes(labels: Sequence[str], scores: Tensor, losses: Tensor) -> list[RowScore]:
+    """What a classifier makes of rows: of their scores `[rows, classes]`, and losses `[rows]` in nats."""
+    shares = [dict(zip(labels, each, strict=True)) for each in scores.softmax(1).tolist()]
+    answers = [Answer(max(each, key=each.__getitem__), probabilities=each) for each in shares]
+    return [RowScore(*each) for each in zip(losses.tolist(), answers, strict=True)]
 
 
 def to_be_told(session: Session, options: GenerationRequest, of_several: str = ANSWERS) -> Iterator[str]:

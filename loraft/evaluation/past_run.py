@@ -24,6 +24,11 @@ class PastRun:
     folder: Path
     config: RunConfig
 
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Our column names: what its first rows call them."""
+        return expand_sources(self.config.data)[0][0].columns
+
     def about_held_out(self) -> Iterator[str]:
         """What there is to say about the rows that it held out, if they can still be told from what it learned."""
         if not is_text_as_sealed(config := self.folder / "config.yaml"):

@@ -18,12 +18,20 @@ from loraft.adapters.resolve_target import adapter_named
 from loraft.config.preference_section import PreferenceSection
 from loraft.config.schema import RunConfig
 from loraft.errors import AdapterError, DataError
-from loraft.evaluation.eval_dataset import EvalSource, EvaluatedRows, rows_of, unasked_as_trained
+from loraft.evaluation.eval_dataset import EvalSource
 from loraft.evaluation.evaluator import EvalModel, RowScore
-from loraft.evaluation.open_model import MEASURED, RequestedModel, classifying, generating, to_be_told, writing
+from loraft.evaluation.open_model import (
+    MEASURED,
+    Opened,
+    RequestedModel,
+    asked,
+    classifying,
+    generating,
+    to_be_told,
+    writing,
+)
 from loraft.events import Observer, tell
 from loraft.inference.engine import Settings
-from loraft.inference.prompt_limits import prompt_limit
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, open_session
 from loraft.models.modules import wrapped_model
@@ -41,7 +49,7 @@ MEASURED_BY_RUN = "The run measured pairs while it went on: its metrics.jsonl ha
 
 def opened(
     model: RequestedModel, source: EvalSource, options: GenerationRequest, batch_size: int, observer: Observer
-) -> tuple[EvaluatedRows, list[EvalModel]]:
+) -> Opened:
     """The rows as tokens, and what is evaluated on them, and its base where that is wanted.
 
     Raises:
@@ -56,23 +64,19 @@ def opened(
 
 def _comparing(
     model: RequestedModel, source: EvalSource, options: GenerationRequest, batch_size: int, observer: Observer
-) -> tuple[EvaluatedRows, list[EvalModel]]:
+) -> Opened:
     """The pairs as tokens; what weighs their answers, and its base where that is wanted."""
-    asked = source.config.preference
-    _refuse_single_answers(source, asked)
-    began = _began_with(source, model.found) if asked.has_reference else None
+    section = source.config.preference
+    _refuse_single_answers(source, section)
+    began = _began_with(source, model.found) if section.has_reference else None
     beside = model.found if began is None else replace(model.found, adapters=(*model.found.adapters, began))
     session = open_session(model.choice, beside)
     tell(observer, *session.notes, *_about(source, model.found))
     if began is None:
         tell(observer, *to_be_told(session, GenerationRequest(), MEASURED))
-    voice = session.voice()
-    rows = rows_of(source, voice.tokenizer, positions=prompt_limit(session.model))
-    tell(observer, *rows.notes, *unasked_as_trained(rows, voice.renderer.system_prompt))
     before = BASE if began is None else began.name
-    names = (voice.name, BASE) if source.purpose.baseline else (voice.name,)
-    settings = voice.settings(options)
-    return rows, [weighing(session, name, before, source.config, settings, batch_size) for name in names]
+    made = partial(weighing, session, before=before, config=source.config, batch_size=batch_size)
+    return asked(session, source, options, observer, made)
 
 
 def _refuse_single_answers(source: EvalSource, asked: PreferenceSection) -> None:
@@ -92,7 +96,7 @@ def _refuse_single_answers(source: EvalSource, asked: PreferenceSection) -> None
 
 
 def weighing(
-    session: Session, name: str, before: str, config: RunConfig, settings: Settings, batch_size: int
+    session: Session, name: str, settings: Settings, *, before: str, config: RunConfig, batch_size: int
 ) -> EvalModel:
     """The model of a session with the adapter of that name, or none for the base, as it is evaluated on pairs.
 
@@ -104,12 +108,11 @@ def weighing(
     made = task.loss(wrapped_model(session.model), session.loaded.family, placement.autocast)
     settled = task.settled(made, config, partial(session.speaking, session.voice(before)))
     loss = cast("PreferenceLoss", settled)  # the task compares answers
-    layout = BatchLayout(packed=False, pad_id=0)
 
     def read(examples: Sequence[Example]) -> Sequence[RowScore]:
         if not all(example.second for example in examples):
             return plain.read(examples)
-        batch = task.collate(examples, layout).to(placement.device)
+        batch = task.collate(examples, BatchLayout()).to(placement.device)
         with session.speaking(voice), torch.inference_mode():
             losses, rewards = loss.of_pairs(batch)
         pairs = zip(losses.tolist(), rewards.tolist(), strict=True)

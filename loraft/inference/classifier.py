@@ -102,7 +102,7 @@ class Classifier:
         """The scores of the classes for rows of tokens, whatever their labels are: `[rows, classes]`, on the CPU."""
         placement, tokenizer = self.loaded.placement, self.loaded.tokenizer
         pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-        batch = collate_labelled(rows, BatchLayout(packed=False, pad_id=pad_id)).to(placement.device)
+        batch = collate_labelled(rows, BatchLayout(pad_id=pad_id)).to(placement.device)
         mixed = placement.dtype != torch.float32
         with torch.inference_mode(), torch.autocast(placement.device, dtype=placement.dtype, enabled=mixed):
             assert batch.attention_mask is not None, "collate_labelled tells what is padding"

@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 from loraft.adapters.adapter_files import digests
+from loraft.dataset.sampler import chunks
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored, tell
@@ -184,8 +185,7 @@ def _window(classifier: Classifier, texts: Sequence[TextRow], batch_size: int) -
     tokens = classifier.tokens([(text.text, text.second) for text in texts])
     by_length = sorted(range(len(tokens)), key=lambda place: -len(tokens[place].ids))
     found: dict[int, dict[str, float]] = {}
-    for start in range(0, len(by_length), batch_size):
-        places = by_length[start : start + batch_size]
+    for places in chunks(by_length, batch_size):
         found |= zip(places, classifier.probabilities([tokens[place] for place in places]), strict=True)
     return [(found[place], each.is_cut) for place, each in enumerate(tokens)]
 

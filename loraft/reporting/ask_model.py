@@ -137,7 +137,7 @@ def _stand_in(
         return None
     settings = session.voice(BASE).settings(_greedy(asked))
     if read.rows.purpose.task.compares_answers:
-        model = weighing(session, BASE, BASE, run.config, settings, asked.batch_size)
+        model = weighing(session, BASE, settings, before=BASE, config=run.config, batch_size=asked.batch_size)
     else:
         model = writing(session, BASE, settings, asked.batch_size)
     return read_rows_of(model, read, asked.batch_size, observer, learned=False)

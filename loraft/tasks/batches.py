@@ -21,14 +21,14 @@ class BatchLayout:
 
     Attributes:
         packed: End to end in one line without padding; otherwise a line each, padded on the right.
-        pad_id: The token at padded positions.
+        pad_id: The token at padded positions, where no real token attends to it; every vocabulary has 0.
         multiple_of: A line of rows end to end is filled to a multiple of this many tokens by one more row, of padding,
             where new lengths cost time.
         shares: What all rows of a line begin with is in it once, where that is worth it.
     """
 
-    packed: bool
-    pad_id: int
+    packed: bool = False
+    pad_id: int = 0
     multiple_of: int = 1
     shares: bool = False
 
