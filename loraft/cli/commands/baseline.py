@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraft.cli.console import waiting
+import loraft
 from loraft.cli.options import ConfigOptions, JsonOption, option
 from loraft.cli.views.baseline_view import baseline_view, plot_baseline
 from loraft.cli.views.plots import check_plot, print_plotted
@@ -39,11 +39,8 @@ def baseline(given: ConfigOptions, asked: BaselineOptions, as_json: JsonOption =
     """
     check_plot(asked.plot)
     config = given.read()
-    with waiting("loading libraries"):
-        from loraft.api import train_baseline
-
-    with watching() as view:
-        report = train_baseline(
+    with watching("train_baseline") as view:
+        report = loraft.train_baseline(
             config,
             name=given.name,
             run=asked.run,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import loraft
 from loraft.baselines.trial_defaults import METHODS, STEPS
 from loraft.cli.options import ConfigOptions, JsonOption, option
 from loraft.cli.views.cost_view import cost_view, plot_costs
@@ -31,12 +32,11 @@ def compare(given: ConfigOptions, tried: TrialOptions, as_json: JsonOption = Fal
     check_plot(tried.plot)
     config = given.read(by_every_method=True)
     methods = [name.strip() for name in tried.methods.split(",") if name.strip()]
-    with watching() as view:
-        from loraft.api import compare_methods
-
-        trusted = given.trust_remote_code
-        measured = compare_methods(config, methods=methods, steps=tried.steps, trust_remote_code=trusted, observer=view)
-        found = measured.as_dict()
+    trusted = given.trust_remote_code
+    with watching("compare_methods") as view:
+        found = loraft.compare_methods(
+            config, methods=methods, steps=tried.steps, trust_remote_code=trusted, observer=view
+        ).as_dict()
     if tried.plot is not None:
         plot_costs(found, tried.plot)
     print_plotted(found, cost_view(found), as_json=as_json, plot=tried.plot)

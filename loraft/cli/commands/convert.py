@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraft.cli.console import print_json, print_note, print_result, waiting
+import loraft
+from loraft.cli.console import print_json, print_note, print_result
 from loraft.cli.options import JsonOption, argument, option
 from loraft.cli.text_tables import print_document
 from loraft.cli.views.progress import watching
@@ -26,10 +27,8 @@ def convert(given: ConvertOptions, as_json: JsonOption = False) -> None:
     program, writes no other file and has bounds of memory and time; what was written is compared with what was read.
     Config, tokenizer and card are copied; code is not.
     """
-    with waiting("loading libraries"):
-        from loraft.api import convert as make
-    with watching() as view:
-        done = make(given.source, given.converted, revision=given.revision, observer=view)
+    with watching("convert") as view:
+        done = loraft.convert(given.source, given.converted, revision=given.revision, observer=view)
     print_note(*done.notes)
     if as_json:
         print_json(done.as_dict())

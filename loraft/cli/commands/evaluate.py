@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.console import RenderableType
 
-from loraft.cli.console import print_either, waiting
+import loraft
+from loraft.cli.console import print_either
 from loraft.cli.options import AnswerOptions, JsonOption, RowOptions, flag, option, refuse
 from loraft.cli.text_tables import as_figure, cut_answers, facts, figures_beside, text_table
 from loraft.cli.views.progress import watching
@@ -73,10 +74,8 @@ def evaluate(
     model = asked.model
     given.check()
     data = rows.source(given.data)
-    with waiting("loading libraries"):
-        from loraft.api import evaluate as measure
-    with watching() as view:
-        found = measure(
+    with watching("evaluate") as view:
+        found = loraft.evaluate(
             model,
             data=data,
             metrics=None if given.metrics is None else [name for name in given.metrics.split(",") if name.strip()],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loraft.cli.console import print_either, print_note, waiting
+import loraft
+from loraft.cli.console import print_either, print_note
 from loraft.cli.options import JsonOption, argument, flag, option, trust_flag
 from loraft.cli.views.progress import watching
 from loraft.cli.views.written_view import export_view
@@ -40,10 +41,8 @@ def export(given: ExportOptions, as_json: JsonOption = False) -> None:
     An adapter is folded in on the way, as merge does it, and each number is rounded once. What llama.cpp would compute
     otherwise than transformers is refused before anything is written.
     """
-    with waiting("loading libraries"):
-        from loraft.api import export as write
-    with watching() as view:
-        report = write(
+    with watching("export") as view:
+        report = loraft.export(
             given.target,
             given.gguf,
             given.adapters or (),

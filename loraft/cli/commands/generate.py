@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+import loraft
 from loraft.cli.console import is_unicode, print_either, print_json, print_note, print_result, printable, say, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.text_tables import cut_answers, document
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from loraft.inference.completion import CacheComparison, Completion, Finish
 
 
-LOADING = "loading libraries"
 MOST_COLUMNS = 4
 """Voices beside one another; more stand below one another."""
 
@@ -73,11 +73,8 @@ def _answer_several(
     model: ModelRequest, options: GenerationRequest, prompts: Sequence[str], *, batch_size: int, as_json: bool
 ) -> None:
     """Each prompt with its answer on standard output, in the order of the prompts."""
-    with waiting(LOADING):
-        from loraft.api import complete
-
-    with watching() as view:
-        answers = complete(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
+    with watching("complete") as view:
+        answers = loraft.complete(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
     if as_json:
         print_json(answers)
         return
@@ -88,13 +85,10 @@ def _answer_several(
 
 def _answer_file(model: ModelRequest, options: GenerationRequest, given: PromptOptions, *, as_json: bool) -> None:
     """The answers in a file, and on standard output what was done."""
-    with waiting(LOADING):
-        from loraft.api import answer_file
-
     assert given.prompts is not None
     assert given.output is not None
-    with watching() as view:
-        done = answer_file(
+    with watching("answer_file") as view:
+        done = loraft.answer_file(
             model,
             prompts=given.prompts,
             output=given.output,
@@ -123,11 +117,8 @@ def _answer_compared(
     model: ModelRequest, options: GenerationRequest, prompts: Sequence[str], *, batch_size: int, as_json: bool
 ) -> None:
     """Each prompt with the answers of all voices beside one another."""
-    with waiting(LOADING):
-        from loraft.api import compare
-
-    with watching() as view:
-        compared = compare(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
+    with watching("compare") as view:
+        compared = loraft.compare(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
     told = compared if len(compared) > 1 else compared[0]
     print_either(told, map(_side_by_side, compared), as_json=as_json)
 
@@ -201,9 +192,7 @@ def _stream(
     """One answer, as it comes."""
     answers = sys.stdout
     with waiting("loading libraries and model"):
-        from loraft.api import generate as answer
-
-        stream = answer(
+        stream = loraft.generate(
             model,
             prompt=prompt,
             options=options,

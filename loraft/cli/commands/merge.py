@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loraft.cli.console import print_json, print_note, print_result, waiting
+import loraft
+from loraft.cli.console import print_json, print_note, print_result
 from loraft.cli.options import JsonOption, argument, flag, option, refuse, trust_flag
 from loraft.cli.text_tables import print_try_it
 from loraft.cli.views.progress import watching
@@ -47,14 +48,12 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
     TARGET like any other.
     """
     refuse((given.target is None and not given.adapters, "Name a TARGET, or an --adapter that brings its base."))
-    with waiting("loading libraries"):
-        from loraft.api import merge as fold
+    with watching("merge") as view:
         from loraft.models.remote_code import trusting
-    with trusting(given.trust_remote_code):
-        target, out = _places(given.target, given.out, given.adapters)
 
-    with watching() as view:
-        report = fold(
+        with trusting(given.trust_remote_code):
+            target, out = _places(given.target, given.out, given.adapters)
+        report = loraft.merge(
             target,
             out,
             given.adapters or (),

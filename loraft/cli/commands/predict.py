@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from loraft.cli.console import is_unicode, print_either, print_json, waiting
+import loraft
+from loraft.cli.console import is_unicode, print_either, print_json
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.text_tables import document, text_table
 from loraft.cli.views.progress import watching
@@ -100,12 +101,9 @@ def _print_rows(model: ModelRequest, given: TextOptions, *, as_json: bool) -> No
 
 
 def _classify(model: ModelRequest, given: TextOptions, output: Path) -> dict[str, object]:
-    with waiting("loading libraries"):
-        from loraft.api import predict_file
-
     assert given.texts is not None
-    with watching() as view:
-        return predict_file(
+    with watching("predict_file") as view:
+        return loraft.predict_file(
             model,
             texts=given.texts,
             output=output,
@@ -125,11 +123,8 @@ def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json
         if given is not None and not is_unicode(given):
             raise InvalidInputError("is not UTF-8 text", where=name)
 
-    with waiting("loading libraries and model"):
-        from loraft.api import predict as classify
-
-    with watching() as view:
-        (shares,) = classify(model, texts=[(text, second)], observer=view)
+    with watching("predict") as view:
+        (shares,) = loraft.predict(model, texts=[(text, second)], observer=view)
     likeliest = sorted(shares, key=shares.__getitem__, reverse=True)
     pair = {} if second is None else {"text_pair": second}
     told = {"text": text, **pair, "prediction": likeliest[0], "probabilities": shares}

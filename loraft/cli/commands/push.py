@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraft.cli.console import print_json, print_note, waiting
+import loraft
+from loraft.cli.console import print_json, print_note
 from loraft.cli.options import JsonOption, argument, flag, option
 from loraft.cli.text_tables import print_document
 from loraft.cli.views.progress import watching
@@ -29,11 +30,8 @@ def push(given: PushOptions, as_json: JsonOption = False) -> None:
     an adapter that names its base by a path of this machine. Who you are says `hf auth login`, or HF_TOKEN in the
     environment.
     """
-    with waiting("loading libraries"):
-        from loraft.api import push as send
-
-    with watching() as view:
-        done = send(
+    with watching("push") as view:
+        done = loraft.push(
             given.target,
             given.repo,
             public=given.public,

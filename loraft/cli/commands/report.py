@@ -12,7 +12,8 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from loraft.cli.console import print_json, print_note, print_result, printable, waiting
+import loraft
+from loraft.cli.console import print_json, print_note, print_result, printable
 from loraft.cli.options import JsonOption, argument, flag, option, refuse, trust_flag
 from loraft.cli.text_tables import as_bytes, as_figure, as_measure, facts, figures_beside, label
 from loraft.cli.views.progress import watching
@@ -49,11 +50,8 @@ def report(given: ReportOptions, as_json: JsonOption = False) -> None:
     key of the config to change next. `loraft train` writes the page at its end with what needs no model.
     """
     refuse((given.quick and given.data is not None, "--quick asks no model: leave --data out."))
-    with waiting("loading libraries"):
-        from loraft.api import report as look
-
-    with watching() as view:
-        found = look(
+    with watching("report") as view:
+        found = loraft.report(
             given.run_folder,
             output=given.output,
             quick=given.quick,

@@ -52,7 +52,7 @@ def serve(
     if not is_loopback(given.host) and key is None:
         print_note(f"whoever reaches {given.host} may ask: set {API_KEY} in the environment to let in who brings it")
     limits = Limits(given.batch_size, given.max_queue, given.max_tokens, given.max_body)
-    with watching() as view:
+    with watching("load") as view:
         try:
             serve_model(
                 model, host=given.host, port=given.port, limits=limits, api_key=key, observer=view, on_ready=_ready

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import loraft
 from loraft.cli.console import console_on, print_json, print_note, print_result, waiting
 from loraft.cli.launch import RanksOptions, as_rank, start_ranks
 from loraft.cli.options import ConfigOptions, JsonOption, flag, option, refuse, size_in_bytes
@@ -15,6 +16,7 @@ from loraft.cli.views.preview_view import check_page, has_shades, render_preview
 from loraft.cli.views.progress import watching
 from loraft.cli.wording import with_options
 from loraft.errors import ConfigError
+from loraft.events import ignored
 from loraft.io.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -68,12 +70,10 @@ def _named_folder(given: ConfigOptions, *, resume: bool, needed: bool) -> list[s
 def _train(given: ConfigOptions, begin: BeginningOptions, as_json: bool) -> None:
     goes_on = begin.resume or begin.resume_anyway
     config = given.read()
-    with waiting("loading libraries"):
-        from loraft.api import train as fine_tune
+    with watching("train") as view:
         from loraft.tasks import TASKS
 
-    with watching() as view:
-        result = fine_tune(
+        result = loraft.train(
             config,
             name=given.name,
             resume=goes_on,
@@ -138,12 +138,9 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
     if told.fit is not None:
         _write_fitting(given, config, told.fit, as_json=as_json)
         return
-    begun = watching() if told.measure else waiting("loading libraries, then model and rows")
+    begun = watching("check") if told.measure else waiting("loading libraries, then model and rows")
     with begun as view:
-        from loraft.api import check as look
-        from loraft.events import ignored
-
-        report = look(
+        report = loraft.check(
             config,
             name=given.name,
             verbose=told.verbose,
@@ -167,9 +164,7 @@ def _write_fitting(given: ConfigOptions, config: RunConfig, memory: int, *, as_j
     """Write the config beside itself that fits into a GPU of so many bytes, where it does not fit as it is."""
     written = given.beside("fit")
     with waiting("loading libraries, then model and rows"):
-        from loraft.api import fit_memory
-
-        fitting = fit_memory(config, gpu_memory=memory, trust_remote_code=given.trust_remote_code)
+        fitting = loraft.fit_memory(config, gpu_memory=memory, trust_remote_code=given.trust_remote_code)
     peak, there = fitting.plan.memory.peak_bytes, fitting.plan.placement.available_bytes
     if fitting.changes:
         text = given.changed(fitting.changes)
@@ -225,9 +220,7 @@ def preview(given: ConfigOptions, show: PreviewOptions, as_json: JsonOption = Fa
     if html is not None:
         check_page(html, config, path, overwrite=show.overwrite)
     with waiting("reading the rows"):
-        from loraft.api import preview as look
-
-        seen = look(
+        seen = loraft.preview(
             config,
             count=show.count,
             split=show.split,

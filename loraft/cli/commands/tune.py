@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import loraft
 from loraft.cli.console import print_json, print_result
 from loraft.cli.options import ConfigOptions, JsonOption, duration_in_seconds, flag, option
 from loraft.cli.text_tables import print_document
@@ -35,10 +36,8 @@ def tune(given: ConfigOptions, tried: TuneOptions, as_json: JsonOption = False) 
     written = given.beside("tuned")
     if written.is_dir() or (written.exists() and not tried.overwrite):
         raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
-    with watching() as view:
-        from loraft.api import tune as try_values
-
-        done = try_values(
+    with watching("tune") as view:
+        done = loraft.tune(
             config,
             budget=tried.budget,
             name=given.name,
