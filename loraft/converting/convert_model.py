@@ -78,10 +78,8 @@ def convert(
     out = Path(out).expanduser()
     _refuse_taken(out)
     weights = find_weights(source, revision)
-    there = next(folder for folder in out.absolute().parents if folder.exists())
-    require_free_bytes(
-        there, weights.num_bytes + SMALL_FILES_BYTES, "the converted model", remedy="Name an `out` on another disk."
-    )
+    needed = weights.num_bytes + SMALL_FILES_BYTES
+    require_free_bytes(out.parent, needed, "the converted model", remedy="Name an `out` on another disk.")
     with output_errors(out), atomic_dir(out) as staging:
         sums, tied = _write(weights, staging, observer)
         tensors = _verified(staging, weights, sums, tied)

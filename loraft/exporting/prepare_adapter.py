@@ -20,7 +20,7 @@ from loraft.models.safetensors_index import Slot
 WHOLE = "Leave `adapter_only` out: the whole model has it folded in."
 
 
-def prepare_adapter(target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType) -> tuple[GgufFile, Merge]:
+def prepare_adapter(target: ResolvedTarget, weights: Sequence[float], outtype: OutType) -> tuple[GgufFile, Merge]:
     """Find out what a GGUF file of a target's one adapter, multiplied by its weight, holds, and what it adapts.
 
     Raises:

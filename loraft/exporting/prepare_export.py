@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -18,6 +17,7 @@ from loraft.exporting.gguf_families import GgufFamily, family_of
 from loraft.exporting.gguf_settings import Value, settings_of
 from loraft.exporting.gguf_tensors import GgufTensor, OutType, TensorNames, planned
 from loraft.exporting.gguf_vocabulary import adds_beginning, vocabulary_of
+from loraft.exporting.modelfile import modelfile
 from loraft.exporting.write_gguf import GgufFile
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.sampling import SamplingParams, saved_defaults
@@ -39,32 +39,19 @@ MORE_STOPS = ("eot_token_id", "eom_token_id")
 """The keys for tokens that end an answer, beside the end of a text."""
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedExport:
-    """A model that can be written as GGUF.
-
-    Attributes:
-        merge: Where its weights come from: the base, with what is folded into it.
-        speaker: How it is asked and how it answers.
-        rules: How its tokens are drawn where nobody says.
-    """
-
-    file: GgufFile
-    merge: Merge
-    speaker: Speaker
-    rules: SamplingParams
-
-
 def prepare_export(
-    target: ResolvedTarget, weights: Sequence[float], *, outtype: OutType, base: BaseChoice | None
-) -> PreparedExport:
+    target: ResolvedTarget, weights: Sequence[float], outtype: OutType, base: BaseChoice | None, named: str | None
+) -> tuple[GgufFile, Merge, str]:
     """Find out what a GGUF file of a base, with its adapters folded in, holds.
 
     Each adapter is multiplied by its weight, matrices are written in `outtype`, and `base` is as `loraft.merge` has it.
 
+    Returns:
+        The file, where its weights come from, and the text of a Modelfile beside it where that is `named`.
+
     Raises:
         InvalidInputError: llama.cpp would compute another model, or split text otherwise; the base or an adapter cannot
-            be read, or they do not go together.
+            be read, or they do not go together; or no Modelfile says what the chat template does.
     """
     config, family, where = base_of(target)
     settings = settings_of(config, family, where)
@@ -99,7 +86,8 @@ def prepare_export(
         return made.numbers(slots[tensor.name], run) if own is None else [own]
 
     file = GgufFile(values, [*factors, *tensors], numbers, tuple(dict.fromkeys(notes)))
-    return PreparedExport(file, merge, speaker, rules)
+    adds_start = bool(values["tokenizer.ggml.add_bos_token"])
+    return file, merge, modelfile(speaker, rules, named, adds_start=adds_start) if named else ""
 
 
 def base_of(target: ResolvedTarget) -> tuple[PreTrainedConfig, GgufFamily, str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from loraft.adapters.effect import Run
 from loraft.errors import RunFolderError
+from loraft.events import Observer, Progress
 from loraft.exporting.gguf_settings import Value
 from loraft.exporting.gguf_tensors import GgufTensor, ggml_type
 from loraft.io.atomic import atomic_file, output_errors
@@ -44,14 +44,24 @@ class GgufFile:
         """What the tensors take."""
         return sum(tensor.num_bytes for tensor in self.tensors)
 
-    def write(self, file: Path, progress: Callable[[int, int], None]) -> None:
-        """Write it where there is nothing yet; each piece of a tensor is written before the next is asked for.
-
-        `progress` is told the bytes of tensors that are written, and all there will be.
+    def write(self, out: Path, observer: Observer, *, base: str, overwrite: bool) -> None:
+        """Write it, whole or not at all; the observer is told how far it is.
 
         Raises:
+            RunFolderError: `out` is there already, is no .gguf file, is the base, or cannot be written.
             NonFiniteError: A number is NaN, infinite, or too large for its type.
+            ResourceError: The disk is too small.
+            DiskFullError: The disk filled up all the same.
         """
+        refuse_taken_file(out, base=base, overwrite=overwrite)
+        needed = self.num_bytes + HEADER_BYTES
+        remedy = "Free some space, name an `out` on another disk, or a smaller `outtype`."
+        require_free_bytes(out.parent, needed, "the GGUF file", remedy=remedy)
+        with output_errors(out), atomic_file(out, remedy=remedy, needed=needed) as beside:
+            self._write(beside, observer)
+
+    def _write(self, file: Path, observer: Observer) -> None:
+        """Write it where there is nothing yet; each piece of a tensor is written before the next is asked for."""
         alignment = _write_header(file, self.values, self.tensors)
         total, written = self.num_bytes, 0
         with file.open("ab") as stream, working_ahead() as run:
@@ -60,7 +70,7 @@ class GgufFile:
                 start = stream.tell()
                 for part in tensor.encoded(self.numbers(tensor, run)):
                     written += stream.write(part)
-                    progress(written, total)
+                    observer(Progress("bytes written", written, total))
                 if (size := stream.tell() - start) != tensor.num_bytes:
                     raise ValueError(f"{tensor.name} has room for {tensor.num_bytes:,} bytes, not {size:,}")
             stream.write(bytes(-stream.tell() % alignment))
@@ -87,23 +97,6 @@ def _write_header(file: Path, values: Mapping[str, Value], tensors: Sequence[Ggu
     finally:
         writer.close()
     return writer.data_alignment
-
-
-@contextmanager
-def new_file(out: Path, num_bytes: int, what: str, *, base: str, overwrite: bool) -> Iterator[Path]:
-    """Give the place of a file to write; on leaving without an error it becomes `out`.
-
-    Raises:
-        RunFolderError: `out` is there already, is no .gguf file, is the base, or cannot be written.
-        ResourceError: The disk is too small.
-        DiskFullError: The disk filled up all the same.
-    """
-    refuse_taken_file(out, base=base, overwrite=overwrite)
-    there = next(parent for parent in out.absolute().parents if parent.exists())
-    remedy = "Free some space, name an `out` on another disk, or a smaller `outtype`."
-    require_free_bytes(there, num_bytes + HEADER_BYTES, what, remedy=remedy)
-    with output_errors(out), atomic_file(out, remedy=remedy, needed=num_bytes + HEADER_BYTES) as beside:
-        yield beside
 
 
 def refuse_taken_file(out: Path, *, base: str, overwrite: bool) -> None:

@@ -65,12 +65,13 @@ def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str =
     """Refuse to begin what will not fit.
 
     Raises:
-        ResourceError: The disk of `folder` has less than `needed` bytes free.
+        ResourceError: The disk of `folder`, which need not be there yet, has less than `needed` bytes free.
     """
-    free = shutil.disk_usage(folder).free
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
     if free < needed:
         message = f"{purpose} needs {needed:,} bytes, and {free:,} are free"
-        raise ResourceError(message, where=folder, remedy=remedy)
+        raise ResourceError(message, where=there, remedy=remedy)
 
 
 @contextmanager

@@ -120,22 +120,22 @@ def weighted(given: str) -> tuple[str, float]:
 
 
 def resolve_weighted(
-    target: str | None, given: Sequence[str], *, base_model: str | None = None
+    target: str | None, given: Sequence[str], *, base_model: str | None = None, alone: bool = False
 ) -> tuple[ResolvedTarget, tuple[float, ...]]:
     """Find what is to be merged, as `resolve_target` does: the base with its adapters, and their weights.
 
     Raises:
-        AdapterError: Nothing is found there, or there is no adapter among it.
+        AdapterError: Nothing is found there, or a base without an adapter that may not be `alone`.
     """
     places = [weighted(each) for each in given]
     # Names of our own: two runs may have folders of one name, and nobody asks for an adapter by its name here.
     named = [f"adapter-{number}={place}" for number, (place, _) in enumerate(places, start=1)]
     found = resolve_target(target, named, base_model=base_model)
-    if not found.adapters:
+    if not found.adapters and not alone:
         message = f"{target} has no adapter that could be merged{or_unseen(target or '')}"
         remedy = "Name an adapter, a run or a checkpoint, or add `adapters`."
         raise AdapterError(message, parameter="target", remedy=remedy)
-    return found, tuple(weight for _, weight in places) or (1.0,)
+    return found, tuple(weight for _, weight in places) or (1.0,) * len(found.adapters)
 
 
 def prepare_merge(

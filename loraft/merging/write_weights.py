@@ -118,9 +118,8 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
             raise RunFolderError(message, where=str(out), remedy=ANOTHER_FOLDER)
     _refuse_taken(out, overwrite=overwrite)
     needed = SMALL_FILES_BYTES + sum(slot.num_bytes for slots in plan_files(merge).values() for slot in slots)
-    there = next(parent for parent in out.parents if parent.exists())
     remedy = "Free some space, or name an `out` on another disk."
-    require_free_bytes(there, needed, "the merged model", remedy=remedy)
+    require_free_bytes(out.parent, needed, "the merged model", remedy=remedy)
     with output_errors(out), atomic_dir(out, remedy=remedy, needed=needed) as staging:
         yield staging
 
