@@ -35,9 +35,9 @@ def translate_method(translation: Translation) -> None:
     Raises:
         ConfigError: It is another kind of adapter.
     """
-    name = WHICH[translation.file.peer]
+    name = WHICH[translation.peer]
     said = translation.value(name)
-    if said is None and translation.file.peer == "llama-factory":
+    if said is None and translation.peer == "llama-factory":
         said = "lora"
     remedy = remedy_for(name, said) or ""
     if remedy.startswith("There is no"):
@@ -56,9 +56,9 @@ def translate_method(translation: Translation) -> None:
     if bits == 4:
         why = f"{translation.tool} stores linear modules in 4 bits, and the experts of a mixture are one tensor"
         translation.of_itself({"quantization.experts": False}, why)
-    if translation.file.peer == "trl" and bits == 4:
-        translation.of_itself({"quantization.double_quant": False})
-    if translation.file.peer == "trl" and translation.value("lora_target_modules") is None:
+        if translation.peer == "trl":
+            translation.of_itself({"quantization.double_quant": False})
+    if translation.peer == "trl" and translation.value("lora_target_modules") is None:
         why = "where TRL names none peft chooses, of Llama q_proj and v_proj alone: write these for that"
         translation.of_itself({"lora.target_modules": "all-linear"}, why)
     _write_targets(translation)
@@ -74,7 +74,8 @@ def _refuse_partly_frozen(translation: Translation) -> None:
     Raises:
         ConfigError: That is so.
     """
-    name, patterns = "unfrozen_parameters", translation.value("unfrozen_parameters")
+    name = "unfrozen_parameters"
+    patterns = translation.value(name)
     named = [str(each) for each in (patterns if isinstance(patterns, list) else [patterns]) if each]
     if translation.method != "full":
         translation.leave(name, "an adapter learns, and the weights beside it are frozen")
@@ -126,7 +127,7 @@ def _write_inner_keys(translation: Translation) -> None:
             translation.detail(name, f"{name}.{key}", said[key], "the section quantization has nothing like it")
         if known := {SAME_VALUE[key]: value for key, value in said.items() if key in SAME_VALUE}:
             translation.write(name, known)
-    if translation.file.peer == "axolotl":
+    if translation.peer == "axolotl":
         translation.leave("peft", "lora.init: loftq, of method: qlora, starts an adapter by LoftQ")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from loraft.config.yaml_nodes import Value
 from loraft.peers.preference_keys import columns_of_answers, rows_of, type_of_answers
-from loraft.peers.row_sources import Source, place_of_files, write_evaluation, written_sources
+from loraft.peers.row_sources import UNREAD, Source, place_of_files, write_evaluation, written_sources
 from loraft.peers.translation import Translation
 
 OPEN_ORCA = {"system": "system_prompt", "instruction": "question", "output": "response"}
@@ -46,7 +46,6 @@ OF_TURNS = ("message_property_mappings", "message_field_role", "message_field_co
 """Keys that name those of a turn."""
 ANSWERING = {"assistant", "gpt", "model"}
 SAME = {
-    "ds_type": "the type of a file is told by its name",
     "trust_remote_code": "code from a dataset's repository is never run",
     "roles": "system, user, assistant and tool are known, and human and gpt",
     "train_on_eos": "the end of a trained turn is trained",
@@ -66,8 +65,8 @@ SAME = {
 }
 """Keys of a dataset that need nothing here, and why."""
 READ = (
-    "path", "data_files", "split", "name", "type", "field", "text_column", "field_messages", "roles_to_train",
-    "message_property_mappings", "message_field_role", "message_field_content",
+    "path", "ds_type", "data_files", "split", "name", "type", "field", "text_column", "field_messages",
+    "roles_to_train", "message_property_mappings", "message_field_role", "message_field_content",
 )  # fmt: skip
 """Keys of a dataset that are looked at by themselves."""
 
@@ -164,12 +163,11 @@ def _read(place: str, said: Mapping[str, Value], translation: Translation) -> _D
     roles = said.get("roles_to_train")
     if isinstance(roles, list) and not (roles and {str(role) for role in roles} <= ANSWERING):
         dataset.tell("roles_to_train", "the assistant's turns are trained; data.train_on: all trains every token")
-    for key, why in SAME.items():
-        if said.get(key) not in (None, False) and key != "ds_type":
-            dataset.tell(key, why)
-    for key in said.keys() - {*READ, *COLUMNS, *SAME} - compared:
-        if said[key] is not None:
-            dataset.tell(key, "a source has path, split, name, limit, weight, format, text_by and columns")
+    for key, value in said.items():
+        if value not in (None, False) and key in SAME:
+            dataset.tell(key, SAME[key])
+        elif value is not None and key not in {*READ, *COLUMNS, *SAME, *compared}:
+            dataset.tell(key, UNREAD)
     return dataset
 
 

@@ -19,20 +19,7 @@ from loraft.peers import axolotl_rows, llama_factory_rows, trl_rows
 from loraft.peers.adapter_keys import translate_method
 from loraft.peers.foreign_file import NAMES, ForeignFile, Peer, read_foreign_file
 from loraft.peers.preference_keys import refuse_without_a_reference, translate_task
-from loraft.peers.training_keys import (
-    add_what_goes_without_saying,
-    translate_cadence,
-    translate_hub,
-    translate_length,
-    translate_order,
-    translate_overrides,
-    translate_plugins,
-    translate_precision,
-    translate_schedule,
-    translate_sharding,
-    translate_template,
-    translate_trackers,
-)
+from loraft.peers.training_keys import translate_training
 from loraft.peers.translation import TranslatedKey, Translation
 
 ROWS: Mapping[Peer, Callable[[Translation], None]] = {
@@ -134,18 +121,7 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
     translate_method(translation)
     refuse_without_a_reference(translation)
     ROWS[file.peer](translation)
-    translate_template(translation)
-    translate_precision(translation)
-    translate_length(translation)
-    translate_schedule(translation)
-    translate_cadence(translation)
-    translate_trackers(translation)
-    translate_order(translation)
-    translate_hub(translation)
-    translate_sharding(translation)
-    translate_overrides(translation)
-    translate_plugins(translation)
-    add_what_goes_without_saying(translation)
+    translate_training(translation)
     order = {key.written: number for number, key in enumerate(file.keys.values())}
     return sorted(translation.finished(), key=lambda row: order.get(row.key.partition("[")[0], len(order)))
 
@@ -167,7 +143,7 @@ def _refuse_without_a_model(translation: Translation) -> None:
 
 
 def _refuse_without_rows(translation: Translation) -> None:
-    names = TRAIN[translation.file.peer]
+    names = TRAIN[translation.peer]
     if translation.value(*names) is not None:
         return
     for name, command in (("export_dir", "merge"), ("infer_backend", "chat"), ("do_predict", "evaluate")):

@@ -15,9 +15,23 @@ from loraft.peers.translation import Translation
 INFO = "dataset_info.json"
 REMOTE = "REMOTE:"
 """How a folder begins that is a dataset of the Hub."""
-COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "tools": "tools"}
-OF_TURNS = {"messages": "conversations", "system": "system", "tools": "tools"}
-"""Their names of columns of instructions and of conversations, and ours."""
+BESIDE = {"system": "system", "tools": "tools"}
+COLUMNS: Mapping[tuple[str, str | None], Mapping[str, str]] = {
+    ("alpaca", "text"): {"prompt": "text"},
+    ("alpaca", None): {"prompt": "instruction", "query": "input", "response": "output", **BESIDE},
+    ("alpaca", "preferences"): {
+        "prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected", **BESIDE,
+    },
+    ("alpaca", "unpaired"): {
+        "prompt": "instruction", "query": "input", "kto_tag": "label", "response": "completion", **BESIDE,
+    },
+    ("sharegpt", None): {"messages": "conversations", **BESIDE},
+    ("sharegpt", "preferences"): {"messages": "prompt", "chosen": "chosen", "rejected": "rejected", **BESIDE},
+    ("sharegpt", "unpaired"): {"messages": "messages", "kto_tag": "label", **BESIDE},
+}  # fmt: skip
+"""Their names of columns and ours, by how their rows are formatted and by what is learned of them here."""
+UNNAMED = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
+"""What the columns are called in a file where nothing is said."""
 NOT_READ = {
     **dict.fromkeys(("images", "videos", "audios"), "loraft trains on text alone"),
     "history": "earlier turns are read from messages: rewrite the rows as conversations",
@@ -45,18 +59,16 @@ def translate_rows(translation: Translation) -> None:
         names = [str(each).strip() for each in (said if isinstance(said, list) else str(said).split(","))]
         known = _explained(translation, folder)
         sources = [_source(translation, name, each, known, str(folder or "data")) for each in names if each]
-        guessed = [each for each in names if each not in known] if known is not None else names
         why = f"{INFO} was not found: write the file or the Hub id of each" if known is None else ""
-        if known is not None and guessed:
+        if folder != "ONLINE" and (guessed := [each for each in names if known is not None and each not in known]):
             why = f"{INFO} does not have {', '.join(guessed)}: write the file or the Hub id"
-        if folder == "ONLINE":
-            why = ""
         translation.write(name, {ours: written_sources(sources)}, why)
     if folder is not None:
         translation.leave("dataset_dir", "data.train names the files themselves")
     write_evaluation(translation, "val_size", "eval_dataset")
-    if translation.value("packing") is True or translation.value("neat_packing") is True:
-        for name in ("packing", "neat_packing"):
+    packs = ("packing", "neat_packing")
+    if any(translation.value(name) is True for name in packs):
+        for name in packs:
             translation.write(name, {"data.packing": "fill"}, "rows never see one another")
     elif translation.value("packing") is not None:
         translation.write("packing", {"data.packing": "auto"})
@@ -99,14 +111,9 @@ def _source(translation: Translation, name: str, dataset: str, known: Mapping[st
             source[ours] = said[theirs]
     formatting = "sharegpt" if said.get("formatting") in ("sharegpt", "openai") else "alpaca"
     learns_texts = translation.value("stage") == "pt" and formatting == "alpaca"
-    source["format"] = translation.compared_as if translation.compares else "text" if learns_texts else formatting
-    if learns_texts:
-        renamed = _column_of_texts(columns)
-    elif translation.compares:
-        renamed = _columns_of_answers(formatting, columns, labelled=translation.compared_as == "unpaired")
-    else:
-        renamed = _columns(formatting, columns)
-    if renamed:
+    learned = translation.compared_as if translation.compares else "text" if learns_texts else None
+    source["format"] = learned or formatting
+    if renamed := _renamed(COLUMNS[formatting, learned], columns, compares=translation.compares):
         source["columns"] = renamed
     for key, why in NOT_READ.items():
         if columns.get(key):
@@ -135,21 +142,11 @@ def _refuse_other_rows(translation: Translation, name: str, dataset: str, *, pai
         translation.refuse(name, f"{dataset} holds {what}", "Name another dataset, or another stage.")
 
 
-def _columns_of_answers(row_format: Value, said: Mapping[str, Any], *, labelled: bool) -> dict[str, Value]:
-    """Our names of columns whose answers are compared: theirs, where they differ."""
-    names = {"system": "system", "tools": "tools"}
-    if row_format == "sharegpt":
-        names["messages"] = "messages" if labelled else "prompt"
-    else:
-        names |= {"prompt": "instruction", "query": "input"}
-    if labelled:
-        names |= {"kto_tag": "label"} if row_format == "sharegpt" else {"kto_tag": "label", "response": "completion"}
-    else:
-        names |= {"chosen": "chosen", "rejected": "rejected"}
-    otherwise = {"messages": "conversations", "response": "output"}
-    found = {ours: str(said.get(theirs) or otherwise.get(theirs, ours)) for theirs, ours in names.items()}
-    # An instruction is named, for a column `prompt` would come first.
-    return {ours: theirs for ours, theirs in found.items() if ours != theirs or ours == "instruction"}
+def _renamed(names: Mapping[str, str], said: Mapping[str, Any], *, compares: bool) -> dict[str, Value]:
+    """Our names of columns: theirs, where they differ."""
+    found = {ours: str(said.get(theirs) or UNNAMED.get(theirs, ours)) for theirs, ours in names.items()}
+    # Where answers are compared the instruction is named, for a column `prompt` would come first.
+    return {ours: theirs for ours, theirs in found.items() if ours != theirs or (compares and ours == "instruction")}
 
 
 def _place(said: Mapping[str, Any], dataset: str, folder: str) -> Source:
@@ -164,14 +161,3 @@ def _tell_other_places(translation: Translation, name: str, dataset: str, said: 
     for key in ("folder",) if "hf_hub_url" in said else ("folder", *ELSEWHERE):
         if said.get(key):
             translation.detail(name, f"{dataset}.{key}", said[key], "write the address or the path of each file")
-
-
-def _column_of_texts(said: Mapping[str, Any]) -> dict[str, Value]:
-    """Where texts that are learned whole stand: in the column of instructions."""
-    theirs = str(said.get("prompt") or COLUMNS["prompt"])
-    return {} if theirs == "text" else {"text": theirs}
-
-
-def _columns(row_format: Value, said: Mapping[str, Any]) -> dict[str, Value]:
-    ours = OF_TURNS if row_format == "sharegpt" else COLUMNS
-    return {ours[key]: str(value) for key, value in said.items() if key in ours and value and ours[key] != value}

@@ -90,7 +90,7 @@ def translate_task(translation: Translation) -> None:
     Raises:
         ConfigError: It is another training, by rewards say, or by a loss that there is not.
     """
-    peer, where = translation.file.peer, str(translation.file.path)
+    peer, where = translation.peer, str(translation.file.path)
     command = _training_of(translation.file.command)
     if peer == "trl" and command in OTHERWISE:
         remedy = "loraft trains by examples, and by pairs of answers with task: preference."
@@ -155,12 +155,12 @@ def _listed(value: Value) -> list[str]:
 def _add_what_goes_without_saying(translation: Translation) -> None:
     if translation.loss == "simpo":
         translation.of_itself({"preference.beta": 0.1})
-    if translation.loss == "simpo" and translation.file.peer != "llama-factory":  # by TRL's trainer of CPO
-        translation.of_itself({"preference.sft_weight": 1})
-    if translation.file.peer == "trl":
+        if translation.peer != "llama-factory":  # by TRL's trainer of CPO
+            translation.of_itself({"preference.sft_weight": 1})
+    if translation.peer == "trl":
         translation.of_itself({"training.learning_rate": 1e-6})
-    if translation.file.peer == "trl" and translation.loss == "kto":
-        translation.of_itself({"data.shuffle": False}, "trl kto keeps the order of the rows")
+        if translation.loss == "kto":
+            translation.of_itself({"data.shuffle": False}, "trl kto keeps the order of the rows")
 
 
 def refuse_without_a_reference(translation: Translation) -> None:

@@ -11,6 +11,8 @@ Source = dict[str, Value]
 """The keys of one source."""
 FILES = ("json", "csv", "parquet", "text", "arrow")
 """Types of files that stand for the path of a dataset whose files are named by themselves."""
+UNREAD = "a source has path, split, name, limit, weight, format, text_by and columns"
+"""What is said of a key of a dataset that nothing here is like."""
 STREAMS = ("streaming", "dataset_streaming", "pretraining_dataset")
 """Keys by which rows are read as a stream."""
 SHARE = 0.05

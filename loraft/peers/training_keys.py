@@ -56,7 +56,13 @@ CHANGES_NOTHING = re.compile(r"cut_cross_entropy|liger|kernels|expert_parallel|s
 """Plugins of axolotl that compute the same, or measure and report."""
 
 
-def translate_precision(translation: Translation) -> None:
+def translate_training(translation: Translation) -> None:
+    """All that a file says of how a run goes, and behind that what its tool does of itself."""
+    for step in STEPS:
+        step(translation)
+
+
+def _precision(translation: Translation) -> None:
     """The dtype: the one that is switched on; what is switched off says nothing beside it."""
     chosen = next((name for name in PRECISIONS if translation.value(name) in (True, "full", "true")), None)
     off = [name for name in ("bf16", "fp16") if translation.value(name) is False]
@@ -75,16 +81,16 @@ def translate_precision(translation: Translation) -> None:
 def _is_float32_without(translation: Translation) -> bool:
     """Whether a run is in float32 where neither bf16 nor fp16 is on: LLaMA-Factory then goes by the model."""
     said = translation.value("dtype", "torch_dtype")
-    return translation.file.peer == "axolotl" or (translation.file.peer == "trl" and said is None)
+    return translation.peer == "axolotl" or (translation.peer == "trl" and said is None)
 
 
-def translate_length(translation: Translation) -> None:
+def _length(translation: Translation) -> None:
     """Steps, epochs and batches."""
     steps = translation.number("max_steps")
     if steps is not None and steps <= 0:
         translation.leave("max_steps", "no number of steps is set: training.num_train_epochs counts")
     size, micro = translation.number("batch_size"), translation.number("micro_batch_size")
-    if translation.file.peer == "axolotl" and size and micro:
+    if translation.peer == "axolotl" and size and micro:
         if translation.value("gradient_accumulation_steps") is None and size % micro == 0:
             becomes: dict[str, Value] = {"training.gradient_accumulation_steps": int(size // micro)}
             translation.write("batch_size", becomes, "rows of an optimizer step, of which micro_batch_size is a batch")
@@ -94,7 +100,7 @@ def translate_length(translation: Translation) -> None:
             translation.write(name, {"training.max_grad_norm": None}, "0 does not clip")
 
 
-def translate_schedule(translation: Translation) -> None:
+def _schedule(translation: Translation) -> None:
     """The warm-up and how the rate falls."""
     if translation.value("lr_scheduler", "lr_scheduler_type") == "constant":  # constant_with_warmup is another word
         why = f"constant has no warm-up in {translation.tool}"
@@ -117,11 +123,10 @@ def translate_schedule(translation: Translation) -> None:
         translation.leave("lr_scheduler_kwargs", "holds nothing")
 
 
-def translate_cadence(translation: Translation) -> None:
+def _cadence(translation: Translation) -> None:
     """How often a run is evaluated and saved."""
-    _translate_strategies(translation)
-    epochs = translation.number("num_epochs", "num_train_epochs") or OF_ITSELF["axolotl"]["training.num_train_epochs"]
-    assert isinstance(epochs, int | float)
+    _strategies(translation)
+    epochs = translation.number("num_epochs", "num_train_epochs") or 1
     for name, ours in (("evals_per_epoch", "training.eval_steps"), ("saves_per_epoch", "training.save_steps")):
         times = translation.number(name)
         if times is None:
@@ -138,7 +143,7 @@ def translate_cadence(translation: Translation) -> None:
         translation.leave("logging_strategy", "training.logging_steps says so")
 
 
-def _translate_strategies(translation: Translation) -> None:
+def _strategies(translation: Translation) -> None:
     """Whether a run is evaluated and saved by steps, which alone counts them, or by epochs."""
     saved = translation.value("save_strategy")
     if saved not in (None, "steps"):
@@ -154,12 +159,12 @@ def _translate_strategies(translation: Translation) -> None:
             translation.leave("eval_steps", f"{strategy} is {said}, and goes before it")
         elif said is not None and translation.value("eval_steps") is not None:
             translation.leave(strategy, "training.eval_steps says so")
-        elif said is not None and translation.file.peer in LOGGING_STEPS:
-            every: Value = translation.value("logging_steps") or LOGGING_STEPS[translation.file.peer]
+        elif said is not None and translation.peer in LOGGING_STEPS:
+            every: Value = translation.value("logging_steps") or LOGGING_STEPS[translation.peer]
             translation.write(strategy, {"training.eval_steps": every}, "it is evaluated as often as it is logged")
 
 
-def translate_template(translation: Translation) -> None:
+def _template(translation: Translation) -> None:
     """How conversations are printed: each tool has templates by name, and loraft those of the tokenizers."""
     for name in ("chat_template", "template", "chat_template_jinja"):
         value = translation.value(name)
@@ -179,7 +184,7 @@ def translate_template(translation: Translation) -> None:
             translation.write(name, {"data.chat_template": "auto"}, why)
 
 
-def translate_trackers(translation: Translation) -> None:
+def _trackers(translation: Translation) -> None:
     """To whom a run reports."""
     wanted = [to for name, to in TRACKERS.items() if translation.value(name) not in (None, False, "")]
     if translation.value("wandb_mode") == "disabled" or translation.value("use_wandb") is False:
@@ -199,7 +204,7 @@ def translate_trackers(translation: Translation) -> None:
         translation.of_itself({"training.report_to": trackers}, f"{translation.tool} reports where a project is named")
 
 
-def translate_order(translation: Translation) -> None:
+def _order(translation: Translation) -> None:
     """Whether rows are shuffled before training, which draws them in another order in any case but for streams."""
     if any(translation.value(name) for name in STREAMS):
         return
@@ -208,9 +213,9 @@ def translate_order(translation: Translation) -> None:
         translation.leave(name, why)
 
 
-def translate_hub(translation: Translation) -> None:
+def _hub(translation: Translation) -> None:
     """Whether what was trained is put into a repository: axolotl does so where one is named, the others when told."""
-    if translation.file.peer == "axolotl":
+    if translation.peer == "axolotl":
         return
     repository = translation.value("hub_model_id")
     if translation.value("push_to_hub") is not True:
@@ -222,12 +227,11 @@ def translate_hub(translation: Translation) -> None:
         translation.write("push_to_hub", {"training.push_to_hub": repository})
 
 
-def translate_sharding(translation: Translation) -> None:
+def _sharding(translation: Translation) -> None:
     """What FSDP splits among the processes, by its words and by its config, whose keys begin with fsdp_ or do not."""
     config = translation.value("fsdp_config")
-    said = (
-        {name_of(key).removeprefix("fsdp_"): value for key, value in config.items()} if isinstance(config, dict) else {}
-    )
+    config = config if isinstance(config, dict) else {}
+    said = {name_of(key).removeprefix("fsdp_"): value for key, value in config.items()}
     text = f"{translation.value('fsdp') or ''} {said.get('sharding_strategy')} {said.get('reshard_after_forward')}"
     words = {*re.findall(r"\w+", text.lower())}
     becomes: dict[str, Value] = {"distributed.strategy": "ddp" if "no_shard" in words else "fsdp2"}
@@ -245,7 +249,7 @@ def translate_sharding(translation: Translation) -> None:
         translation.write("fsdp", becomes)
 
 
-def translate_plugins(translation: Translation) -> None:
+def _plugins(translation: Translation) -> None:
     """Tell of each plugin of axolotl that is more than a kernel or a log."""
     plugins = translation.value("plugins")
     translation.by_table("plugins")
@@ -255,11 +259,11 @@ def translate_plugins(translation: Translation) -> None:
             translation.detail("plugins", f"plugins[{number}]", each, why)
 
 
-def translate_overrides(translation: Translation) -> None:
+def _overrides(translation: Translation) -> None:
     """What axolotl has otherwise than the base's own config: of these the loss of a mixture's routers is here."""
     for name in ("model_config", "overrides_of_model_config"):
         said = translation.value(name)
-        if translation.file.peer != "axolotl" or not isinstance(said, dict):
+        if translation.peer != "axolotl" or not isinstance(said, dict):
             continue
         others = said.keys() - {"output_router_logits", "router_aux_loss_coef"}
         why = "a model is trained as its config.json says: change it there, and name the folder in model.name_or_path"
@@ -270,27 +274,35 @@ def translate_overrides(translation: Translation) -> None:
         translation.leave(name, why if others else "the loss of the routers is left out, as it is here")
 
 
-def add_what_goes_without_saying(translation: Translation) -> None:
+def _of_itself(translation: Translation) -> None:
     """What the tool does of itself, where loraft would do otherwise."""
-    defaults = OF_ITSELF[translation.file.peer]
+    defaults = OF_ITSELF[translation.peer]
     if (longest := translation.file.keys.get("max_length")) is not None and longest.value is None:
         why = "null cuts no row: longer ones are refused, with the data.max_length that keeps them"
         translation.write("max_length", {"data.on_overlength": "error"}, why)
         defaults = {ours: value for ours, value in defaults.items() if ours != "data.max_length"}
     translation.of_itself(defaults)
-    if translation.file.peer == "axolotl":
+    stage = translation.value("stage")
+    if translation.peer == "axolotl":
         why = "axolotl's default is 3 % of the steps, and no more than 100"
         steps = translation.number("max_steps") or 0
         translation.of_itself({"training.warmup_steps": min(int(0.03 * steps), 100) if steps > 0 else 0.03}, why)
-    if translation.file.peer == "axolotl" and translation.value("val_set_size", "test_datasets"):
-        size: Value = translation.value("micro_batch_size") or 1
-        translation.of_itself({"training.per_device_eval_batch_size": size}, "axolotl's default is micro_batch_size")
-    if translation.file.peer != "axolotl" and translation.value("stage") != "pt":
+        if translation.value("val_set_size", "test_datasets"):
+            size: Value = translation.value("micro_batch_size") or 1
+            why = "axolotl's default is micro_batch_size"
+            translation.of_itself({"training.per_device_eval_batch_size": size}, why)
+    elif stage != "pt":
         why = f"{translation.tool} cuts a longer row; here its beginning is kept"
         translation.of_itself({"data.on_overlength": "truncate"}, why)
-    if translation.file.peer == "llama-factory":
+    if translation.peer == "llama-factory":
         rank = translation.number("lora_rank")
-        if translation.value("stage") == "pt":
+        if stage == "pt":
             translation.of_itself({"data.packing": "fill"}, "LLaMA-Factory packs texts by default")
         why = "LLaMA-Factory's default is twice the rank"
         translation.of_itself({"lora.alpha": 2 * int(8 if rank is None else rank)}, why)
+
+
+STEPS = (
+    _template, _precision, _length, _schedule, _cadence, _trackers, _order, _hub, _sharding, _overrides, _plugins,
+    _of_itself,
+)  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NoReturn
 
 from loraft.config.aliases import (
@@ -26,10 +27,10 @@ from loraft.io.secrets import redacted
 from loraft.peers.command_line import ForeignKey
 from loraft.peers.foreign_file import NAMES, ForeignFile
 
-UNKNOWN = "no key that loraft knows of {tool}"
 SECRET = "A config holds no secret"
 """How the remedy begins for a key whose value is neither printed nor written."""
 HIDDEN = "…"
+NOTHING: Mapping[str, Value] = MappingProxyType({})
 NO_ADAPTER = "method: full trains every weight, and has no adapter"
 NO_PAIRS = "it is of pairs of answers, and the rows are examples"
 NOT_QUANTIZED = "nothing is quantized without method: qlora"
@@ -52,27 +53,22 @@ class TranslatedKey:
 
     key: str
     value: Value
-    becomes: Mapping[str, Value] = field(default_factory=dict)
-    why: str = ""
-    where: str = ""
-    known: bool = True
+    becomes: Mapping[str, Value]
+    why: str
+    where: str
+    known: bool
 
 
 class Translation:
     """The keys of a file that are still to be translated, and what became of the others."""
 
     def __init__(self, file: ForeignFile) -> None:
-        self.file = file
+        self.file, self.peer, self.tool = file, file.peer, NAMES[file.peer]
         self.rows: list[TranslatedKey] = []
         self._left = dict(file.keys)
         self._of_itself: list[tuple[Mapping[str, Value], str]] = []
         self.method: str = "lora"
         self.loss: str | None = None
-
-    @property
-    def tool(self) -> str:
-        """What the tool is called."""
-        return NAMES[self.file.peer]
 
     @property
     def compares(self) -> bool:
@@ -109,7 +105,7 @@ class Translation:
     def leave(self, name: str, why: str) -> None:
         """The key `name`, if the file has it, is not written, and why."""
         if (key := self._left.pop(name, None)) is not None:
-            self.rows.append(TranslatedKey(key.written, key.value, {}, why, key.where))
+            self._tell(key, why)
 
     def of_itself(self, becomes: Mapping[str, Value], why: str = "") -> None:
         """What the tool does where its file says nothing, and loraft otherwise; of two the first one counts."""
@@ -128,8 +124,7 @@ class Translation:
 
     def detail(self, name: str, key: str, value: Value, why: str) -> None:
         """A part of the key `name`, such as the type of one of its datasets, of which nothing is written."""
-        where = self.file.keys[name].where
-        self.rows.append(TranslatedKey(key, value, {}, why, where))
+        self._tell(ForeignKey(value, key, self.file.keys[name].where), why)
 
     def refuse(self, name: str, why: str, remedy: str | None = None) -> NoReturn:
         """The key `name` asks for a training that loraft does not have: no config would be that run.
@@ -151,15 +146,14 @@ class Translation:
         ours = _key_of(name)
         remedy = remedy_for(name, key.value)
         if key.value is None:
-            self.rows.append(TranslatedKey(key.written, None, {}, "", key.where, known=bool(ours or remedy)))
+            self._tell(key, "", known=bool(ours or remedy))
         elif remedy is not None:
             self._by_remedy(key, remedy)
         elif ours is not None:
             value, difference = ours_of(_fitting(key.value, KEYS[ours]), KEYS[ours].choices)
             self._add(key, {ours: value}, difference)
         else:
-            why = UNKNOWN.format(tool=self.tool)
-            self.rows.append(TranslatedKey(key.written, key.value, {}, why, key.where, known=False))
+            self._tell(key, f"no key that loraft knows of {self.tool}", known=False)
 
     def _by_remedy(self, key: ForeignKey, remedy: str) -> None:
         becomes = {ours: _read(text) for ours, text in WRITTEN.findall(remedy)} if remedy.startswith(WRITE) else {}
@@ -168,16 +162,18 @@ class Translation:
             says_nothing = rest.startswith(("(", "at the top"))
             self._add(key, becomes, "" if says_nothing else rest.lstrip(",;: ").removeprefix("which "))
         else:
-            why = remedy.removeprefix(LEAVE).removesuffix(".")
-            value = HIDDEN if remedy.startswith(SECRET) else key.value
-            self.rows.append(TranslatedKey(key.written, value, {}, why, key.where))
+            told = replace(key, value=HIDDEN) if remedy.startswith(SECRET) else key
+            self._tell(told, remedy.removeprefix(LEAVE).removesuffix("."))
 
     def _add(self, key: ForeignKey, becomes: Mapping[str, Value], why: str) -> None:
         idle = {ours: reason for ours in becomes if (reason := self._idle(ours))}
         if idle and key.written:
-            self.rows.append(TranslatedKey(key.written, key.value, {}, next(iter(idle.values())), key.where))
+            self._tell(key, next(iter(idle.values())))
         elif used := {ours: as_whole(value) for ours, value in becomes.items() if ours not in idle}:
-            self.rows.append(TranslatedKey(key.written, key.value, used, why, key.where))
+            self._tell(key, why, used)
+
+    def _tell(self, key: ForeignKey, why: str, becomes: Mapping[str, Value] = NOTHING, *, known: bool = True) -> None:
+        self.rows.append(TranslatedKey(key.written, key.value, becomes, why, key.where, known))
 
     def _idle(self, ours: str) -> str | None:
         """Why a key of the config would have nothing to do; None where it has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraft.config.yaml_nodes import Value
-from loraft.peers.row_sources import Source, place_of_files, write_evaluation, written_sources
+from loraft.peers.row_sources import UNREAD, Source, place_of_files, write_evaluation, written_sources
 from loraft.peers.translation import Translation
 
 NOT_READ = {
@@ -26,9 +26,10 @@ def translate_rows(translation: Translation) -> None:
         translation.write("dataset_name", {"data.train": written_sources([source])})
         translation.leave("dataset_train_split", "it is said of data.train" if split != "train" else "it is train")
     _write_evaluation(translation, dataset)
-    if isinstance(translation.value("packing"), bool):
-        becomes: dict[str, Value] = {"data.packing": "fill" if translation.value("packing") is True else "auto"}
-        translation.write("packing", becomes, "rows never see one another" if becomes["data.packing"] == "fill" else "")
+    if translation.value("packing") is True:
+        translation.write("packing", {"data.packing": "fill"}, "rows never see one another")
+    elif translation.value("packing") is False:
+        translation.write("packing", {"data.packing": "auto"})
     unsaid = translation.value("assistant_only_loss") is None and translation.value("completion_only_loss") is None
     if unsaid and not translation.compares:
         why = "of conversations TRL trains every token by default: write all for that"
@@ -38,10 +39,9 @@ def translate_rows(translation: Translation) -> None:
 def _source(translation: Translation, number: int, said: Value) -> Source:
     if not isinstance(said, dict) or "path" not in said:
         translation.refuse("datasets", "must name its rows by a path", "Write the path of each dataset.")
-    for key in said.keys() - {"path", "name", "split", "data_files"}:
-        if said[key] is not None:
-            why = NOT_READ.get(key, "a source has path, split, name, limit, weight, format, text_by and columns")
-            translation.detail("datasets", f"datasets[{number}].{key}", said[key], why)
+    for key, value in said.items():
+        if value is not None and key not in ("path", "name", "split", "data_files"):
+            translation.detail("datasets", f"datasets[{number}].{key}", value, NOT_READ.get(key, UNREAD))
     source: Source = {key: said[key] for key in ("path", "name", "split") if said.get(key) is not None}
     place = place_of_files(str(said["path"]), said.get("data_files"))
     if place is None:
