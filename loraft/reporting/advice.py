@@ -72,10 +72,10 @@ def _losses(records: RunRecords, first: float, last: float) -> float:
     return fmean(step.loss for step in records.steps[round(count * first) : round(count * last)])
 
 
-def _still_falls(records: RunRecords) -> bool:
-    """Whether the training loss of the last part is lower by 2 %, and by 0.01, or more than that of the part before."""
+def _fall(records: RunRecords) -> tuple[float, float] | None:
+    """The training loss of the part before the last, and of the last, where that is lower by 2 %, and by 0.01."""
     before, last = _losses(records, 1 - 2 * PART, 1 - PART), _losses(records, 1 - PART, 1)
-    return before - last >= max(FALLING * before, LEAST)
+    return (before, last) if before - last >= max(FALLING * before, LEAST) else None
 
 
 def _rate(records: RunRecords, factor: float) -> str:
@@ -146,7 +146,7 @@ def _clipped(records: RunRecords, _: ModelFindings | None) -> Advice | None:
     if limit is None or len(records.steps) < LOGGED:
         return None
     over = sum(step.grad_norm > limit for step in records.steps)
-    if over < CLIPPED * len(records.steps) or _still_falls(records):
+    if over < CLIPPED * len(records.steps) or _fall(records):
         return None
     reason = f"the gradient was clipped to {limit:g} at {over:,} of {len(records.steps):,} logged steps"
     change = f"{_rate(records, 1 / 2)}, half; or a higher training.max_grad_norm"
@@ -160,11 +160,10 @@ def _falling(records: RunRecords, _: ModelFindings | None) -> Advice | None:
         return None
     if lowest is not None and (lowest.step != records.evaluations[-1].step or len(records.evaluations) < 2):
         return None
-    if not _still_falls(records):
+    if (fall := _fall(records)) is None:
         return None
-    before, end = _losses(records, 1 - 2 * PART, 1 - PART), _losses(records, 1 - PART, 1)
     held_out = "" if lowest is None else ", and the last evaluation is the best"
-    reason = f"the training loss still fell at the end, from {before:.3f} to {end:.3f}{held_out}"
+    reason = f"the training loss still fell at the end, from {fall[0]:.3f} to {fall[1]:.3f}{held_out}"
     if settings.max_steps is not None:
         return Advice("falling", "training.max_steps", f"{2 * settings.max_steps}, twice as many", reason)
     return Advice("falling", "training.num_train_epochs", f"{2 * settings.num_train_epochs:g}, twice as many", reason)

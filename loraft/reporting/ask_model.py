@@ -7,7 +7,7 @@ whole is read first and let go before its base is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from loraft.adapters.resolve_target import classes_of
@@ -177,10 +177,7 @@ def _beside(read: ReportRows, base: ModelReadings, trained: ModelReadings) -> Ma
             tallies.add(item, score)
     apart = after.minus(before, rows=len(read.held_out), references=asking)
     first, second = before.figure.figures, after.figure.figures
-    return {
-        name: FigureBeside(first[name], second[name], each.difference, each.low, each.high)
-        for name, each in apart.items()
-    }
+    return {name: FigureBeside(first[name], second[name], *astuple(each)) for name, each in apart.items()}
 
 
 def _answers(read: ReportRows, base: ModelReadings | None, trained: ModelReadings) -> Sequence[AnswerBeside]:

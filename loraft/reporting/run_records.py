@@ -6,8 +6,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from loraft.config.config_file import load_config
 from loraft.config.schema import RunConfig
@@ -17,6 +20,9 @@ from loraft.io.checkpoint_folders import newest_state
 from loraft.io.sealed import is_text_as_sealed, read_sealed
 from loraft.tasks import METRIC_FACTS
 from loraft.tasks.task import TEXT_LOSS
+
+Line = TypeVar("Line")
+_reader = cache(TypeAdapter[Any])
 
 
 @dataclass(frozen=True)
@@ -106,14 +112,19 @@ def read_records(folder: Path) -> RunRecords:
     """
     config = load_config(folder / "config.yaml")
     lines, unread = _lines(folder / "metrics.jsonl")
-    steps = list({each.step: each for line in lines if (each := _step(line)) is not None}.values())
-    left_out = list({gone.step: gone for line in lines if (gone := _left_out(line)) is not None}.values())
-    held = list({seen.step: seen for line in lines if (seen := _evaluation(line)) is not None}.values())
+    steps, held, left_out = dict[int, LoggedStep](), dict[int, LoggedEvaluation](), dict[int, LeftOutStep]()
+    for line in lines:
+        if step := _step(line):
+            steps[step.step] = step
+        if seen := _evaluation(line):
+            held[seen.step] = seen
+        if gone := _read(LeftOutStep, line):
+            left_out[gone.step] = gone
+        unread += not (step or seen or gone)
     if not steps:
         message = "there is nothing to report: no step of the run was logged"
         remedy = "Let it train for training.logging_steps steps at least."
         raise RunFolderError(message, where=str(folder / "metrics.jsonl"), remedy=remedy)
-    unread += sum(all(kind(line) is None for kind in (_step, _evaluation, _left_out)) for line in lines)
     manifest = read_sealed(folder / "manifest.json")
     planned = _part(manifest, "planned")
     notes = [] if not unread else [f"{counted(unread, 'line')} of metrics.jsonl cannot be read, and left out"]
@@ -124,15 +135,15 @@ def read_records(folder: Path) -> RunRecords:
     return RunRecords(
         folder=folder,
         config=config,
-        steps=steps,
-        evaluations=held,
-        left_out=left_out,
+        steps=[*steps.values()],
+        evaluations=[*held.values()],
+        left_out=[*left_out.values()],
         planned_steps=_whole(planned.get("steps")),
         predicted_bytes=_whole(planned.get("peak_bytes")),
         base=str(_part(manifest, "base").get("name") or config.model.name_or_path),
         device=str(_part(manifest, "hardware").get("device") or ""),
         ranks=_whole(manifest.get("ranks")) or 1,
-        finished=_has_ended(folder, steps[-1].step),
+        finished=_has_ended(folder, max(steps)),
         notes=tuple(notes),
     )
 
@@ -169,27 +180,22 @@ def _object(line: str) -> Mapping[str, Any] | None:
 
 
 def _step(line: Mapping[str, Any]) -> LoggedStep | None:
-    names = ("epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second")
-    step, held = _whole(line.get("step")), _whole(line.get("peak_bytes"))
     if line.get("grad_norm", 0) is None:  # JSON has no infinity, and earlier versions wrote Python's
         line = {**line, "grad_norm": math.inf}
-    values = [value for name in names if (value := _number(line.get(name))) is not None]
-    if step is None or held is None or len(values) < len(names):
-        return None
-    epoch, loss, norm, rate, speed = values
-    return LoggedStep(step, epoch, loss, norm, rate, speed, held)
-
-
-def _left_out(line: Mapping[str, Any]) -> LeftOutStep | None:
-    step, reason = _whole(line.get("step")), line.get("reason")
-    return None if step is None or not isinstance(reason, str) else LeftOutStep(step, reason)
+    return _read(LoggedStep, line)
 
 
 def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation | None:
-    step, epoch, loss = _whole(line.get("step")), _number(line.get("epoch")), _number(line.get("eval_loss"))
-    if step is None or epoch is None or loss is None or math.isnan(loss):
+    found = _read(LoggedEvaluation, {**line, "loss": line.get("eval_loss"), "figures": dict(_figures(line))})
+    return None if found is None or math.isnan(found.loss) else found
+
+
+def _read(kind: type[Line], line: Mapping[str, Any]) -> Line | None:
+    """What a line says, where it is of the kind."""
+    try:
+        return _reader(kind).validate_python(line)
+    except ValidationError:
         return None
-    return LoggedEvaluation(step, epoch, loss, dict(_figures(line)))
 
 
 def _figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
