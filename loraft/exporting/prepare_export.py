@@ -25,7 +25,6 @@ from loraft.inference.session import Speaker
 from loraft.merging.merged_tensors import MergedTensors
 from loraft.merging.prepare_merge import BaseChoice, Merge, prepare_merge
 from loraft.models.load_model import load_config, load_noted_tokenizer
-from loraft.models.packed_weights import skeleton_of
 from loraft.models.safetensors_index import Slot
 from loraft.rows.formats import Message
 from loraft.tasks import TASKS
@@ -144,7 +143,7 @@ def _slots(
     Raises:
         ModelError: One has no place in the file.
     """
-    model, _ = skeleton_of(config, merge.target.model.folder)
+    model = merge.base.model
     tied = model.all_tied_weights_keys.keys() - merge.plan.untied.keys()
     own = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and name not in tied}
     names = TensorNames(family, config.num_hidden_layers, where)

@@ -17,10 +17,10 @@ from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, ModelError
 from loraft.inspection.anatomy import Anatomy, anatomy_of
 from loraft.inspection.storage import Storage, bytes_of, read_storage
+from loraft.models.base_files import base_files
 from loraft.models.load_model import Model, load_any_config, load_config
 from loraft.models.model_structure import family_in, placed_layers
 from loraft.models.modules import linear_modules, parameter_count
-from loraft.models.packed_weights import skeleton_of
 from loraft.models.registry import FAMILIES, ModelSpec, place_in
 from loraft.models.sources import ModelHandle
 
@@ -122,11 +122,12 @@ def model_table(
     """
     handle = ModelHandle.of(model)
     config = load_config(handle, None, labels) if labels else load_any_config(handle)
-    empty, about_ties = skeleton_of(config, handle.small_files)
-    storage = read_storage(handle.small_files, empty)
+    folder = handle.small_files  # where an index alone is what the Hub gives beside a config
+    base = base_files(config, folder, has_weights=any(folder.glob("*.safetensors")))
+    empty, storage = base.model, read_storage(base)
     family = family_in(empty)
     anatomy = _anatomy(empty, family, storage)
-    notes, trained = about_ties, None
+    notes, trained = base.notes, None
     try:
         trained = _of_adapter(*adapted) if lora is None and adapted is not None else _of_section(empty, family, lora)
     except AdapterError as error:

@@ -6,13 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from loraft.models.packed_weights import PackedHeader, weight_headers
+from loraft.models.base_files import BaseFiles
+from loraft.models.packed_weights import PackedHeader
 from loraft.models.safetensors_index import DTYPES, TensorHeader, header_of
 
 NAMES = {word: str(dtype).removeprefix("torch.") for word, dtype in DTYPES.items()}
@@ -59,19 +58,14 @@ class Storage:
         return header.tensor(torch.float32)
 
 
-def read_storage(folder: Path, model: PreTrainedModel) -> Storage:
-    """How the model in `folder`, here on the meta device, is stored; one without weights is told by its config.
-
-    Raises:
-        ModelError: A file of weights is damaged or absent though the index lists it.
-    """
-    if not any(folder.glob("*.safetensors")):  # an index alone is what the Hub gives beside a config
-        config = model.config
+def read_storage(base: BaseFiles) -> Storage:
+    """How a model is stored; one without weights is told by its config."""
+    if not base.headers:
+        config = base.model.config
         dtype = getattr(config.get_text_config(), "dtype", None) or config.dtype
         word = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype | str) else "float32"
         return Storage({}, word, "config.json" if dtype else "config.json, which names no dtype: float32 is assumed")
-    headers = weight_headers(folder, model)
     counts = Counter[str]()
-    for header in headers.values():
+    for header in base.headers.values():
         counts[_word_for(header)] += header.stop - header.start
-    return Storage(headers, counts.most_common(1)[0][0], "the files' headers")
+    return Storage(base.headers, counts.most_common(1)[0][0], "the files' headers")

@@ -28,6 +28,7 @@ from loraft.io.resources import memory_errors
 from loraft.merging.calibration_text import LONGEST, Rows, built_in_rows, rows_for
 from loraft.merging.prepare_merge import Merge
 from loraft.merging.row_sums import RowSums, sums_of_merged
+from loraft.models.base_files import as_model_names
 from loraft.models.device import DTYPES, DeviceConfig, select_device
 from loraft.models.hf_config import context_of
 from loraft.models.load_model import LoadedModel, load_model
@@ -35,7 +36,6 @@ from loraft.models.modules import class_logits, decoder_inputs, wrapped_model
 from loraft.models.packed_weights import PackedHeader, weight_headers
 from loraft.models.quantize import compute_in, in_few_bits
 from loraft.models.safetensors_index import TORCH_DTYPES
-from loraft.models.weight_names import as_model_names
 
 LARGEST_FLOAT32_DIFFERENCE = 1e-3
 """Two float32 models with the same weights differ by the order of their sums, and no logit by more than this."""
@@ -233,7 +233,7 @@ def _adapted(merge: Merge, positions: int, told: Callable[[int, int], None]) -> 
     with acting(adapted.model, None) as model:
         base, _ = _outputs(merge, model, rows, positions, partial(told, 1))
     is_rounded = not in_few_bits(loaded.model) and torch.finfo(merge.dtype).eps > torch.finfo(held_in).eps
-    plain = {header.dtype for header in merge.headers.values() if not isinstance(header, PackedHeader)}
+    plain = {header.dtype for header in merge.base.headers.values() if not isinstance(header, PackedHeader)}
     as_in_files = merge.storage is not None or {TORCH_DTYPES.get(each, held_in) for each in plain} <= {held_in}
     weights = None
     if merge.is_as_trained and as_in_files and not is_rounded:

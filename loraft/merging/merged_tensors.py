@@ -23,11 +23,9 @@ from loraft.errors import AdapterError, NonFiniteError
 from loraft.kernels.packed_experts import pack
 from loraft.merging.prepare_merge import Merge
 from loraft.merging.quantize_roundtrip import quantize_roundtrip
-from loraft.models.auto_model import meta_model
-from loraft.models.load_model import load_config
+from loraft.models.base_files import Conversion
 from loraft.models.packed_weights import PackedHeader
 from loraft.models.safetensors_index import TORCH_DTYPES, WORDS, Slot, TensorHeader, in_order
-from loraft.models.weight_names import Conversion
 
 BYTES_AT_ONCE = 4 << 20
 MOST_WORKERS = 8
@@ -94,8 +92,8 @@ class RemadeTensors:
         changed = sorted(merge.converted.keys() & {*merge.plan.changed, *quantized})
         if not changed:
             return
-        model = meta_model(load_config(merge.target.model, None, merge.labels))
-        self._conversion, state = Conversion(model, merge.headers), model.state_dict()
+        model = merge.base.model
+        self._conversion, state = Conversion(model, merge.base.headers), model.state_dict()
         for name, group in _groups(merge, changed).items():
             parts = {header.name for each in group for header in merge.converted[each]}
             if self._conversion.back({each: state[each] for each in group}).keys() != parts:
@@ -151,8 +149,8 @@ def plan_files(merge: Merge) -> dict[str, list[Slot]]:
     """
     files: dict[str, list[Slot]] = {}
     models_names = _models_names(merge)
-    ours = models_names if merge.labels else {name: name for name in merge.headers}
-    for name, header in sorted(merge.headers.items(), key=lambda item: (item[1].file.name, item[1].start)):
+    ours = models_names if merge.labels else {name: name for name in merge.base.headers}
+    for name, header in sorted(merge.base.headers.items(), key=lambda item: (item[1].file.name, item[1].start)):
         if name in ours:  # what is no floating number stays as it is
             word = WORDS[merge.dtype] if merge.casts and header.dtype in TORCH_DTYPES else header.dtype
             shape = merge.grown.get(models_names.get(name, name), header.shape)
@@ -174,7 +172,7 @@ def _models_names(merge: Merge) -> dict[str, str]:
 def _source(merge: Merge, name: str) -> TensorHeader:
     """Where the base has a tensor of the model: a tied one with the module that it shares its weight with."""
     source = merge.plan.untied.get(name, name)
-    return merge.sources.get(source) or merge.headers[source]
+    return merge.sources.get(source) or merge.base.headers[source]
 
 
 def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Iterable[Tensor]:

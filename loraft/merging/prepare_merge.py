@@ -28,16 +28,15 @@ from loraft.adapters.token_rows import refuse_untrained_rows
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
+from loraft.models.base_files import BaseFiles, base_files, require_tensors
 from loraft.models.device import DTYPES
 from loraft.models.hf_config import code_notes, own_code
 from loraft.models.load_model import load_config
 from loraft.models.model_structure import grow
-from loraft.models.packed_weights import PackedHeader, require_tensors, skeleton_of, weight_headers
 from loraft.models.probe import spec_of
 from loraft.models.quantize import experts_in_4_bits, quantized_modules
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import TORCH_DTYPES, TensorHeader, fingerprint, mapped_tensor
-from loraft.models.weight_names import as_model_names
 
 BaseChoice = Literal["original", "dequantized"]
 MergedDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -56,17 +55,16 @@ class Merge:
             where its files hold quantized weights, so that their other tensors are taken as they are.
         dtype: Of the result: of most of its bytes, where its tensors differ.
         casts: Whether all tensors get that dtype; if not, each stays in its own.
-        headers: The base's tensors, by their names in its files.
-        sources: Those that the model has too, by their names in it.
+        base: What is merged into, with a place for new tokens.
+        sources: The tensors of its files that the model has too, by their names in it.
         converted: Those that loading computes from tensors of the files, by their names in the model, and from which.
         quantized: The tensors that quantizing would replace.
-        unties: Whether the base's files have apart what its config.json ties: that of the result ties nothing.
         grown: The sizes of the tensors that are larger than in the base, for new tokens, by their names in the model.
         labels: The classes that the result tells apart; none where it writes text.
     """
 
     target: ResolvedTarget
-    architecture: str
+    base: BaseFiles
     family: ModelSpec
     adapters: tuple[WeightedAdapter, ...]
     plan: MergePlan
@@ -75,11 +73,9 @@ class Merge:
     loaded_in: torch.dtype
     dtype: torch.dtype
     casts: bool
-    headers: Mapping[str, TensorHeader]
     sources: Mapping[str, TensorHeader]
     converted: Mapping[str, tuple[TensorHeader, ...]]
     quantized: frozenset[str]
-    unties: bool
     grown: Mapping[str, tuple[int, ...]]
     labels: tuple[str, ...]
     notes: tuple[str, ...]
@@ -92,7 +88,12 @@ class Merge:
     @property
     def is_packed(self) -> bool:
         """Whether the base's files hold quantized weights, which the merge dequantizes into its dtype."""
-        return any(isinstance(header, PackedHeader) for header in self.headers.values())
+        return self.base.is_packed
+
+    @property
+    def architecture(self) -> str:
+        """The class of transformers that loads the result."""
+        return type(self.base.model).__name__
 
     @property
     def dtype_name(self) -> str:
@@ -156,37 +157,33 @@ def prepare_merge(
         config = load_config(target.model, None, labels := classes_of(target))
     family = spec_of(config)
     _refuse_unmergeable(config, family, dtype, target.model.folder)
-    model, about_ties = skeleton_of(config, folder := target.model.folder)
-    held = require_tensors(folder, model, labels).held
-    headers = weight_headers(folder, model)
+    files = base_files(config, folder := target.model.folder)
+    model, held = files.model, require_tensors(files, labels).held
     grown = _grown(model, target.model.tokens, adapters)
-    sources, converted = _sources(model, headers, held)
+    sources, converted = _sources(files, held)
     _refuse_another_base(adapters, sources, model.all_tied_weights_keys)
-    is_packed = any(isinstance(header, PackedHeader) for header in headers.values())
-    trained_storage, storage, about_storage = _as_filed(target, base) if is_packed else _storages(target, base)
+    trained_storage, storage, about_storage = _as_filed(target, base) if files.is_packed else _storages(target, base)
     plan = _with_tied_rows(plan_merge(model, adapters, held), sources, model.all_tied_weights_keys)
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
-    of_result = _widespread_dtype(headers) if dtype == "auto" else DTYPES[dtype]
+    of_result = _widespread_dtype(files.headers) if dtype == "auto" else DTYPES[dtype]
     about_base = [note for each in adapters for note in each.files.check_base(own)]
     return Merge(
         target=target,
-        architecture=type(model).__name__,
+        base=files,
         family=family,
         adapters=adapters,
         plan=plan,
         trained_storage=trained_storage,
         storage=storage,
-        loaded_in=of_result if is_packed else _trained_in(target) or of_result,
+        loaded_in=of_result if files.is_packed else _trained_in(target) or of_result,
         dtype=of_result,
         casts=dtype != "auto",
-        headers=headers,
         sources=sources,
         converted=converted,
         quantized=_quantized(model, family, storage),
-        unties=bool(about_ties),
         grown=grown,
         labels=labels,
-        notes=(*target.notes, *about_code, *about_base, *about_ties, *about_storage),
+        notes=(*target.notes, *about_code, *about_base, *files.notes, *about_storage),
     )
 
 
@@ -219,12 +216,12 @@ def _shown(folder: Path) -> str:
 
 
 def _sources(
-    model: PreTrainedModel, headers: Mapping[str, TensorHeader], held: Collection[str]
+    base: BaseFiles, held: Collection[str]
 ) -> tuple[dict[str, TensorHeader], dict[str, tuple[TensorHeader, ...]]]:
     """Where the files have the tensors of a model: as they are, and those that loading computes from others."""
-    whole_numbers = (name for name, tensor in model.state_dict().items() if not tensor.is_floating_point())
-    names = {*held, *model.all_tied_weights_keys, *whole_numbers}
-    origins = {name: origin for name, origin in as_model_names(model, headers).items() if name in names}
+    whole_numbers = (name for name, tensor in base.model.state_dict().items() if not tensor.is_floating_point())
+    names = {*held, *base.model.all_tied_weights_keys, *whole_numbers}
+    origins = {name: origin for name, origin in base.origins.items() if name in names}
     sources = {name: origin.parts[0] for name, origin in origins.items() if not origin.converted}
     return sources, {name: origin.parts for name, origin in origins.items() if origin.converted}
 

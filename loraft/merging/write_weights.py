@@ -194,7 +194,7 @@ def _config(merge: Merge) -> dict[str, object]:
             "pad_token_id": load_tokenizer(merge.target.model, None).pad_token_id,
             "problem_type": "single_label_classification",
         }
-    if merge.plan.untied or merge.unties:
+    if merge.plan.untied or merge.base.notes:
         values["tie_word_embeddings"] = False
     if merge.grown:
         inner: Any = values if "vocab_size" in values else values.get("text_config", values)

@@ -21,7 +21,8 @@ from loraft.config.sections import ModelSection, QuantizationSection
 from loraft.errors import ModelError
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered, remade
 from loraft.kernels.layer_stream import Fed, LayerStream
-from loraft.models.auto_model import class_of, from_pretrained, meta_model
+from loraft.models.auto_model import class_of, from_pretrained
+from loraft.models.base_files import BaseFiles, base_files, require_tensors, unpacked_tensors
 from loraft.models.device import DeviceConfig, own_device
 from loraft.models.hf_config import (
     AUTO_MAP,
@@ -34,7 +35,6 @@ from loraft.models.hf_config import (
 )
 from loraft.models.model_structure import add_tokens, ends_of, grow, ids_of, layers_of
 from loraft.models.modules import clear, mark_text
-from loraft.models.packed_weights import require_tensors, skeleton_of, unpacked_tensors
 from loraft.models.probe import spec_of
 from loraft.models.quantize import cast_others, compute_dtype, experts_in_4_bits, make_trainable, quantization_config
 from loraft.models.registry import ModelSpec
@@ -123,20 +123,20 @@ def load_model(
     family, stored = spec_of(config, group), stored_in(handle)
     check_dtype(family, placement.dtype)
     refuse_another_quantization(stored, quantization)
-    skeleton, about_ties = skeleton_of(config, folder)
-    new = require_tensors(folder, skeleton, labels).new
+    base = base_files(config, folder)
+    new = require_tensors(base, labels).new
     refuse_altered(folder, is_weights, ModelError)
     tokenizer, notes = _tokenizer(handle, config, group)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
-    loaded = _with_weights(handle, config, family, placement, quantization, new, to_host=streamed is not None)
+    loaded = _with_weights(base, config, stored, family, placement, quantization, new, to_host=streamed is not None)
     stream = _stream_of(loaded, family, placement, streamed)
     tokens = new_tokens(handle, tokenizer)
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     mark_text(loaded, family.text_mark)
     loaded.requires_grad_(False)
     clear(map(loaded.get_submodule, new))
-    notes, name, own = (*placement.notes, *notes, *about_ties), handle.section.name_or_path, fingerprint(folder)
+    notes, name, own = (*placement.notes, *notes, *base.notes), handle.section.name_or_path, fingerprint(folder)
     return LoadedModel(
         loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens, stream
     )
@@ -158,8 +158,9 @@ def _stream_of(
 
 
 def _with_weights(
-    handle: ModelHandle,
+    base: BaseFiles,
     config: PreTrainedConfig,
+    stored: StoredWeights | None,
     family: ModelSpec,
     placement: DeviceConfig,
     quantization: QuantizationSection | None,
@@ -171,16 +172,15 @@ def _with_weights(
 
     `to_host` leaves them in the host's memory, quantized one after the other on the device.
     """
-    stored, asked = stored_in(handle), None
+    asked = None
     own = own_device(placement)
     through, place = (own, "cpu") if to_host else (None, own)
     compute = compute_dtype(quantization, placement)
     if stored is not None:
         loading_as_stored(config, stored, compute)
     elif quantization is not None:
-        skeleton = meta_model(config)
-        experts = experts_in_4_bits(skeleton, family, quantization)
-        asked = quantization_config(quantization, compute, skeleton, experts, through)
+        experts = experts_in_4_bits(base.model, family, quantization)
+        asked = quantization_config(quantization, compute, base.model, experts, through)
     options = {
         "config": config,
         "dtype": placement.dtype,
@@ -188,8 +188,8 @@ def _with_weights(
         "quantization_config": asked,
     }
     if stored is not None and stored.method in IN_INT32:
-        options["state_dict"] = unpacked_tensors(handle.folder, meta_model(config), placement.dtype)
-    loaded = from_pretrained(class_of(config), handle.folder, options, new)
+        options["state_dict"] = unpacked_tensors(base, placement.dtype)
+    loaded = from_pretrained(class_of(config), base.folder, options, new)
     make_trainable(loaded, compute)
     if stored is not None:
         cast_others(loaded, placement.dtype)

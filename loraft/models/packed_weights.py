@@ -1,13 +1,9 @@
-"""What of a model its files hold, and what weights quantized tensors stand for.
-
-Each weight is read from its file, and dequantized, by itself.
-"""
+"""What weights the quantized tensors of files stand for: each is read from its file, and dequantized, by itself."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,35 +13,24 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils.import_utils import is_compressed_tensors_available
 
 from loraft.errors import ModelError
 from loraft.kernels.int32_weights import of_awq, of_gptq
-from loraft.models.auto_model import meta_model
-from loraft.models.hf_config import class_names, in_order, written_config
-from loraft.models.modules import is_within
-from loraft.models.probe import spec_of
+from loraft.models.hf_config import written_config
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
-    Origin,
     TensorHeader,
-    check_weights,
-    differ,
-    expected_tensors,
     header_of,
-    holds_weights,
     mapped_tensor,
     read_headers,
 )
 from loraft.models.stored_weights import COMPRESSED, IN_INT32, KEY, ORIGINAL, layout_of, stored_weights
-from loraft.models.weight_names import as_model_names
 
 WORDS = {str(dtype).removeprefix("torch."): word for word, dtype in TORCH_DTYPES.items()}
-BESIDE_PACKED = (".bias", ".scales")
-"""What quantizers write beside each weight, zero where the model has no place for it."""
 Unpack = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
 
 
@@ -104,98 +89,6 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
     within = {part.name for header in packed.values() for part in header.parts.values()}
     plain = {name: header for name, header in headers.items() if name not in within and not _is_format(name, packed)}
     return {**plain, **packed}
-
-
-def skeleton_of(config: PreTrainedConfig, folder: Path) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The model of a config on the meta device, as far as they are there with what a folder's files hold; and notes.
-
-    transformers leaves apart what a config ties where the files hold other numbers for each. The config then says so
-    too: whatever asks it later, growing embeddings or a server, would tie them after all.
-
-    Raises:
-        ModelError: The config's sizes make no model, or the files cannot be read.
-    """
-    model = meta_model(config)
-    tied = model.all_tied_weights_keys
-    if not tied or not holds_weights(folder):
-        return model, ()
-    found = as_model_names(model, weight_headers(folder, model))
-    if not all(name in found and of in found and _are_apart(found[name], found[of]) for name, of in tied.items()):
-        return model, ()
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    both = " and ".join(next(iter(tied.items())))
-    note = f"config.json ties {both}, and the files hold other numbers for each: both are used as they are"
-    return meta_model(config), (note,)
-
-
-def _are_apart(one: Origin, other: Origin) -> bool:
-    if len({isinstance(part, PackedHeader) for part in (*one.parts, *other.parts)}) > 1:
-        return True
-    return any(differ(*parts) for parts in zip(one.parts, other.parts, strict=True))
-
-
-@dataclass(frozen=True)
-class ModelTensors:
-    """What of a model its files hold.
-
-    Attributes:
-        held: The tensors that they hold, with their shapes.
-        new: The modules of a classifier's head that are new: the files lack them, or have them for other classes.
-        unused: The weights in the files that have no place in the model, and are not of a kind that it always leaves.
-    """
-
-    held: Mapping[str, tuple[int, ...]]
-    new: tuple[str, ...]
-    unused: tuple[TensorHeader, ...]
-
-
-def require_tensors(folder: Path, skeleton: PreTrainedModel, labels: Sequence[str]) -> ModelTensors:
-    """Refuse files that lack something of a model, the head of a classifier apart.
-
-    The module that decides between the classes is new too where the files have it for other classes: it would begin
-    with what is right for others. Of two classes that have transformers' own names, `LABEL_0` and `LABEL_1`, a
-    config.json says nothing.
-
-    Raises:
-        ModelError: As `check_weights` does.
-    """
-    headers = weight_headers(folder, skeleton)
-    expected, found = expected_tensors(skeleton), as_model_names(skeleton, headers)
-    new: tuple[str, ...] = ()
-    if labels:
-        head = spec_of(skeleton.config, "classifier").classifier
-        named = written_config(folder / "config.json").get("id2label")
-        known = in_order(named) if isinstance(named, Mapping) else class_names(PreTrainedConfig())
-        absent = [name for name in expected if name not in found]
-        new = tuple(
-            module
-            for module in head
-            if (module == head[-1] and known != tuple(labels)) or any(is_within(name, module) for name in absent)
-        )
-    held = {name: shape for name, shape in expected.items() if not is_within(name, *new)}
-    check_weights(folder, held, found)
-    placed, ignored = _placed(found), skeleton._keys_to_ignore_on_load_unexpected or ()
-    rest = (header for name, header in headers.items() if name not in placed and header.dtype in TORCH_DTYPES)
-    unused = tuple(header for header in rest if not any(re.search(pattern, header.name) for pattern in ignored))
-    if any(isinstance(header, PackedHeader) for header in headers.values()):
-        unused = tuple(header for header in unused if not header.name.endswith(BESIDE_PACKED))
-    return ModelTensors(held, new, unused)
-
-
-def _placed(found: Mapping[str, Origin]) -> set[str]:
-    """The tensors of files that a model has a place for."""
-    return {part.name for origin in found.values() for part in origin.parts}
-
-
-def packed_modules(folder: Path, model: PreTrainedModel) -> tuple[str, ...]:
-    """The modules of a model whose weights lie quantized in its files; `model` is on the meta device.
-
-    Raises:
-        ModelError: As `read_headers` does.
-    """
-    headers = weight_headers(folder, model)
-    named = (name for name, _ in model.named_modules())
-    return tuple(name for name in named if isinstance(header_of(f"{name}.weight", headers), PackedHeader))
 
 
 def _is_format(name: str, packed: Collection[str]) -> bool:
@@ -263,25 +156,6 @@ def _in_int32(headers: Mapping[str, TensorHeader], method: str, settings: Mappin
             bits = 32 * first.shape[0] // inputs if method == "gptq" else 4
             shape, scales = (parts["scales"].shape[1], inputs), parts["scales"].dtype
             yield _stored_in(parts, f"{module}.weight", scales, shape, f"int{bits}", unpack)
-
-
-def unpacked_tensors(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of a folder by its name there, those that are quantized as the weights that they stand for.
-
-    Raises:
-        ModelError: One is of no use to the model, and yet not zero: leaving it out would make another model.
-    """
-    headers, tensors = weight_headers(folder, model), {}
-    placed = _placed(as_model_names(model, headers))
-    for name, header in headers.items():
-        tensor = header.tensor(dtype)
-        useless = name not in placed and name.endswith(BESIDE_PACKED)
-        if useless and bool(tensor.any()):
-            message = f"tensor {name} has no place in the model, and is not zero"
-            raise ModelError(message, where=str(header.file), remedy=ORIGINAL)
-        if not useless:
-            tensors[name] = tensor
-    return tensors
 
 
 def _compressed(

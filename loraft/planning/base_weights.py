@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedModel
 
@@ -17,11 +16,11 @@ from loraft.errors import ModelError
 from loraft.figures import listed
 from loraft.kernels.fused.fuse import gated_parts
 from loraft.kernels.layer_stream import uses_of_parameters
+from loraft.models.base_files import BaseFiles
 from loraft.models.hf_config import class_names, heads_in, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.model_structure import ends_of
 from loraft.models.modules import hidden_in, is_within, linear_modules
-from loraft.models.packed_weights import packed_modules
 from loraft.models.quantize import experts_in_4_bits, quantizable_modules
 from loraft.models.registry import ModelSpec, place_in
 from loraft.models.safetensors_index import TensorHeader
@@ -148,13 +147,13 @@ def layer_sizes(model: PreTrainedModel, path: str, feed_forward: Collection[str]
 
 
 def in_few_bits(
-    model: PreTrainedModel, family: ModelSpec, quantization: QuantizationSection | None, stored: Path | None
+    base: BaseFiles, family: ModelSpec, quantization: QuantizationSection | None, stored: StoredWeights | None
 ) -> FewBits:
-    """What of a model on the meta device is stored in few bits: what quantizing takes, or what a folder has so."""
+    """What of a model is stored in few bits: what quantizing takes, or what its files have so."""
     if quantization is None:
         return FewBits({}, {})
-    linear = linear_modules(model)
-    quantized = quantizable_modules(model) if stored is None else packed_modules(stored, model)
+    model, linear = base.model, linear_modules(base.model)
+    quantized = base.packed_modules if stored is not None and base.headers else quantizable_modules(model)
     experts = experts_in_4_bits(model, family, quantization)
     shapes = {name: tuple(model.get_parameter(name).shape) for name in experts}
     return FewBits({name: linear[name] for name in quantized if name in linear}, shapes)

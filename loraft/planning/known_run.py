@@ -23,12 +23,12 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.hub_access import hub_problems
 from loraft.io.paths import cache_folder
+from loraft.models.base_files import base_files, require_tensors
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
 from loraft.models.hf_config import check_dtype, context_of, own_code, quietly_reading
 from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, stored_in
 from loraft.models.model_structure import depths, feed_forward_parts, grow
 from loraft.models.modules import decoder_inputs, is_within, parameter_count
-from loraft.models.packed_weights import ModelTensors, require_tensors, skeleton_of
 from loraft.models.probe import spec_of
 from loraft.models.registry import ModelSpec
 from loraft.models.safetensors_index import fingerprint
@@ -153,21 +153,21 @@ def summarize_model(
     """
     group = TASKS[run.task].group
     config, folder = load_config(model, group, labels), model.small_files
-    family, (skeleton, about_ties) = spec_of(config, group), skeleton_of(config, folder)
+    family, base = spec_of(config, group), base_files(config, folder, has_weights=model.has_weights)
+    skeleton = base.model
     _require_start(skeleton, folder, family, labels)
-    head, has_weights = family.classifier if labels else (), model.has_weights
-    tensors = require_tensors(folder, skeleton, labels) if has_weights else ModelTensors({}, head, ())
+    tensors, head = require_tensors(base, labels), family.classifier if labels else ()
     _refuse_own_code(run, config)
     own_rows, stored = grow(skeleton, tokens) if tokens else 0, stored_in(model)
     tiles = tuple(feed_forward_parts(skeleton, family))
     quantization = quantization_of(run, stored)
-    few_bits = in_few_bits(skeleton, family, quantization, folder if stored is not None and has_weights else None)
+    few_bits = in_few_bits(base, family, quantization, stored)
     about_files = head_notes(run, model, tensors.new) if labels else unused_notes(tensors.unused)
-    notes = [*about_ties, *stored_notes(run, stored), *about_files]
+    notes = [*base.notes, *stored_notes(run, stored), *about_files]
     targets = None
     if run.method != "full":
         targets = targets_in(skeleton, family, run.lora, quantized=few_bits.modules, head=head, tokens=tokens)
-        targets, about_start = _going_on(targets, start_of(run.lora, targets, labels), folder if has_weights else None)
+        targets, about_start = _going_on(targets, start_of(run.lora, targets, labels), folder if base.headers else None)
         notes = [*about_start, *notes]
     coefficient, about_routers = router_loss(run, skeleton, family, targets)
     notes += about_new_tokens(run.model.add_tokens if tokens else (), skeleton, own_rows, targets)

@@ -18,9 +18,8 @@ from loraft.config.sections import ModelSection
 from loraft.errors import AdapterError, InvalidInputError, ModelError
 from loraft.inference.classifier import Classifier, open_classifier
 from loraft.inference.requests import ModelRequest
-from loraft.models.auto_model import meta_model
+from loraft.models.base_files import base_files, require_tensors
 from loraft.models.load_model import load_config
-from loraft.models.packed_weights import require_tensors
 from loraft.models.quantize import quantized_modules
 from loraft.models.registry import CLASSIFIERS
 from loraft.planning.run_plan import plan_run
@@ -110,7 +109,7 @@ def test_c20_new_modules_are_those_that_transformers_reports(tmp_path: Path, mod
     _, report = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "model", num_labels=3, output_loading_info=True
     )
-    tensors = require_tensors(tmp_path / "model", meta_model(as_classifier), LABELS)
+    tensors = require_tensors(base_files(as_classifier, tmp_path / "model"), LABELS)
     assert (new := tensors.new)
     assert {header.name for header in tensors.unused} == set(report["unexpected_keys"])
     assert all(key.startswith(tuple(f"{module}." for module in new)) for key in report["missing_keys"])
@@ -226,7 +225,7 @@ def test_the_names_of_classes_follow_their_numbers_not_the_file(tmp_path: Path) 
     assert open_classifier(ModelRequest(str(folder))).labels == tuple(names)
     section = ModelSection(name_or_path=str(folder))
     as_classifier = load_config(section, "classifier", names)
-    assert require_tensors(folder, meta_model(as_classifier), names).new == ()
+    assert require_tensors(base_files(as_classifier, folder), names).new == ()
 
 
 def test_two_classes_without_names_are_told_apart(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from loraft.api.exchanged import strategies
 from loraft.config.schema import RunConfig
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.models.device import StatedDevice
-from loraft.models.packed_weights import ModelTensors
+from loraft.models.sources import ModelHandle
 from loraft.planning.memory import MemoryPlan
 from loraft.planning.run_plan import RunPlan, plan_run
 from tests.inspection.test_layers import LLAMA_2_70B, config_alone
@@ -68,7 +68,7 @@ def planned(case: Case, folder: Path) -> RunPlan:
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         # There are no weights to be checked.
-        patched.setattr("loraft.planning.known_run.require_tensors", lambda *_: ModelTensors({}, (), ()))
+        patched.setattr(ModelHandle, "has_weights", False)
         return plan_run(config, StatedDevice("cuda", case.memory, case.gpu), ranks=case.ranks)
 
 

@@ -18,8 +18,8 @@ from loraft.config.schema_info import unused_keys
 from loraft.config.sections import DataSource, QuantizationSection
 from loraft.distributed.ranks import ALONE, Ranks
 from loraft.models.device import CUDA_TAKES, DeviceConfig
-from loraft.models.packed_weights import ModelTensors
 from loraft.models.quantize import quantized_bytes
+from loraft.models.sources import ModelHandle
 from loraft.planning.memory import too_large
 from loraft.planning.run_plan import RunPlan, plan_run
 from tests.cli.running import loraft
@@ -202,7 +202,7 @@ def on_the_meta_device(
     monkeypatch.setattr("loraft.planning.known_run.select_device", lambda *_: gpu)
     monkeypatch.setattr("loraft.planning.run_plan.require_optimizer", lambda *_: None)  # there is no GPU to step on
     # There are no weights to be checked.
-    monkeypatch.setattr("loraft.planning.known_run.require_tensors", lambda *_: ModelTensors({}, (), ()))
+    monkeypatch.setattr(ModelHandle, "has_weights", False)
     section = {"train": path, "eval": None, "max_length": config.data.max_length, "on_overlength": "truncate"}
     data = type(config.data).model_validate(section)
     model = config.model.model_copy(update={"name_or_path": str(folder / "shape")})

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from loraft.config.sections import ModelSection
 from loraft.errors import ModelError
 from loraft.models.auto_model import meta_model
+from loraft.models.base_files import base_files, unpacked_tensors
 from loraft.models.device import select_device
 from loraft.models.load_model import load_config, load_model
-from loraft.models.packed_weights import unpacked_tensors, weight_headers
+from loraft.models.packed_weights import weight_headers
 from tests.stored import BY_BITSANDBYTES, declare, save_stored
 from tests.tiny import save_tiny
 
@@ -24,8 +25,8 @@ NAME = "model.layers.0.mlp.up_proj.weight"
 
 def unpacked(folder: Path) -> torch.Tensor:
     """One of the weights."""
-    skeleton = meta_model(load_config(ModelSection(name_or_path=str(folder))))
-    return unpacked_tensors(folder, skeleton, torch.float32)[NAME]
+    config = load_config(ModelSection(name_or_path=str(folder)))
+    return unpacked_tensors(base_files(config, folder), torch.float32)[NAME]
 
 
 @pytest.mark.parametrize("said", [{}, {"checkpoint_format": None}, {"checkpoint_format": "GPTQ"}])

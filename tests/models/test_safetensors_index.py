@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from loraft.errors import ModelError
+from loraft.models.base_files import as_model_names
 from loraft.models.safetensors_index import check_weights, expected_tensors, fingerprint, read_headers
-from loraft.models.weight_names import as_model_names
 from tests.tiny import TINY_MODEL_TYPES, save_tiny, tiny_model
 
 

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from loraft.models.auto_model import meta_model
+from loraft.models.base_files import as_model_names
 from loraft.models.safetensors_index import check_weights, expected_tensors, read_headers
-from loraft.models.weight_names import as_model_names
 from tests.models.test_probe import EXPERTS, small
 from tests.tiny import save_tiny, tiny_model
 
