@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from loraft.adapters.adapter_config import ADAPTER_CONFIG, Json, parse_adapter_config, refuse_changes, values_for
-from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, parameters_in, parse_key, token_rows, weights_file
+from loraft.adapters.adapter_config import ADAPTER_CONFIG, Json, parse_adapter_config, refuse_changes
+from loraft.adapters.adapter_reader import AdapterReader, read_tensors
+from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, UPDATE, parse_key, weights_file
 from loraft.errors import AdapterError, Problem
 from loraft.figures import counted
 from loraft.io.atomic import read_json
@@ -21,7 +20,6 @@ from loraft.io.checksums import RECORD, altered_settings, refuse_altered, sha256
 
 OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-UPDATE = ("A", "B", "bias", "magnitude")
 OF_ANOTHER_BASE = (
     "Name the base that it was trained on: `base_model=MODEL`. Where its vocabulary was made larger in training, let "
     "peft write base and adapter as one model: merge_and_unload(), then save_pretrained()."
@@ -29,37 +27,18 @@ OF_ANOTHER_BASE = (
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterFiles:
-    """The contents of an adapter's folder.
+class AdapterFiles(AdapterReader):
+    """An adapter that is known to be sound: every value is finite, and its parts agree.
 
     Attributes:
-        folder: Where it lies.
         config: `adapter_config.json`, in peft's type.
-        tensors: `adapter_model.safetensors`; every value is finite.
         record: `loraft.json`, or None for an adapter that loraft did not write.
         base_copies: The base's own weights that peft saved with them, by their keys in the file.
     """
 
-    folder: Path
     config: LoraConfig
-    tensors: dict[str, torch.Tensor]
     record: Json | None
-    base_copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def factors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The tensors of the update of each adapted module or parameter: `A`, `B`, its `bias` and `magnitude`."""
-        factors: dict[str, dict[str, torch.Tensor]] = {}
-        for key, tensor in self.tensors.items():
-            if (of := parse_key(key)).part in UPDATE:
-                factors.setdefault(of.module, {})[of.part] = tensor
-        return factors
-
-    @cached_property
-    def whole(self) -> dict[str, torch.Tensor]:
-        """The tensors that were trained whole, by what the base calls them."""
-        parts = ((parse_key(key, self.config.bias), tensor) for key, tensor in self.tensors.items())
-        return {of.name: tensor for of, tensor in parts if of.part == "whole"}
+    base_copies: Mapping[str, torch.Tensor]
 
     @cached_property
     def biases(self) -> frozenset[str]:
@@ -74,39 +53,6 @@ class AdapterFiles:
     def saved(self) -> frozenset[str]:
         """The modules that have weights of their own (`modules_to_save`), down to the leaves."""
         return frozenset(name.rpartition(".")[0] for name in self.whole if name not in self.biases)
-
-    @cached_property
-    def tokens(self) -> dict[str, tuple[list[int], torch.Tensor]]:
-        """The rows of a weight that were trained by themselves (`trainable_token_indices`): which, and the rows."""
-        parts = ((parse_key(key), tensor) for key, tensor in self.tensors.items())
-        declared = self.config.trainable_token_indices
-        return {of.name: (token_rows(declared, of.name), tensor) for of, tensor in parts if of.part == "tokens"}
-
-    @cached_property
-    def parameters(self) -> dict[str, list[str]]:
-        """The places of factors that are of parameters (`target_parameters`): which these may be, in full."""
-        config = self.config
-        found = {
-            place: parameters_in(place, config.target_parameters or (), config.target_modules) for place in self.factors
-        }
-        return {place: names for place, names in found.items() if names}
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """The rank of each adapted module, by its full name, as the tensors have it."""
-        of_modules = {name: parts for name, parts in self.factors.items() if name not in self.parameters}
-        return {module: parts["A"].shape[0] for module, parts in of_modules.items() if "A" in parts}
-
-    @cached_property
-    def alphas(self) -> dict[str, float]:
-        """The alpha of each adapted module, and of each parameter that factors may be of.
-
-        Raises:
-            AdapterError: A pattern cannot be used.
-        """
-        names = {*self.ranks, *(name for several in self.parameters.values() for name in several)}
-        patterns, where = self.config.alpha_pattern or {}, str(self.folder / ADAPTER_CONFIG)
-        return values_for(names, patterns, self.config.lora_alpha, where=where, key="alpha_pattern")
 
     def check_base(self, fingerprint: str) -> tuple[str, ...]:
         """Compare the base that the adapter was trained on with the one that is loaded.
@@ -147,15 +93,14 @@ def read_adapter(folder: Path) -> AdapterFiles:
     refuse_changes(declared, record, where)
     tensors = _sound_tensors(weights_file(folder))
     copies = {key: tensors.pop(key) for key in [*tensors] if parse_key(key, config.bias).part == "copy"}
-    files = AdapterFiles(folder, config, tensors, record, copies)
+    files = AdapterFiles(folder, vars(config), tensors, config, record, copies)
     for name, (rows, tensor) in files.tokens.items():
         if len(rows) != len(tensor):
             message = f"it names {len(rows)} rows of {name}, and the tensors hold {len(tensor)}"
             raise AdapterError(message, where=where, key="trainable_token_indices")
-    said = values_for(files.ranks, config.rank_pattern or {}, config.r, where=where, key="rank_pattern")
     for name, rank in files.ranks.items():
-        if said[name] != rank:
-            message = f"it says rank {said[name]} for {name}, and the tensors have rank {rank}"
+        if name not in files.parameters and (said := files.ranks_said[name]) != rank:
+            message = f"it says rank {said} for {name}, and the tensors have rank {rank}"
             raise AdapterError(message, where=where, key="r")
     return files
 
@@ -255,19 +200,6 @@ def non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     of_floats = (name for name, tensor in tensors.items() if tensor.is_floating_point())
     bad = [name for name in of_floats if not bool(torch.isfinite(tensors[name]).all())]
     return f"{counted(len(bad), 'tensor holds', 'tensors hold')} NaN or infinity, first {bad[0]}" if bad else None
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file.
-
-    Raises:
-        AdapterError: It is damaged.
-    """
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
-    return tensors
 
 
 def _sound_tensors(path: Path) -> dict[str, torch.Tensor]:

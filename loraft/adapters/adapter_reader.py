@@ -1,23 +1,26 @@
-"""An adapter's file looked at: A, B, magnitude and scale of each module, read when asked for and not judged.
+"""An adapter's tensors, by what they are: A, B, magnitude and scale of each module, what was trained whole, rows.
 
-Unlike `adapter_files`, it takes adapters of any task, of other tools, and damaged ones: values that are not finite are
-handed on, for whoever looks at an adapter wants to see them.
+`open_adapter` judges little. Unlike `read_adapter` it takes adapters of any task, of other tools, and damaged ones:
+values that are not finite are handed on, for whoever looks at an adapter wants to see them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from loraft.adapters.adapter_config import ADAPTER_CONFIG, values_for
 from loraft.adapters.lora_factors import (
+    UPDATE,
+    AdapterTensor,
     LoraFactors,
     parameters_in,
     parse_key,
@@ -27,82 +30,106 @@ from loraft.adapters.lora_factors import (
 )
 from loraft.errors import AdapterError
 from loraft.io.atomic import read_json
+from loraft.models.safetensors_index import WORDS
 
 
 @dataclass(frozen=True, eq=False)
 class AdapterReader:
-    """An adapter of whose file the header is known.
+    """The contents of an adapter's folder.
 
     Attributes:
         folder: Where it lies.
-        declared: adapter_config.json.
-        shapes: The sizes of every tensor, by its key in the file.
-        keys: The tensors of each adapted module: what they are, and their keys in the file.
-        saved: The keys of tensors that are trained whole (`modules_to_save`, biases), by what the base calls them.
-        tokens: The keys of rows that are trained by themselves (`trainable_token_indices`), by the weight that has
-            them.
-        unread: Tensors that are neither.
-        dtypes: How many numbers the file holds in each dtype.
+        declared: What adapter_config.json says.
+        tensors: `adapter_model.safetensors`.
     """
 
     folder: Path
     declared: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
-    keys: Mapping[str, Mapping[str, str]]
-    saved: Mapping[str, str]
-    tokens: Mapping[str, str]
-    unread: tuple[str, ...]
-    dtypes: Mapping[str, int]
+    tensors: dict[str, Tensor]
+
+    def _of(self, *parts: str) -> Iterator[tuple[AdapterTensor, Tensor]]:
+        """The tensors of some kinds."""
+        told = ((parse_key(key, self.declared.get("bias")), tensor) for key, tensor in self.tensors.items())
+        return ((of, tensor) for of, tensor in told if of.part in parts)
 
     @cached_property
-    def ranks(self) -> dict[str, int]:
-        """The rank of each adapted module, from the sizes of its tensors."""
-        sizes = {name: self.shapes[parts["A"]][0] for name, parts in self.keys.items()}
-        return {name: rows // self._experts(name, rows) for name, rows in sizes.items()}
+    def updates(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of the update of each adapted module or parameter: `A`, `B`, its `bias` and `magnitude`."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for of, tensor in self._of(*UPDATE):
+            if not _is_of_convolution(of, tensor):
+                found.setdefault(of.module, {})[of.part] = tensor
+        return found
 
     @cached_property
-    def _alphas(self) -> Mapping[str, float]:
+    def whole(self) -> dict[str, Tensor]:
+        """The tensors that were trained whole, by what the base calls them."""
+        return {of.name: tensor for of, tensor in self._of("whole")}
+
+    @cached_property
+    def tokens(self) -> dict[str, tuple[list[int], Tensor]]:
+        """The rows of a weight that were trained by themselves (`trainable_token_indices`): which, and the rows."""
+        declared = self.declared.get("trainable_token_indices")
+        return {of.name: (token_rows(declared, of.name), tensor) for of, tensor in self._of("tokens")}
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The keys of tensors that are no part of the update of a matrix."""
+        return tuple(key for key, tensor in self.tensors.items() if _is_of_convolution(parse_key(key), tensor))
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many numbers the file holds in each dtype, as safetensors writes it."""
+        counts = Counter[str]()
+        for tensor in self.tensors.values():
+            counts[WORDS.get(tensor.dtype, str(tensor.dtype))] += tensor.numel()
+        return dict(counts)
+
+    @cached_property
+    def parameters(self) -> dict[str, list[str]]:
+        """The places of factors that are of parameters (`target_parameters`): which these may be, in full."""
+        named, modules = self.declared.get("target_parameters") or (), self.declared.get("target_modules")
+        return {place: names for place in self.updates if (names := parameters_in(place, named, modules))}
+
+    @cached_property
+    def alphas(self) -> dict[str, float]:
+        """The alpha of each adapted module, and of each parameter that factors may be of.
+
+        Raises:
+            AdapterError: A pattern cannot be used.
+        """
         return self._said("alpha_pattern", self.declared.get("lora_alpha", 8))
 
     @cached_property
-    def _ranks_said(self) -> Mapping[str, float]:
+    def ranks_said(self) -> dict[str, float]:
+        """The rank of each likewise, as the config says."""
         return self._said("rank_pattern", self.declared.get("r", 8))
 
-    def _said(self, key: str, default: float) -> Mapping[str, float]:
+    def _said(self, key: str, default: float) -> dict[str, float]:
         """What the config says of each module, and of each parameter."""
-        names = {*self.keys, *(name for place in self.keys for name in self.parameters(place))}
-        return values_for(
-            names, self.declared.get(key) or {}, default, where=str(self.folder / ADAPTER_CONFIG), key=key
-        )
+        names = {*self.updates, *(name for several in self.parameters.values() for name in several)}
+        where = str(self.folder / ADAPTER_CONFIG)
+        return values_for(names, self.declared.get(key) or {}, default, where=where, key=key)
 
-    def parameters(self, place: str) -> list[str]:
-        """The parameters that factors may be of (`target_parameters`); none of a module's."""
-        return parameters_in(place, self.declared.get("target_parameters") or (), self.declared.get("target_modules"))
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each adapted module or parameter, as the tensors have it."""
+        return {place: self.factors(place).rank for place, parts in self.updates.items() if {"A", "B"} <= parts.keys()}
 
-    def _experts(self, place: str, rows: int) -> int:
-        """How many experts share a parameter: peft's rank is that of each."""
-        said = [int(self._ranks_said[name]) for name in self.parameters(place)]
-        return next((rows // rank for rank in said if rank > 0 and rows % rank == 0), 1)
+    def factors(self, place: str) -> LoraFactors:
+        """The factors of a module or a parameter as stored; peft's rank is that of each of several experts."""
+        parts, names = self.updates[place], self.parameters.get(place, [])
+        rows = len(parts["A"])
+        said = (int(self.ranks_said[name]) for name in names)
+        experts = next((rows // rank for rank in said if rank > 0 and rows % rank == 0), 1)
+        alpha = self.alphas[names[0] if names else place]
+        scale = scale_of(alpha, rows // experts, use_rslora=bool(self.declared.get("use_rslora")))
+        return LoraFactors(parts["A"], parts["B"], scale, parts.get("magnitude"), experts)
 
-    def factors(self, module: str) -> LoraFactors:
-        """The factors of a module or a parameter as stored, read now."""
-        parts = self.keys[module]
-        tensors = {part: self.tensor(key) for part, key in parts.items()}
-        experts = self._experts(module, tensors["A"].shape[0])
-        alpha = self._alphas[next(iter(self.parameters(module)), module)]
-        scale = scale_of(alpha, tensors["A"].shape[0] // experts, use_rslora=bool(self.declared.get("use_rslora")))
-        of_embedding = parse_key(parts["A"]).of_embedding
-        return LoraFactors(tensors["A"], tensors["B"], scale, tensors.get("magnitude"), of_embedding, experts)
 
-    def tensor(self, key: str) -> Tensor:
-        """A tensor by its key in the file, read now."""
-        with safe_open(weights_file(self.folder), framework="pt") as file:
-            read: Tensor = file.get_tensor(key)
-        return read
-
-    def rows_of(self, name: str) -> list[int]:
-        """Which rows of a weight were trained by themselves."""
-        return token_rows(self.declared.get("trainable_token_indices"), name)
+def _is_of_convolution(of: AdapterTensor, tensor: Tensor) -> bool:
+    """Whether a factor is no matrix."""
+    return of.part in ("A", "B") and tensor.dim() != 2
 
 
 def open_adapter(folder: Path) -> AdapterReader:
@@ -114,32 +141,22 @@ def open_adapter(folder: Path) -> AdapterReader:
     declared = read_json(folder / ADAPTER_CONFIG)
     _refuse_other_kinds(declared, str(folder / ADAPTER_CONFIG))
     path = weights_file(folder)
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, int] = {}
+    opened = AdapterReader(folder, declared, read_tensors(path))
+    _refuse_broken(opened.updates, str(path))
+    return opened
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        AdapterError: It is damaged.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (a file is no mapping)
-                part = file.get_slice(key)
-                shapes[key] = tuple(part.get_shape())
-                dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + math.prod(shapes[key])
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
-    keys: dict[str, dict[str, str]] = {}
-    saved: dict[str, str] = {}
-    tokens: dict[str, str] = {}
-    unread: list[str] = []
-    for key, shape in shapes.items():
-        tensor = parse_key(key, declared.get("bias"))
-        if tensor.part == "whole":
-            saved[tensor.name] = key
-        elif tensor.part == "tokens":
-            tokens[tensor.name] = key
-        elif tensor.part in ("magnitude", "bias") or (tensor.part in ("A", "B") and len(shape) == 2):
-            keys.setdefault(tensor.module, {})[tensor.part] = key
-        elif tensor.part != "copy":
-            unread.append(key)
-    _refuse_broken(keys, shapes, str(path))
-    return AdapterReader(folder, declared, shapes, keys, saved, tokens, tuple(unread), dtypes)
+    return tensors
 
 
 def _refuse_other_kinds(declared: Mapping[str, object], where: str) -> None:
@@ -161,14 +178,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _refuse_broken(keys: Mapping[str, Mapping[str, str]], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+def _refuse_broken(updates: Mapping[str, Mapping[str, Tensor]], where: str) -> None:
     """Refuse an update of which a factor is absent, or whose factors make no product."""
-    if halves := sorted(name for name, parts in keys.items() if not {"A", "B"} <= parts.keys()):
-        missing = "A" if "A" not in keys[halves[0]] else "B"
+    if halves := sorted(name for name, parts in updates.items() if not {"A", "B"} <= parts.keys()):
+        missing = "A" if "A" not in updates[halves[0]] else "B"
         raise AdapterError(f"{halves[0]} and {len(halves) - 1} more have no {missing}", where=where)
-    for name, parts in keys.items():
-        a, b = (list(shapes[parts[part]]) for part in ("A", "B"))
+    for name, parts in updates.items():
+        a, b = (list(parts[part].shape) for part in ("A", "B"))
         if a[0] != b[1] or not a[0]:
             raise AdapterError(f"the A of {name} is {a} and its B {b}: they make no product", where=where)
-        if "magnitude" in parts and math.prod(m := list(shapes[parts["magnitude"]])) != b[0]:
-            raise AdapterError(f"the magnitude of {name} is {m} and its B {b}", where=where)
+        if "magnitude" in parts and (m := parts["magnitude"]).numel() != b[0]:
+            raise AdapterError(f"the magnitude of {name} is {list(m.shape)} and its B {b}", where=where)

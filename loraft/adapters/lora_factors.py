@@ -17,11 +17,12 @@ from loraft.models.modules import matches
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(
-    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>A|B|magnitude_vector)"
+    r"(?P<module>.+)\.lora_(?:embedding_)?(?P<part>A|B|magnitude_vector)"
     r"(?:\.(?!(?:weight|bias)$)[\w-]+)?(?:\.(?P<end>weight|bias))?"
 )
 """A tensor of an update; some tools leave the adapter's name in it."""
 Part = Literal["A", "B", "bias", "magnitude", "copy", "tokens", "whole"]
+UPDATE: tuple[Part, ...] = ("A", "B", "bias", "magnitude")
 PARTS: Mapping[str, Part] = MappingProxyType({"A": "A", "B": "B", "magnitude_vector": "magnitude"})
 COPY = re.compile(r"(?P<module>.+)\.(?P<kept_as>base_layer|original_module)\.(?P<end>weight|bias)")
 """A tensor of the base's own, which peft saves where a head or an embedding is adapted, or where biases are trained."""
@@ -49,13 +50,11 @@ class AdapterTensor:
         module: The module of the base that it belongs to. Of several parameters of one module, which peft wraps one
             around the other, all but the outermost have `.base_layer` behind it.
         name: What the base calls the tensor; of an update the weight that it changes.
-        of_embedding: Whether it is a factor of an embedding, whose weight is stored `[in, out]`.
     """
 
     part: Part
     module: str
     name: str
-    of_embedding: bool = False
 
 
 def parse_key(key: str, bias: object = "none") -> AdapterTensor:
@@ -64,7 +63,7 @@ def parse_key(key: str, bias: object = "none") -> AdapterTensor:
     if factor := FACTOR.fullmatch(key):
         module, is_bias = factor["module"], factor["end"] == "bias"
         part = "bias" if is_bias else PARTS[factor["part"]]
-        return AdapterTensor(part, module, f"{module}.{'bias' if is_bias else 'weight'}", bool(factor["embedding"]))
+        return AdapterTensor(part, module, f"{module}.{'bias' if is_bias else 'weight'}")
     if copy := COPY.fullmatch(key):
         is_trained = bias in TRAINED_BIASES and (copy["kept_as"], copy["end"]) == ("base_layer", "bias")
         return AdapterTensor("whole" if is_trained else "copy", copy["module"], f"{copy['module']}.{copy['end']}")
@@ -131,7 +130,6 @@ class LoraFactors:
         b: `[out, r]`; of several experts `[out, r · experts]`.
         scale: s; where adapters are merged their weight is in it.
         magnitude: m `[out]`, of DoRA: the length of each row of W + ΔW is replaced by it.
-        of_embedding: Whether the module is an embedding: its weight `[rows, width]` is [in, out].
         experts: How many experts have a matrix each in one parameter; 1 is a weight of two dimensions.
     """
 
@@ -139,7 +137,6 @@ class LoraFactors:
     b: Tensor
     scale: float
     magnitude: Tensor | None = None
-    of_embedding: bool = False
     experts: int = 1
 
     @property

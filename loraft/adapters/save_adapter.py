@@ -22,8 +22,8 @@ from loraft.adapters.adapter_files import (
     insert,
     non_finite,
     read_adapter,
-    read_tensors,
 )
+from loraft.adapters.adapter_reader import read_tensors
 from loraft.adapters.inject import AdaptedModel, add_lora_layers, lora_config_of
 from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, check_adapter_name, in_peft
 from loraft.adapters.model_card import TrainingFacts, model_card, shown

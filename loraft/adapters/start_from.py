@@ -37,9 +37,10 @@ def start_of(lora: LoraSection, targets: TargetModules, labels: Sequence[str] = 
 def _differences(
     start: AdapterFiles, targets: TargetModules, lora: LoraSection, labels: Sequence[str]
 ) -> Iterator[Problem]:
-    there, here = start.ranks.keys(), targets.ranks.keys()
+    ranks = {name: rank for name, rank in start.ranks.items() if name not in start.parameters}
+    there, here = ranks.keys(), targets.ranks.keys()
     yield from _other_names("lora.target_modules", here - there, there - here)
-    yield from _other_numbers("lora.r", start.ranks, targets.ranks)
+    yield from _other_numbers("lora.r", ranks, targets.ranks)
     yield from _other_numbers("lora.alpha", start.alphas, targets.alphas)
     for key in ("use_rslora", "use_dora", "bias"):
         said, asked = getattr(start.config, key), getattr(lora, key)
@@ -64,8 +65,8 @@ def _differences(
 
 def biases_of_b(start: AdapterFiles | None) -> dict[str, int]:
     """The biases of B that training goes on with, where the adapter of `lora.start_from` has any, and their sizes."""
-    factors = start.factors if start is not None else {}
-    return {f"{name}.lora_B.bias": len(parts["bias"]) for name, parts in factors.items() if "bias" in parts}
+    updates = start.updates if start is not None else {}
+    return {f"{name}.lora_B.bias": len(parts["bias"]) for name, parts in updates.items() if "bias" in parts}
 
 
 def _other_rows(start: AdapterFiles, targets: TargetModules) -> Iterator[Problem]:

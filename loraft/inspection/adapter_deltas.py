@@ -177,8 +177,8 @@ class Likeness:
 
 def adapter_updates(adapter: AdapterTarget, opened: AdapterReader, table: ModelTable | None) -> AdapterUpdates:
     """How far an adapter moved its base; where that is not at hand, nothing is relative to it."""
-    names = {place: _named(place, opened, table) for place in opened.keys}
-    in_order = sorted(opened.keys, key=lambda place: _in_order(names[place]))
+    names = {place: _named(place, opened, table) for place in opened.updates}
+    in_order = sorted(opened.updates, key=lambda place: _in_order(names[place]))
     measured = [_measured(names[place], opened.factors(place), table) for place in in_order]
     moves = [move for move, _ in measured]
     saved = saved_tensors(opened, table)
@@ -216,13 +216,13 @@ def likeness(
     (first, left), (second, right) = one, other
     parts: dict[str, tuple[float, ...]] = {}
     layers: dict[tuple[str, int], list[tuple[float, ...]]] = {}
-    for path in sorted({*left.keys, *right.keys}, key=_in_order):
-        f, g = (file.factors(path) if path in file.keys else None for file in (left, right))
+    for path in sorted({*left.updates, *right.updates}, key=_in_order):
+        f, g = (file.factors(path) if path in file.updates else None for file in (left, right))
         parts[path] = (_inner(f, g), _inner(f, f), _inner(g, g))
         stack, index, _ = _place(path, table)
         if index is not None:
             layers.setdefault((stack, index), []).append(parts[path])
-    shared = [path for path in parts if path in left.keys and path in right.keys]
+    shared = [path for path in parts if path in left.updates and path in right.updates]
     if not shared:
         return None
     by_module = {path: _cosine([parts[path]]) for path in shared}
@@ -260,7 +260,7 @@ def _measured(path: str, factors: LoraFactors, table: ModelTable | None) -> _Mea
         norm, largest = float(singular.norm()), float(singular.max())
         directions = sum(map(effective_rank, singular)) / len(singular)
         weight = _weight(path, factors, table)
-        if factors.magnitude is not None and weight is not None and not factors.of_embedding:
+        if factors.magnitude is not None and weight is not None and table is not None and path not in table.embeddings:
             norm = dora_change(weight, factors)
         size = float(weight.float().norm()) if weight is not None else None
     relative = norm / size if norm is not None and size else None
@@ -278,7 +278,7 @@ def _weight(path: str, factors: LoraFactors, table: ModelTable | None) -> Tensor
     weight = table.storage.tensor(f"{path}.weight")
     if weight is None or not weight.is_floating_point() or weight.dim() != 2:
         return None
-    stored = weight.T if path in table.transposed or factors.of_embedding else weight
+    stored = weight.T if path in table.transposed | table.embeddings else weight
     return stored if stored.shape == (factors.b.shape[0], factors.a.shape[1]) else None
 
 
@@ -291,7 +291,7 @@ def _fits(factors: LoraFactors, parameter: Tensor) -> bool:
 
 def _named(place: str, opened: AdapterReader, table: ModelTable | None) -> str:
     """What an update is of: a module, or a parameter; of several in one module the one of its size in the base."""
-    names = opened.parameters(place)
+    names = opened.parameters.get(place, [])
     if len(names) <= 1:
         return names[0] if names else place
     factors = opened.factors(place)

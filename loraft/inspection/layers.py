@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,6 +98,7 @@ class ModelTable:
     notes: tuple[str, ...]
     storage: Storage
     transposed: frozenset[str]
+    embeddings: frozenset[str]
 
 
 def model_table(
@@ -136,8 +136,11 @@ def model_table(
         notes += tuple(f"LoRA is not counted: {problem.message}" for problem in error.problems)
     layers, outside = _rows(empty, family, storage, trained)
     count = _count(trained, layers, anatomy.parameters) if trained else None
-    transposed = frozenset(name for name, module in empty.named_modules() if isinstance(module, Conv1D))
-    return ModelTable(anatomy, layers, outside, count, notes, storage, transposed)
+    transposed, embeddings = (
+        frozenset(name for name, module in empty.named_modules() if isinstance(module, kind))
+        for kind in (Conv1D, nn.Embedding)
+    )
+    return ModelTable(anatomy, layers, outside, count, notes, storage, transposed, embeddings)
 
 
 def _anatomy(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> Anatomy:
@@ -175,10 +178,11 @@ def _of_section(model: PreTrainedModel, family: ModelSpec, lora: LoraSection | N
 
 
 def _of_adapter(name: str, opened: AdapterReader) -> _Trained:
-    magnitudes, saved = bool(opened.declared.get("use_dora")), {**opened.saved, **opened.tokens}
-    updates = sum(math.prod(opened.shapes[key]) for parts in opened.keys.values() for key in parts.values())
-    whole = sum(math.prod(opened.shapes[key]) for key in saved.values())
-    return _Trained(f"the adapter {name}", opened.ranks, magnitudes, tuple(saved), updates, whole)
+    magnitudes, saved = bool(opened.declared.get("use_dora")), (*opened.whole, *opened.tokens)
+    updates = sum(tensor.numel() for parts in opened.updates.values() for tensor in parts.values())
+    rows = (tensor for _, tensor in opened.tokens.values())
+    whole = sum(tensor.numel() for tensor in (*opened.whole.values(), *rows))
+    return _Trained(f"the adapter {name}", opened.ranks, magnitudes, saved, updates, whole)
 
 
 def _count(trained: _Trained, layers: Sequence[LayerRow], parameters: int) -> LoraCount:

@@ -33,9 +33,9 @@ def saved_tensors(opened: AdapterReader, table: ModelTable | None) -> tuple[Save
     def of_base(name: str) -> Tensor | None:
         return table.storage.tensor(name) if table is not None else None
 
-    found = [_moved(name, opened.tensor(key), of_base(name)) for name, key in opened.saved.items()]
-    for name, key in opened.tokens.items():
-        rows, trained, weight = opened.rows_of(name), opened.tensor(key), of_base(name)
+    found = [_moved(name, trained, of_base(name)) for name, trained in opened.whole.items()]
+    for name, (rows, trained) in opened.tokens.items():
+        weight = of_base(name)
         if weight is not None:
             weight = weight[rows] if max(rows, default=0) < len(weight) else None
         found.append(_moved(f"{name} ({len(trained)} rows)", trained, weight))

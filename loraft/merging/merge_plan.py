@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.adapted_parameters import AdaptedParameter, adapted_parameters
 from loraft.adapters.adapter_files import AdapterFiles, refuse_misfit
-from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, LoraFactors, scale_of
+from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, LoraFactors
 from loraft.adapters.save_adapter import with_layers
 from loraft.errors import AdapterError
 from loraft.models.auto_model import meta_model
@@ -83,13 +83,14 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held
     transposed = {f"{name}.weight" for name, part in modules.items() if isinstance(part, Conv1D | nn.Embedding)}
     for adapter in adapters:
         parameters = _parameters_that_fit(model, adapter.files)
-        for place, parts in adapter.files.factors.items():
+        for place, parts in adapter.files.updates.items():
+            name, update = f"{place}.weight", adapter.files.factors(place)
             if (of := parameters.get(place)) is not None:
-                name = of.name
-                update = LoraFactors(parts["A"], parts["B"], adapter.weight * of.scale, experts=of.experts)
+                name, update = of.name, replace(update, scale=of.scale, experts=of.experts)
                 transposed = transposed | {name} if of.transposed else transposed - {name}
             else:
-                name, update = f"{place}.weight", _update(place, parts, modules[place], adapter)
+                _refuse_unfoldable(place, parts, modules[place], adapter)
+            update = replace(update, scale=adapter.weight * update.scale)
             updates.setdefault(name, []).append(update)
             if "bias" in parts:
                 bias = _added(place, parts["bias"], modules[place], update.scale, adapter)
@@ -144,13 +145,11 @@ def _added(place: str, bias: Tensor, module: nn.Module, scale: float, adapter: W
     return scale * bias.float()
 
 
-def _update(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter) -> LoraFactors:
-    files, is_embedding = adapter.files, isinstance(module, nn.Embedding)
+def _refuse_unfoldable(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter) -> None:
+    is_embedding = isinstance(module, nn.Embedding)
     if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or (is_embedding and "magnitude" in parts):
         what = f"DoRA on {name}" if is_embedding else f"an update of {name}, a {type(module).__name__},"
-        raise AdapterError(f"{what} cannot be merged", where=str(files.folder / ADAPTER_WEIGHTS))
-    scale = adapter.weight * scale_of(files.alphas[name], files.ranks[name], use_rslora=files.config.use_rslora)
-    return LoraFactors(parts["A"], parts["B"], scale, parts.get("magnitude"))
+        raise AdapterError(f"{what} cannot be merged", where=str(adapter.files.folder / ADAPTER_WEIGHTS))
 
 
 def _untied(model: PreTrainedModel, changed: set[str], adapters: Sequence[WeightedAdapter]) -> dict[str, str]:

@@ -36,13 +36,13 @@ TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
 """The floating dtypes by the words that safetensors has for them."""
 WHOLE_NUMBERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "U8": torch.uint8, "BOOL": torch.bool}
 """The dtypes of whole numbers that models have, likewise."""
-WORDS = {dtype: word for word, dtype in (TORCH_DTYPES | WHOLE_NUMBERS).items()}
-"""The words of the dtypes that are written."""
 DTYPES = TORCH_DTYPES | WHOLE_NUMBERS | {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "I8": torch.int8,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 """The dtypes that are read."""
+WORDS = {dtype: word for word, dtype in DTYPES.items()}
+"""The words of dtypes."""
 ALIGNED_BYTES = 8
 
 RENAMED = {"lm_head.weight": "embed_out.weight"}
