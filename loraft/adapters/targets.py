@@ -5,7 +5,7 @@ Nothing here is silent: a name, a layer or a pattern that matches nothing is an 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -28,7 +28,7 @@ from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
 from loraft.models.model_structure import depths, sized_modules, stacks_experts, tables_of, tied_modules
 from loraft.models.modules import linear_modules, matches, nearest
-from loraft.models.registry import ModelSpec, place_in
+from loraft.models.registry import LayerPlace, ModelSpec, place_in
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 KEY = "lora.target_modules"
@@ -91,19 +91,8 @@ class TargetModules:
         return self.parameters + of_weights + besides
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A linear module inside a transformer layer."""
-
-    name: str
-    stack: str
-    layer: int
-    inside: str
-    shape: tuple[int, int]
-
-    def parameters(self, rank: int, *, use_dora: bool) -> int:
-        """A [r, in] and B [out, r]; DoRA learns a magnitude for each output besides."""
-        return rank * sum(self.shape) + (self.shape[1] if use_dora else 0)
+Places = Mapping[str, LayerPlace]
+"""Where linear modules lie, by their full names."""
 
 
 def select(
@@ -127,9 +116,9 @@ def select(
         AdapterError: With every name, layer or pattern that matches nothing or cannot be trained.
     """
     layers = layers_by_stack(lora.layers, family, num_layers)
-    places = tuple(_places(linear, family))
-    chosen, problems = _chosen(places, family, lora, layers, linear, modules)
-    adapted = tuple(place.name for place in chosen)
+    # Neither the head nor anything else around the stack is adapted.
+    places = {name: place for name in linear if (place := place_in(family.stacks, name)).layer >= 0}
+    adapted, problems = _chosen(places, family, lora, layers, linear, modules)
     weights, not_adapted = named_parameters(lora, shapes, family, layers, linear)
     saved = tuple(dict.fromkeys(module for name in lora.modules_to_save for module in modules if matches(module, name)))
     biases, no_biases = trained_biases(lora, shapes, adapted, saved)
@@ -147,7 +136,7 @@ def select(
         layers_by_stack={stack: inside for stack, inside in by_stack.items() if inside},
         ranks={name: ranks[name] for name in adapted},
         alphas={name: alphas[name] for name in adapted},
-        by_name=_counts(chosen, ranks, use_dora=lora.use_dora),
+        by_name=_counts({name: places[name].inside for name in adapted}, linear, ranks, use_dora=lora.use_dora),
         by_pattern={**rank_counts, **alpha_counts},
         saved=saved,
         saved_parameters=sum(modules[name] for name in saved),
@@ -184,42 +173,38 @@ def family_notes(
         yield f"the {numbers:,} weights of the experts are not quantized: in 16 bits they take {2 * numbers:,} bytes"
 
 
-def _counts(chosen: Iterable[_Place], ranks: Mapping[str, int], *, use_dora: bool) -> dict[str, ModuleCount]:
+def _counts(
+    inside: Mapping[str, str], linear: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, use_dora: bool
+) -> dict[str, ModuleCount]:
+    """A [r, in] and B [out, r] of each module; DoRA learns a magnitude for each output besides."""
     counts: dict[str, ModuleCount] = {}
-    for place in chosen:
-        before = counts.get(place.inside, ModuleCount(0, 0))
-        size = place.parameters(ranks[place.name], use_dora=use_dora)
-        counts[place.inside] = ModuleCount(before.modules + 1, before.parameters + size)
+    for name, place in inside.items():
+        before, (inputs, outputs) = counts.get(place, ModuleCount(0, 0)), linear[name]
+        size = ranks[name] * (inputs + outputs) + (outputs if use_dora else 0)
+        counts[place] = ModuleCount(before.modules + 1, before.parameters + size)
     return counts
 
 
-def _places(linear: Mapping[str, tuple[int, int]], family: ModelSpec) -> Iterator[_Place]:
-    """The linear modules inside the layers: neither the head nor anything else around the stack."""
-    for name, shape in linear.items():
-        place = place_in(family.stacks, name)
-        if place.layer >= 0:
-            yield _Place(name, *place, shape)
-
-
 def _chosen(
-    places: Sequence[_Place],
+    places: Places,
     family: ModelSpec,
     lora: LoraSection,
     layers: Mapping[str, Collection[int]],
     linear: Collection[str],
     modules: Collection[str],
-) -> tuple[list[_Place], list[Problem]]:
+) -> tuple[tuple[str, ...], list[Problem]]:
     """The modules that `target_modules` chooses, and what is wrong with it."""
     wanted = lora.target_modules
-    reached = [place for place in places if place.inside not in family.unreached]
-    within = [place for place in reached if place.layer in layers[place.stack]]
+    reached = {name: place for name, place in places.items() if place.inside not in family.unreached}
+    within = [name for name, place in reached.items() if place.layer in layers[place.stack]]
     if isinstance(wanted, str):
         refused = _unknown_part(wanted, places, family, lora)
-        return [place for place in within if _is_of(place.inside, wanted, family)], [refused] if refused else []
-    unmatched = [name for name in wanted if not any(matches(place.name, name) for place in within)]
-    idle = [place for place in places if place not in reached]
+        chosen = (name for name in within if _is_of(places[name].inside, wanted, family))
+        return tuple(chosen), [refused] if refused else []
+    unmatched = [name for name in wanted if not any(matches(module, name) for module in within)]
+    idle = places.keys() - reached.keys()
     problems = [_unmatched(name, reached, idle, linear, modules) for name in unmatched]
-    return [place for place in within if any(matches(place.name, name) for name in wanted)], problems
+    return tuple(module for module in within if any(matches(module, name) for name in wanted)), problems
 
 
 def _is_of(inside: str, part: str, family: ModelSpec) -> bool:
@@ -229,7 +214,7 @@ def _is_of(inside: str, part: str, family: ModelSpec) -> bool:
     return inside not in family.routers and {"attention": of_attention, "mlp": of_mlp}.get(part, True)
 
 
-def _unknown_part(part: str, places: Sequence[_Place], family: ModelSpec, lora: LoraSection) -> Problem | None:
+def _unknown_part(part: str, places: Places, family: ModelSpec, lora: LoraSection) -> Problem | None:
     """Why the modules of a part cannot be told; experts that are one tensor are adapted by `target_parameters`."""
     if part == "all-linear" or (family.attention if part == "attention" else family.mlp):
         return None
@@ -240,26 +225,26 @@ def _unknown_part(part: str, places: Sequence[_Place], family: ModelSpec, lora: 
         )
         remedy = "Write attention: its projections are linear modules."
         return None if lora.target_parameters else Problem(message, None, KEY, remedy)
-    inside = ", ".join(sorted({place.inside for place in places}))
+    inside = ", ".join(sorted({place.inside for place in places.values()}))
     message = f"which modules of a {family.model_type} are its {part} is not known"
     return Problem(message, None, KEY, f"Write all-linear, or name them: {inside}.")
 
 
 def _unmatched(
-    name: str, places: Sequence[_Place], idle: Sequence[_Place], linear: Collection[str], modules: Collection[str]
+    name: str, places: Places, idle: Collection[str], linear: Collection[str], modules: Collection[str]
 ) -> Problem:
     """Why a name of `target_modules` matches nothing: each reason has its own remedy."""
     remedy = "lora.modules_to_save trains it whole."
-    if elsewhere := [place for place in places if matches(place.name, name)]:
+    if elsewhere := [place for module, place in places.items() if matches(module, name)]:
         message = f"{name} exists only in layers that lora.layers leaves out"
-        one_stack = len({place.stack for place in places}) == 1
+        one_stack = len({place.stack for place in places.values()}) == 1
         spans = [
             _span(sorted({place.layer for place in elsewhere if place.stack == stack}))
             + ("" if one_stack else f" of the {stack}")
             for stack in sorted({place.stack for place in elsewhere})
         ]
         remedy = f"It is in {' and '.join(spans)}."
-    elif any(matches(place.name, name) for place in idle):
+    elif any(matches(module, name) for module in idle):
         message = f"what the model gives does not come through {name}, so nothing would be learned there"
         remedy = "Leave it out."
     elif any(matches(module, name) for module in linear):
@@ -267,7 +252,7 @@ def _unmatched(
     elif any(matches(module, name) for module in modules):
         message = f"{name} is not a linear layer"
     else:
-        message, remedy = f"no module is called {name}", nearest(name, {place.inside for place in places})
+        message, remedy = f"no module is called {name}", nearest(name, {place.inside for place in places.values()})
     return Problem(message, None, KEY, remedy)
 
 

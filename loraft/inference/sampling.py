@@ -17,11 +17,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 from torch import Generator, Tensor
 from transformers import GenerationConfig, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from loraft.errors import ConfigError, ModelError, NonFiniteError, Problem
 from loraft.inference.requests import GenerationRequest
 from loraft.kernels.transfer import to_device
-from loraft.models.hf_config import quietly_reading
+from loraft.models.auto_model import generation_defaults_in
 
 Stage = Literal["temperature", "top_k", "top_p", "min_p"]
 WARPERS: dict[Stage, Any] = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
@@ -200,12 +201,8 @@ def saved_defaults(folder: Path, vocabulary: int | None = None) -> GenerationCon
 
     Tokens beyond the `vocabulary`, where that is known, are refused.
     """
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return None
-    with quietly_reading(file):
-        defaults: GenerationConfig = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return checked(defaults, file, vocabulary)
+    defaults = generation_defaults_in(folder)
+    return None if defaults is None else checked(defaults, folder / GENERATION_CONFIG_NAME, vocabulary)
 
 
 def checked(defaults: GenerationConfig, file: Path, vocabulary: int | None = None) -> GenerationConfig:

@@ -174,6 +174,19 @@ def read_gguf(file: Path) -> PreTrainedModel:
         return from_pretrained(class_of(config), file.parent, options)
 
 
+def generation_defaults_in(folder: Path) -> GenerationConfig | None:
+    """What generation_config.json in a folder says; None where there is none.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    file = folder / GENERATION_CONFIG_NAME
+    if not file.is_file():
+        return None
+    with quietly_reading(file):
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
 def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new: Sequence[str] = ()) -> PreTrainedModel:
     """Load a model by the class `made_by` from its files, which lack no tensor outside the modules `new`.
 
@@ -199,9 +212,8 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
             ignore_mismatched_sizes=bool(new),
             **options,
         )
-    if "state_dict" in options and (folder / GENERATION_CONFIG_NAME).is_file():
-        with quietly_reading(folder / GENERATION_CONFIG_NAME):
-            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    if "state_dict" in options and (defaults := generation_defaults_in(folder)) is not None:
+        model.generation_config = defaults
     absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     if lost := sorted(name for name in absent if not is_within(name, *new)):
         were = counted(len(lost), "tensor was", "tensors were")

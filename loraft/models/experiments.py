@@ -23,7 +23,7 @@ from loraft.models.model_structure import stacks_experts
 from loraft.models.modules import TextMark, linear_modules, mark_text
 from loraft.models.quantize import experts_in_4_bits
 from loraft.models.registry import ModelSpec, place_in, taken_by
-from loraft.models.tiny_copy import ROW_LENGTHS, agree, not_on_text, random_row, tried
+from loraft.models.tiny_copy import ROW_LENGTHS, agree, not_on_text, random_row, text_read, tried
 
 PASSES = 2
 """In training some architectures leave out whole layers by chance."""
@@ -74,13 +74,12 @@ def packs_experts(model: PreTrainedModel, spec: ModelSpec) -> bool:
 
 
 def _computes_with_packed(model: PreTrainedModel, spec: ModelSpec) -> bool:
-    row, other = random_row(ROW_LENGTHS[1], model), copy.deepcopy(model)
+    given, other = text_read(random_row(ROW_LENGTHS[1], model), model), copy.deepcopy(model)
     for name in experts_in_4_bits(model, spec, QuantizationSection()):
         module, _, leaf = name.rpartition(".")
         packed = pack(model.get_parameter(name).data, "nf4", double_quant=True)
         hold(model.get_submodule(module), leaf, packed)
         other.get_parameter(name).data.copy_(packed.value())
-    given = {"input_ids": row, **({"decoder_input_ids": row} if spec.kind == "encoder_decoder" else {})}
     return agree(model(**given).logits, other(**given).logits)
 
 
@@ -147,11 +146,10 @@ def require_trained_on_text(config: PreTrainedConfig, model: PreTrainedModel) ->
     Raises:
         ModelError: With what the architecture says.
     """
-    row = random_row(ROW_LENGTHS[1], model)
-    target = {"decoder_input_ids": row} if model.config.is_encoder_decoder else {}
+    read = text_read(random_row(ROW_LENGTHS[1], model), model)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.train()(input_ids=row, attention_mask=torch.ones_like(row), **target)
+            model.train()(**read)
     except Exception as error:  # whatever an architecture refuses
         raise not_on_text(config, reason(error)) from error
     finally:

@@ -169,11 +169,9 @@ def experts_in(config: PreTrainedConfig) -> int | None:
 
 def _experts(model: nn.Module, path: str) -> str | None:
     """Where the layers at `path` keep experts: a module with a matrix for each of them in one tensor."""
-    for layer in model.get_submodule(path).children():
-        for name, weight in layer.named_parameters():
-            if stacks_experts(name, weight.shape):
-                return name.rpartition(".")[0]
-    return None
+    layers = model.get_submodule(path).children()
+    named = (each for layer in layers for each in layer.named_parameters())
+    return next((name.rpartition(".")[0] for name, weight in named if stacks_experts(name, weight.shape)), None)
 
 
 def stacks_experts(parameter: str, shape: Sequence[int]) -> bool:

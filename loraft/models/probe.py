@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ from loraft.models.hf_config import CLASSIFIER, configured_positions, is_used_ot
 from loraft.models.model_structure import by_structure, sized_modules
 from loraft.models.modules import class_logits, decoder_inputs, head_of, is_within, pair_states, text_states
 from loraft.models.registry import Caching, ModelSpec, row_of
-from loraft.models.tiny_copy import CLOSE, ROW_LENGTHS, agree, random_row, tiny_copy, tried
+from loraft.models.tiny_copy import CLOSE, ROW_LENGTHS, agree, random_row, text_read, tiny_copy, tried
 
 LONGEST, MOST_SPARE = 512, 4
 """The longest row that is tried, and how many positions may be spare."""
@@ -110,10 +111,7 @@ def _require_vocabulary(config: PreTrainedConfig) -> None:
 
 def _with_reach(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
     """The facts with the modules that no gradient reaches, if the experiment can be made."""
-    row = random_row(ROW_LENGTHS[1], model)
-    given = {"input_ids": row, "attention_mask": torch.ones_like(row)}
-    if spec.kind == "encoder_decoder":
-        given["decoder_input_ids"] = row
+    given = text_read(random_row(ROW_LENGTHS[1], model), model)
     try:
         return replace(spec, unreached=unreached(model, spec, given))
     except Exception:  # whatever an architecture refuses: all its modules are then adapted
@@ -122,7 +120,7 @@ def _with_reach(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
 
 def _told_apart(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
     """The facts with whether rows can be padded on the right."""
-    if tried(_ignores_right_padding, spec, model):
+    if tried(_ignores_right_padding, model):
         return spec
     why = "what stands behind a row changes what is made of it, so each row is read by itself"
     return replace(spec, alone=True, unknown=(*spec.unknown, why))
@@ -142,22 +140,20 @@ def _has_another_loss(model: PreTrainedModel) -> bool:
     return not torch.isclose(found.loss, nn.functional.cross_entropy(logits, said[0]), rtol=CLOSE).item()
 
 
-def _ignores_right_padding(spec: ModelSpec, model: PreTrainedModel) -> bool:
-    row, target = random_row(ROW_LENGTHS[1], model), random_row(ROW_LENGTHS[0], model)
-    longer = nn.functional.pad(row, (0, 4))
-    if spec.kind == "decoder":
-        one, other = (model(input_ids=ids, use_cache=False).logits for ids in (row, longer))
-        return agree(one, other[:, : row.shape[1]])
-    read = decoder_inputs(model, target)
-    mask = torch.ones_like(row)
-    one, other = (
-        model(input_ids=ids, attention_mask=seen, decoder_input_ids=said, use_cache=False).logits
-        for ids, seen, said in (
-            (row, mask, read),
-            (longer, nn.functional.pad(mask, (0, 4)), nn.functional.pad(read, (0, 3))),
-        )
-    )
-    return agree(one, other[:, : read.shape[1]])
+def _ignores_right_padding(model: PreTrainedModel) -> bool:
+    given = _given(model)
+    longer = {name: nn.functional.pad(each, (0, 4)) for name, each in given.items()}
+    one, other = (model(**each, use_cache=False).logits for each in (given, longer))
+    return agree(one, other[:, : one.shape[1]])
+
+
+def _given(model: PreTrainedModel) -> dict[str, Any]:
+    """A row that a forward reads; of an encoder-decoder its mask too, and what the decoder reads."""
+    row = random_row(ROW_LENGTHS[1], model)
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": row}
+    read = decoder_inputs(model, random_row(ROW_LENGTHS[0], model))
+    return {"input_ids": row, "attention_mask": torch.ones_like(row), "decoder_input_ids": read}
 
 
 def _with_head(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
@@ -180,13 +176,9 @@ def _around_heads(config: PreTrainedConfig) -> Iterator[tuple[str | None, ...]]:
 
 
 def _gives_the_logits(spec: ModelSpec, model: PreTrainedModel) -> bool:
-    row = random_row(ROW_LENGTHS[1], model)
-    if spec.kind == "decoder":
-        return agree(head_of(model, spec).logits(text_states(model, input_ids=row)), model(input_ids=row).logits)
-    target = random_row(ROW_LENGTHS[0], model)
-    read, mask = decoder_inputs(model, target), torch.ones_like(row)
-    mine = head_of(model, spec).logits(pair_states(model, row, mask, read))
-    return agree(mine, model(input_ids=row, attention_mask=mask, decoder_input_ids=read).logits)
+    given = _given(model)
+    states = text_states(model, **given) if spec.kind == "decoder" else pair_states(model, *given.values())
+    return agree(head_of(model, spec).logits(states), model(**given).logits)
 
 
 def _while_writing(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
@@ -281,9 +273,7 @@ def _spare_positions(model: PreTrainedModel) -> int:
 
 
 def _reads(model: PreTrainedModel, length: int) -> bool:
-    row = random_row(length, model)
-    target = {"decoder_input_ids": row} if model.config.is_encoder_decoder else {}
-    model(input_ids=row, attention_mask=torch.ones_like(row), **target)
+    model(**text_read(random_row(length, model), model))
     return True
 
 

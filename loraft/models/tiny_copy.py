@@ -201,6 +201,12 @@ def random_row(length: int, model: PreTrainedModel) -> Tensor:
     return row
 
 
+def text_read(row: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
+    """A row `[1, time]` as all that a forward reads: with its mask, and as what a decoder says too."""
+    target = {"decoder_input_ids": row} if model.config.is_encoder_decoder else {}
+    return {"input_ids": row, "attention_mask": torch.ones_like(row), **target}
+
+
 def agree(one: Tensor, other: Tensor) -> bool:
     """Whether both are the same but for rounding, and show something."""
     spread = float(one.std())

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loraft.adapters.adapter_files import AdapterFiles
 from loraft.adapters.effect import begins_as_the_base
@@ -23,14 +22,15 @@ from loraft.dataset.build import PreparedData, prepare
 from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.hub_access import hub_problems
 from loraft.io.paths import cache_folder
+from loraft.models.auto_model import generation_defaults_in
 from loraft.models.base_files import base_files, require_tensors
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
-from loraft.models.hf_config import check_dtype, context_of, own_code, quietly_reading
+from loraft.models.hf_config import check_dtype, context_of, own_code
 from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, stored_in
 from loraft.models.model_structure import depths, feed_forward_parts, grow
 from loraft.models.modules import decoder_inputs, is_within, parameter_count
 from loraft.models.probe import spec_of
-from loraft.models.registry import ModelSpec
+from loraft.models.registry import ModelSpec, place_in
 from loraft.models.safetensors_index import fingerprint
 from loraft.models.sources import ModelHandle
 from loraft.models.stored_weights import StoredWeights
@@ -66,6 +66,7 @@ class ModelSummary:
     """What is known of a model from its config and the headers of its files.
 
     Attributes:
+        config: Its config, with a place for new tokens.
         total_parameters: Its numbers, tied ones once.
         few_bits: What of it is stored in 4 or 8 bits.
         quantization: How these are stored.
@@ -84,6 +85,7 @@ class ModelSummary:
         notes: What was found, a sentence each.
     """
 
+    config: PreTrainedConfig
     family: ModelSpec
     total_parameters: int
     few_bits: FewBits
@@ -172,6 +174,7 @@ def summarize_model(
     coefficient, about_routers = router_loss(run, skeleton, family, targets)
     notes += about_new_tokens(run.model.add_tokens if tokens else (), skeleton, own_rows, targets)
     return ModelSummary(
+        config=skeleton.config,
         family=family,
         total_parameters=parameter_count(skeleton),
         few_bits=few_bits,
@@ -200,7 +203,7 @@ def _lowest_saved(skeleton: PreTrainedModel, family: ModelSpec, targets: TargetM
     places = {name: place for place, (name, _) in enumerate(skeleton.named_modules(remove_duplicate=False))}
     lowest: dict[str, int] = {}
     for stack, path in family.stacks.items():
-        inside = [int(name.removeprefix(f"{path}.").partition(".")[0]) for name in saved if name.startswith(f"{path}.")]
+        inside = [place.layer for name in saved if (place := place_in(family.stacks, name)).stack == stack]
         if found := [*inside, *(0 for name in saved if places[name] < places[path])]:
             lowest[stack] = min(found)
     return lowest
@@ -225,9 +228,7 @@ def _refuse_own_code(run: RunConfig, config: PreTrainedConfig) -> None:
 def _require_start(skeleton: PreTrainedModel, folder: Path, family: ModelSpec, labels: Sequence[str]) -> None:
     if family.encoder_path is None or labels:
         return
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        with quietly_reading(folder / GENERATION_CONFIG_NAME):
-            skeleton.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    skeleton.generation_config = generation_defaults_in(folder) or skeleton.generation_config
     some_token = (skeleton.config.pad_token_id or 0) + 1  # mBART looks for the last one that is no padding
     decoder_inputs(skeleton, torch.full((1, 1), some_token))
 

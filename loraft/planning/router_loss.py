@@ -13,7 +13,7 @@ from loraft.models.hf_config import quietly
 from loraft.models.model_structure import ROUTERS, stacks_experts
 from loraft.models.modules import is_within, states_and_router_loss
 from loraft.models.registry import ModelSpec, place_in
-from loraft.models.tiny_copy import tiny_copy
+from loraft.models.tiny_copy import text_read, tiny_copy
 from loraft.tasks import TASKS
 
 KEY = "training.router_aux_loss_coef"
@@ -65,10 +65,9 @@ def _has_router_loss(model: PreTrainedModel, family: ModelSpec) -> bool:
         small = tiny_copy(model.config)
         if small is None:
             return False
-        ids = torch.arange(1, 9)[None]
+        read = text_read(torch.arange(1, 9)[None], small)
         try:
             with torch.enable_grad():
-                read = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                 _, loss = states_and_router_loss(small, plain=family.plain, **read)
         except Exception:  # what an architecture cannot do, it refuses in a way of its own
             return False

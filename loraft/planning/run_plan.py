@@ -25,7 +25,6 @@ from loraft.kernels.tiled_mlp import TILE
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.device import StatedDevice
 from loraft.models.hf_config import noise_of
-from loraft.models.load_model import load_config
 from loraft.models.modules import is_within
 from loraft.models.registry import FAMILIES
 from loraft.optimization.optimizer import require_optimizer, resolve_optim
@@ -232,7 +231,7 @@ def shares_prefix(known: KnownRun) -> bool:
     drawn = training.neftune_noise_alpha is not None or (config.method != "full" and config.lora.dropout > 0)
     if drawn or training.router_aux_loss_coef:
         return False
-    return noise_of(load_config(known.model, known.task.group)) is None
+    return noise_of(known.shape.config) is None
 
 
 def base_notes(config: RunConfig) -> Iterator[str]:
@@ -323,9 +322,7 @@ def frozen_prefix_bytes(
     inside = shape.family.layers_path
     adapted = () if shape.targets is None else (*shape.targets.modules, *shape.targets.saved)
     outside = [name for name in adapted if not is_within(name, inside)]
-    noise = noise_of(load_config(known.model, known.task.group))
-    frozen = shape.frozen_layers
-    if why := why_not_kept(known.config, shape.family, frozen, outside, noise):
+    if why := why_not_kept(known.config, shape.family, shape.frozen_layers, outside, noise_of(shape.config)):
         raise ConfigError(why, key=KEY, remedy="write false")
     size, read = training.per_device_eval_batch_size, drawn.epoch(0)[: steps * drawn.accumulation]
     held_out = [example.input_ids for example in known.data.eval]
@@ -343,7 +340,7 @@ def _packing_notes(known: KnownRun, drawn: BatchSampler, *, packed: bool) -> lis
     if known.config.data.packing == "auto" and not packed and known.task.packs:
         model_type = known.shape.family.model_type
         return [f"rows are padded on the right: {model_type} is not laid end to end with this attention"]
-    facts = load_config(known.model, known.task.group)
+    facts = known.shape.config
     if packed and getattr(facts, "attn_logit_softcapping", None) is not None and known.placement.device == "cuda":
         at_once = known.config.training.kernels == "auto" and not getattr(facts, "attention_dropout", 0.0)
         return [(CAPPED_AT_ONCE if at_once else CAPPED).format(known.shape.family.model_type)]
