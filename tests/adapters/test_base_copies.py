@@ -53,7 +53,7 @@ def test_it_is_loaded_and_merged_where_the_weight_is_the_bases(tmp_path: Path, t
     merged = AutoModelForCausalLM.from_pretrained(written(prepared(str(tmp_path / "adapter")), tmp_path / "out"))
     assert torch.allclose(logits(merged), logits(model), atol=1e-4)
     opened = open_adapter(tmp_path / "adapter")
-    assert (opened.saved, opened.unread) == ({}, ())
+    assert (opened.whole, opened.unread) == ({}, ())
 
 
 def test_a_copy_in_16_bits_is_the_bases_too(tmp_path: Path) -> None:
