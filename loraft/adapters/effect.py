@@ -12,7 +12,7 @@ Source: Hu et al. 2021 (https://arxiv.org/abs/2106.09685), equation 3; Kalajdzie
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import local
@@ -36,16 +36,13 @@ from loraft.config.sections import FROM_WEIGHTS, LoraSection
 from loraft.errors import AdapterError
 from loraft.kernels.linear_weights import is_quantized, unpacked
 from loraft.kernels.packed_experts import PackedExperts, let_go
+from loraft.kernels.pieces import PIECE, Run, spans
 from loraft.models.modules import output_head
 from loraft.models.quantize import ordinary
 from loraft.tasks.task import Before
 
-PIECE = 1 << 18
-"""The numbers of a piece: in float32 a MiB, which stays in the cache from reading to writing."""
 LEAST = 1e-30
 """No norm is less, so that an output whose weights are all zero stays zero, as in training."""
-Run = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
-"""Makes a piece of each span, in their order: `map`, or something like it that works ahead."""
 _own = local()
 """The buffer of each thread."""
 
@@ -92,7 +89,7 @@ def updated_pieces(
             summed.mul_((magnitude[rows] / torch.linalg.vector_norm(summed, dim=1).clamp_min(LEAST))[:, None])
         return summed.clone() if dtype == torch.float32 else summed.to(dtype)
 
-    yield from run(piece, row_spans(weight))
+    yield from run(piece, spans(weight.shape))
 
 
 def cast_pieces(weight: Tensor, dtype: torch.dtype, *, run: Run = map) -> Iterator[Tensor]:
@@ -101,8 +98,7 @@ def cast_pieces(weight: Tensor, dtype: torch.dtype, *, run: Run = map) -> Iterat
         yield weight
         return
     flat = weight.reshape(-1)
-    spans = (slice(start, start + PIECE) for start in range(0, len(flat), PIECE))
-    yield from run(lambda span: flat[span].to(dtype), spans)
+    yield from run(lambda span: flat[span].to(dtype), spans(flat.shape))
 
 
 def pieces_with_rows(
@@ -124,13 +120,7 @@ def pieces_with_rows(
                 result[row - span.start] = values[places[row]].to(dtype)
         return result
 
-    yield from run(piece, row_spans(weight, count))
-
-
-def row_spans(weight: Tensor, count: int | None = None) -> Iterator[slice]:
-    """Spans of the rows of a weight `[rows, width]`, or of so many, that make a piece each."""
-    rows, count = max(1, PIECE // max(1, weight.shape[1])), len(weight) if count is None else count
-    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
+    yield from run(piece, spans((count, weight.shape[1])))
 
 
 def _sum(weight: Tensor, updates: Sequence[LoraFactors], rows: slice, *, transposed: bool) -> Tensor:
@@ -152,7 +142,7 @@ def _sum(weight: Tensor, updates: Sequence[LoraFactors], rows: slice, *, transpo
 
 def _column_norms(weight: Tensor, updates: Sequence[LoraFactors]) -> Tensor:
     squares = torch.zeros(weight.shape[1], dtype=torch.float64)
-    for rows in row_spans(weight):
+    for rows in spans(weight.shape):
         squares += _sum(weight, updates, rows, transposed=True).double().square().sum(dim=0)
     return squares.sqrt().float().clamp_min(LEAST)
 

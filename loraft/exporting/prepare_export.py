@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from loraft.adapters.effect import Run
 from loraft.adapters.metadata import ResolvedTarget
 from loraft.adapters.model_card import shown
 from loraft.config.choices import TASK_OF_GROUP
@@ -22,6 +21,7 @@ from loraft.exporting.write_gguf import GgufFile
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.sampling import SamplingParams, saved_defaults
 from loraft.inference.session import Speaker
+from loraft.kernels.pieces import Run
 from loraft.merging.merged_tensors import MergedTensors
 from loraft.merging.prepare_merge import BaseChoice, Merge, prepare_merge
 from loraft.models.load_model import load_config, load_noted_tokenizer

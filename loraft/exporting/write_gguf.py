@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from loraft.adapters.effect import Run
 from loraft.errors import RunFolderError
 from loraft.events import Observer, Progress
 from loraft.exporting.gguf_settings import Value
 from loraft.exporting.gguf_tensors import GgufTensor, ggml_type
 from loraft.io.atomic import atomic_file, output_errors
 from loraft.io.resources import require_free_bytes
+from loraft.kernels.pieces import Run
 from loraft.merging.merged_tensors import working_ahead
 
 HEADER_BYTES = 64 << 20

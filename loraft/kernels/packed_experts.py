@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from loraft.kernels.cpu_dequantize import read_blocks_across_rows
+from loraft.kernels.pieces import Run, spans
 
 BLOCK, CONSTANTS_BLOCK = 64, 256
 """Weights that share a constant, and constants that share one when they are quantized too."""
@@ -52,17 +53,22 @@ class Packed:
         of_nested = () if self.nested is None else (self.nested[0].absmax, self.nested[1])
         return (self.codes, self.scales, *of_nested)
 
+    def with_plain_constants(self) -> Packed:
+        """The same with constants that are not quantized."""
+        from bitsandbytes import functional as bnb
+
+        if self.nested is None:
+            return self
+        state, mean = self.nested
+        return replace(self, scales=bnb.dequantize_blockwise(self.scales, state) + mean, nested=None)
+
     def value(self, experts: slice = slice(None)) -> Tensor:
         """The matrices of some experts, dequantized: `[experts, …, …]`."""
         from bitsandbytes import functional as bnb
 
         read_blocks_across_rows()
-        scales = self.scales
-        if self.nested is not None:
-            state, mean = self.nested
-            scales = bnb.dequantize_blockwise(scales, state) + mean
-        codes = self.codes[experts]
-        shape, scales = torch.Size((len(codes), *self.shape[1:])), scales[experts].flatten()
+        codes, scales = self.codes[experts], self.with_plain_constants().scales[experts].flatten()
+        shape = torch.Size((len(codes), *self.shape[1:]))
         settings = {"blocksize": BLOCK, "quant_type": self.kind, "dtype": self.dtype}
         state = bnb.QuantState(scales, shape, **settings)  # type: ignore[no-untyped-call]
         whole: Tensor = bnb.dequantize_4bit(codes.reshape(-1, 1), state)
@@ -74,22 +80,29 @@ def is_packable(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[1] * shape[2] % BLOCK == 0
 
 
-def pack(weight: Tensor, kind: str, *, double_quant: bool) -> Packed:
-    """Quantize a tensor of experts to `nf4` or `fp4`, one expert at a time: to the bit what quantizing all at once is.
+def pack(weight: Tensor, kind: str, *, double_quant: bool, dtype: torch.dtype | None = None, run: Run = map) -> Packed:
+    """Quantize a tensor of experts to `nf4` or `fp4`, some at a time: to the bit what quantizing all at once is.
+
+    It is quantized from `dtype`, or else from its own; `run` makes the pieces.
 
     Source: bitsandbytes' `functional.quantize_4bit`.
     """
     from bitsandbytes import functional as bnb
 
-    found = [bnb.quantize_4bit(each.flatten(), blocksize=BLOCK, quant_type=kind) for each in weight]
-    codes = torch.stack([code.flatten() for code, _ in found])
-    scales = torch.stack([state.absmax for _, state in found])
+    dtype = dtype or weight.dtype
+
+    def quantize(experts: slice) -> tuple[Tensor, Tensor]:
+        piece = weight[experts].to(dtype)
+        codes, state = bnb.quantize_4bit(piece.flatten(), blocksize=BLOCK, quant_type=kind)
+        return codes.view(len(piece), -1), state.absmax.view(len(piece), -1)
+
+    codes, scales = map(torch.cat, zip(*run(quantize, spans(weight.shape)), strict=True))
     nested = None
     if double_quant:
         mean = scales.mean()
         scales, state = bnb.quantize_blockwise(scales - mean, blocksize=CONSTANTS_BLOCK)
         nested = state, mean
-    return Packed(codes, scales, tuple(weight.shape), weight.dtype, kind, nested)
+    return Packed(codes, scales, tuple(weight.shape), dtype, kind, nested)
 
 
 def placeholder(packed: Packed) -> nn.Parameter:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraft.adapters.effect import Run, cast_pieces, pieces_with_rows, updated_pieces
+from loraft.adapters.effect import cast_pieces, pieces_with_rows, updated_pieces
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, NonFiniteError
-from loraft.kernels.packed_experts import pack
+from loraft.kernels.pieces import Run
 from loraft.merging.prepare_merge import Merge
 from loraft.merging.quantize_roundtrip import quantize_roundtrip
 from loraft.models.base_files import Conversion
@@ -215,9 +215,7 @@ def _as_trained(merge: Merge, storage: QuantizationSection, name: str, weight: T
     dtype = merge.loaded_in
     if name not in merge.quantized:
         return weight.to(dtype)
-    if weight.dim() == 3:
-        return pack(weight.to(dtype), storage.type, double_quant=storage.double_quant).value()
-    if name in merge.plan.transposed:
+    if name in merge.plan.transposed and weight.dim() == 2:
         return quantize_roundtrip(weight.T, storage, dtype, run=run).T
     return quantize_roundtrip(weight, storage, dtype, run=run)
 

@@ -112,7 +112,7 @@ def test_c26_dequantized_is_to_the_bit_what_a_quantized_model_computes_with(
         loaded = load_model(section(folder), on_cpu(dtype), quantization=quantization)
         base = load_model(section(folder), on_cpu())
         for piece in (1 << 18, 320):
-            monkeypatch.setattr("loraft.adapters.effect.PIECE", piece)
+            monkeypatch.setattr("loraft.kernels.pieces.PIECE", piece)
             for name in quantized_modules(base.model):
                 weight = base.model.get_submodule(name).weight
                 found = quantize_roundtrip(weight, quantization, dtype)
