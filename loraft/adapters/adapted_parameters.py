@@ -13,6 +13,7 @@ from torch import nn
 
 from loraft.adapters.lora_factors import ADAPTER_NAME, INNER, LoraFactors
 from loraft.kernels.packed_experts import PackedExperts
+from loraft.models.modules import modules_of
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,8 @@ class AdaptedParameter:
 
 def adapted_parameters(model: PeftModel) -> dict[str, AdaptedParameter]:
     """The parameters that the one adapter of a model adapts, by the place that the factors of each have in a file."""
-    modules = model.get_base_model().named_modules()
-    wrappers = ((place, module) for place, module in modules if isinstance(module, ParamWrapper))
-    return {place: adapted_parameter(module, place, ADAPTER_NAME) for place, module in wrappers}
+    wrappers = modules_of(model.get_base_model(), ParamWrapper)
+    return {place: adapted_parameter(module, place, ADAPTER_NAME) for place, module in wrappers.items()}
 
 
 def adapted_parameter(wrapper: ParamWrapper, place: str, adapter: str) -> AdaptedParameter:
@@ -65,8 +65,8 @@ class PackedWrapper(ParamWrapper):
 
 def wrap_packed(model: nn.Module) -> None:
     """Let peft's wrappers of parameters in 4 bits act: parametrizations, as peft has them, would not come off again."""
-    for module in model.modules():
-        if isinstance(module, ParamWrapper) and isinstance(module.get_base_layer(), PackedExperts):
+    for module in modules_of(model, ParamWrapper).values():
+        if isinstance(module.get_base_layer(), PackedExperts):
             module.__class__ = PackedWrapper
 
 

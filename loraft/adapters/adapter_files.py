@@ -74,7 +74,7 @@ class AdapterFiles(AdapterReader):
         if recorded != fingerprint:
             message = "the adapter was trained on other base weights than these"
             remedy = f"Load it onto {name}, in the revision that it was trained on."
-            raise AdapterError(message, where=str(self.folder), remedy=remedy)
+            raise AdapterError(message, where=self.folder, remedy=remedy)
         return altered
 
 
@@ -85,7 +85,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
         AdapterError: If files are missing or damaged, if it is no LoRA adapter, or if its parts disagree.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise AdapterError(f"there is no {ADAPTER_CONFIG}", where=str(folder), remedy="Name the folder of an adapter.")
+        raise AdapterError(f"there is no {ADAPTER_CONFIG}", where=folder, remedy="Name the folder of an adapter.")
     where = str(folder / ADAPTER_CONFIG)
     declared = read_json(folder / ADAPTER_CONFIG)
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None

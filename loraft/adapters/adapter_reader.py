@@ -155,7 +155,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise AdapterError(f"it cannot be read: {error}", where=str(path)) from error
+        raise AdapterError(f"it cannot be read: {error}", where=path) from error
     return tensors
 
 

@@ -36,6 +36,7 @@ from loraft.kernels.linear_weights import unpacked
 from loraft.kernels.low_rank.dora import row_lengths
 from loraft.kernels.low_rank.started_factor import begin_with
 from loraft.models.load_model import LoadedModel
+from loraft.models.modules import modules_of
 from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
 from loraft.tasks.batches import Batch
 from loraft.tokenization.examples import IGNORED
@@ -182,7 +183,7 @@ def begin_from_data(model: nn.Module, batches: Sequence[Batch], forward: Callabl
         AdapterError: A module reads something else than a token's numbers a row, or its directions do not settle.
     """
     assert isinstance(model, PeftModel), "a model without an adapter has none to begin"
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = modules_of(model, LoraLayer)
     rank = max(layer.r[ADAPTER_NAME] for layer in layers.values())
     asked = LoraConfig(r=rank, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0))
     # It draws from a seed of its own, and says what it leaves out on the standard output.

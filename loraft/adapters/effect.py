@@ -37,7 +37,7 @@ from loraft.errors import AdapterError
 from loraft.kernels.linear_weights import is_quantized, unpacked
 from loraft.kernels.packed_experts import PackedExperts, let_go
 from loraft.kernels.pieces import PIECE, Run, spans
-from loraft.models.modules import output_head
+from loraft.models.modules import modules_of, output_head
 from loraft.models.quantize import ordinary
 from loraft.tasks.task import Before
 
@@ -183,17 +183,16 @@ def _switch(model: PeftModel, name: str, *, on: bool) -> None:
 
 
 def _is_on(model: PeftModel) -> bool:
-    return not any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return not any(layer.disable_adapters for layer in modules_of(model, BaseTunerLayer).values())
 
 
 def act_together(model: nn.Module, weights: Mapping[str, float]) -> None:
     """Let several adapters of a model act at once from now on, each update multiplied by its weight."""
     assert isinstance(model, PeftModel), "a model without adapters has none to act"
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for name, weight in weights.items():
-                if in_peft(name) in module.scaling:
-                    module.scaling[in_peft(name)] *= weight
+    for layer in modules_of(model, LoraLayer).values():
+        for name, weight in weights.items():
+            if in_peft(name) in layer.scaling:
+                layer.scaling[in_peft(name)] *= weight
     tuner: Any = model.base_model
     tuner.set_adapter([in_peft(name) for name in weights])  # the wrapper's own method takes one name
     let_biases_act(model, [in_peft(name) for name in weights])

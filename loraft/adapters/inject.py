@@ -45,7 +45,7 @@ from loraft.kernels.trained_rows import patch_trained_rows
 from loraft.models.auto_model import meta_model
 from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import begin_at_mean, tables_of
-from loraft.models.modules import matches
+from loraft.models.modules import matches, modules_of
 from loraft.models.quantize import in_few_bits
 from loraft.models.registry import ModelSpec, place_in
 from loraft.tasks import TASKS
@@ -162,9 +162,8 @@ def add_lora_layers(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
+    for layer in modules_of(model, LoraLayer).values():
+        layer.cast_input_dtype_enabled = False
     norms_from_factors(model, name)
     _keep_dtype_of_base(model, name, dora=config.use_dora)
     wrap_packed(model)
@@ -335,13 +334,14 @@ def _unmistakable(saved: Sequence[str], everything: Sequence[str]) -> list[str]:
 def _refuse_other_modules(model: PeftModel, targets: TargetModules) -> None:
     """Compare what peft adapted with what was chosen: it ignores names that match nothing when others match."""
     base = model.get_base_model()
-    layers = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    wrappers = {name for name, module in base.named_modules() if isinstance(module, ParamWrapper)}
-    whole = {name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    layers = modules_of(base, LoraLayer).keys() - modules_of(base, ParamWrapper).keys()
     parameters = {of.name for of in adapted_parameters(model).values()}
-    weights = [weight.name for weight in targets.weights]
-    kinds = ((layers - wrappers, targets.modules), (whole, targets.saved), (parameters, weights))
-    for found, chosen in (*kinds, (wrapped_rows(model), targets.rows)):
+    for found, chosen in (
+        (layers, targets.modules),
+        (set(modules_of(base, ModulesToSaveWrapper)), targets.saved),
+        (parameters, [weight.name for weight in targets.weights]),
+        (wrapped_rows(model), targets.rows),
+    ):
         if found != set(chosen):
             differing = ", ".join(sorted(found.symmetric_difference(chosen))[:5])
             raise RuntimeError(f"peft adapted other modules than were chosen: {differing}")

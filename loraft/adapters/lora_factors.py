@@ -94,7 +94,7 @@ def weights_file(folder: Path) -> Path:
         if pickled:
             remedy = f"{pickled[0]} is not read: pickled weights can run code. Make safetensors of them, in a process "
             remedy += f"that runs none: `loraft.convert({str(folder)!r}, 'OUT')`."
-        raise AdapterError(f"there is no {ADAPTER_WEIGHTS}", where=str(folder), remedy=remedy)
+        raise AdapterError(f"there is no {ADAPTER_WEIGHTS}", where=folder, remedy=remedy)
     return path
 
 

@@ -111,7 +111,7 @@ def adapter_in(folder: Path) -> ResolvedTarget:
     if known.get("remote_code") is True and not is_trusted():
         message = "it was trained on a base that code of its own computes, and without that it is another model"
         remedy = "Let that code run, with all that you may do here: `trust_remote_code=True`."
-        raise AdapterError(message, where=str(folder), remedy=remedy)
+        raise AdapterError(message, where=folder, remedy=remedy)
     try:
         stored: Any = record.get("quantization")
         # Before experts could be in 4 bits they never were.
@@ -120,7 +120,7 @@ def adapter_in(folder: Path) -> ResolvedTarget:
         quantization = QuantizationSection.model_validate(stored) if stored else None
     except ValidationError as error:
         detail = error.errors()[0]["msg"]
-        raise AdapterError(detail, where=str(folder / RECORD), key="quantization") from error
+        raise AdapterError(detail, where=folder / RECORD, key="quantization") from error
     adapter = AdapterTarget(
         name="default",
         folder=folder,

@@ -65,7 +65,7 @@ def _unnamed(adapter: AdapterTarget, target: ResolvedTarget) -> tuple[str, ...]:
     if not count:
         remedy = "Save it with modules_to_save, or classify with the tool that wrote it."
         message = f"it was trained to classify, and holds no {decides}"
-        raise AdapterError(message, where=str(adapter.folder), remedy=remedy)
+        raise AdapterError(message, where=adapter.folder, remedy=remedy)
     named = class_names(config)
     return named if len(named) == count else tuple(f"LABEL_{number}" for number in range(count))
 
@@ -206,7 +206,7 @@ def _on_base(adapters: Sequence[AdapterTarget], given: ResolvedTarget | None, ba
     if base_model is None and (unknown := [adapter for adapter in differing if adapter.fingerprint is None]):
         message = f"the adapter names {unknown[0].base or 'no model'} as its base, and not {base}"
         remedy = f"Where it is to be used on {base} all the same: `base_model={base!r}`"
-        raise AdapterError(message, where=str(unknown[0].folder), key="base_model_name_or_path", remedy=remedy)
+        raise AdapterError(message, where=unknown[0].folder, key="base_model_name_or_path", remedy=remedy)
     revision = adapters[0].revision if not differing else None
     notes += [
         f"The adapter {adapter.folder} names {adapter.base or 'no model'} as its base; {base} is used."
@@ -274,14 +274,14 @@ def _from_folder(folder: Path) -> ResolvedTarget:
         message = "the checkpoint holds a model in the parts of the ranks that trained it"
         go_on = _going_on(folder.absolute().parents[1])
         remedy = f"Go on with its run, which saves the whole model at its end: {go_on}"
-        raise AdapterError(message, where=str(folder), remedy=remedy)
+        raise AdapterError(message, where=folder, remedy=remedy)
     if saved := checkpoints(folder / "checkpoints"):
         go_on = _going_on(folder)
         remedy = f"Name a checkpoint ({saved[0]}), or go on: {go_on}"
-        raise AdapterError("the run has not saved its result", where=str(folder), remedy=remedy)
+        raise AdapterError("the run has not saved its result", where=folder, remedy=remedy)
     looked_for = "adapter_config.json, adapter/adapter_config.json, config.json, model/config.json"
     message = f"there is neither a model nor an adapter (looked for {looked_for})"
-    raise AdapterError(message, where=str(folder), remedy=REMEDY)
+    raise AdapterError(message, where=folder, remedy=REMEDY)
 
 
 def _going_on(run: Path) -> str:
@@ -307,7 +307,7 @@ def _no_base(adapter: AdapterTarget, what: str) -> _NoBaseError:
     remedy = "Say which one to use: `base_model=MODEL`."
     if adapter.base and not adapter.base.startswith(("/", "~", "builtin:")):
         remedy += " A relative path is that of the folder where it was trained."
-    return _NoBaseError(f"adapter_config.json {what}", where=str(adapter.folder), remedy=remedy)
+    return _NoBaseError(f"adapter_config.json {what}", where=adapter.folder, remedy=remedy)
 
 
 def _is_no_hub_id(name: str) -> bool:

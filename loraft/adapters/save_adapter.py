@@ -140,7 +140,7 @@ def _fits(files: AdapterFiles, loaded: LoadedModel) -> tuple[str, ...]:
     notes = files.check_base(loaded.fingerprint)
     if random := [name for name in loaded.new_modules if not any(is_within(part, name) for part in files.saved)]:
         message = f"neither the adapter nor its base has {' and '.join(random)}, and random numbers would answer"
-        raise AdapterError(message, where=str(files.folder))
+        raise AdapterError(message, where=files.folder)
     refuse_untrained_rows(files, loaded.model, loaded.own_rows)
     if untied := sorted(files.saved.intersection(tied_modules(loaded.model))):
         notes += (f"The adapter has a {' and a '.join(untied)} of its own, which the base ties to another module.",)
@@ -157,7 +157,7 @@ def with_layers(model: PeftModel | PreTrainedModel, files: AdapterFiles, name: s
     try:
         return add_lora_layers(model, files.config, name, where=str(files.folder / ADAPTER_CONFIG))
     except ValueError as error:  # peft's word for targets that match nothing
-        raise AdapterError(f"it does not fit the base: {error}", where=str(files.folder)) from error
+        raise AdapterError(f"it does not fit the base: {error}", where=files.folder) from error
 
 
 def _refuse_absent_rows(model: PeftModel | PreTrainedModel, files: AdapterFiles) -> None:
@@ -187,7 +187,7 @@ def restore(adapted: AdaptedModel, folder: Path) -> None:
     strange = (tensors.keys() - adapted.model.state_dict().keys()) | (adapted.trainable.keys() - tensors.keys())
     if strange:
         differing = ", ".join(sorted(strange)[:5])
-        raise AdapterError(f"it holds other tensors than the model: {differing}", where=str(folder))
+        raise AdapterError(f"it holds other tensors than the model: {differing}", where=folder)
     for name, weight in adapted.trainable.items():
         weight.data.copy_(tensors[name])
 
@@ -284,4 +284,4 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
 
 def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     if said := non_finite(tensors):
-        raise NonFiniteError(f"{said}; not saved", where=str(folder))
+        raise NonFiniteError(f"{said}; not saved", where=folder)

@@ -18,7 +18,7 @@ from loraft.adapters.adapter_files import AdapterFiles
 from loraft.adapters.lora_factors import ADAPTER_NAME
 from loraft.errors import AdapterError, Problem
 from loraft.models.model_structure import TOKENS_KEY, mean_row, tables_of
-from loraft.models.modules import is_within, output_head
+from loraft.models.modules import is_within, modules_of, output_head
 
 Rows = Mapping[str, tuple[int, ...]]
 """Which rows of which modules, by their full names."""
@@ -118,6 +118,5 @@ def refuse_untrained_rows(files: AdapterFiles, model: PreTrainedModel, own_rows:
 
 def wrapped_rows(model: PeftModel) -> set[str]:
     """The modules of which peft trains rows by themselves, those that follow another left out."""
-    modules = model.get_base_model().named_modules()
-    wrappers = ((name, module) for name, module in modules if isinstance(module, TrainableTokensWrapper))
-    return {name for name, module in wrappers if module.token_adapter.tied_adapter is None}
+    wrappers = modules_of(model.get_base_model(), TrainableTokensWrapper)
+    return {name for name, module in wrappers.items() if module.token_adapter.tied_adapter is None}

@@ -30,7 +30,8 @@ from loraft.events import ignored
 from loraft.io.asked_process import answering
 from loraft.io.held_memory import held_bytes, peak_bytes, reset_peak
 from loraft.io.resources import disk_errors, memory_errors
-from loraft.models.quantize import packed_experts
+from loraft.kernels.packed_experts import PackedExperts
+from loraft.models.modules import modules_of
 from loraft.models.remote_code import trusting
 from loraft.planning.memory import too_large
 from loraft.planning.run_plan import RunPlan, base_notes, plan_run, scaled_rate
@@ -222,7 +223,7 @@ def stored(weight: Tensor) -> Iterator[Tensor]:
 
 def in_4_bits(model: nn.Module) -> list[Tensor]:
     """The tensors that experts in 4 bits are stored in."""
-    held = (packed for module in packed_experts(model).values() for packed in module.packed.values())
+    held = (packed for module in modules_of(model, PackedExperts).values() for packed in module.packed.values())
     return [part for packed in held for part in packed.tensors]
 
 

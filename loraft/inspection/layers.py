@@ -19,7 +19,7 @@ from loraft.inspection.storage import Storage, bytes_of, read_storage
 from loraft.models.base_files import base_files
 from loraft.models.load_model import Model, load_any_config, load_config
 from loraft.models.model_structure import family_in, placed_layers
-from loraft.models.modules import linear_modules, parameter_count
+from loraft.models.modules import linear_modules, modules_of, parameter_count
 from loraft.models.registry import FAMILIES, ModelSpec, place_in
 from loraft.models.sources import ModelHandle
 
@@ -136,10 +136,7 @@ def model_table(
         notes += tuple(f"LoRA is not counted: {problem.message}" for problem in error.problems)
     layers, outside = _rows(empty, family, storage, trained)
     count = _count(trained, layers, anatomy.parameters) if trained else None
-    transposed, embeddings = (
-        frozenset(name for name, module in empty.named_modules() if isinstance(module, kind))
-        for kind in (Conv1D, nn.Embedding)
-    )
+    transposed, embeddings = (frozenset(modules_of(empty, kind)) for kind in (Conv1D, nn.Embedding))
     return ModelTable(anatomy, layers, outside, count, notes, storage, transposed, embeddings)
 
 

@@ -20,6 +20,7 @@ from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, LoraFact
 from loraft.adapters.save_adapter import with_layers
 from loraft.errors import AdapterError
 from loraft.models.auto_model import meta_model
+from loraft.models.modules import modules_of
 from loraft.models.safetensors_index import expected_tensors
 
 
@@ -80,7 +81,7 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held
     rows: dict[str, tuple[Sequence[int], Tensor]] = {}
     replaced: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
-    transposed = {f"{name}.weight" for name, part in modules.items() if isinstance(part, Conv1D | nn.Embedding)}
+    transposed = {f"{name}.weight" for name in modules_of(model, Conv1D, nn.Embedding)}
     for adapter in adapters:
         parameters = _parameters_that_fit(model, adapter.files)
         for place, parts in adapter.files.updates.items():
@@ -99,7 +100,7 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held
         rows |= adapter.files.tokens
     untied = _untied(model, {*updates, *replaced}, adapters)
     if absent := sorted(expected_tensors(model).keys() - {*held, *replaced}):
-        raise AdapterError(f"neither it nor its base has {', '.join(absent)}", where=str(adapters[0].files.folder))
+        raise AdapterError(f"neither it nor its base has {', '.join(absent)}", where=adapters[0].files.folder)
     return MergePlan(updates, added, rows, replaced, transposed, untied)
 
 
@@ -118,7 +119,7 @@ def _refuse_unsummable(adapters: Sequence[WeightedAdapter]) -> None:
         if what := next((kind for kind, is_so in kinds if is_so), None):
             message = f"the adapter {adapter.name} {what}, and only low-rank updates can be weighted and summed"
             remedy = "Merge it alone, with weight 1."
-            raise AdapterError(message, where=str(adapter.files.folder), remedy=remedy)
+            raise AdapterError(message, where=adapter.files.folder, remedy=remedy)
 
 
 def _parameters_that_fit(model: PreTrainedModel, files: AdapterFiles) -> Mapping[str, AdaptedParameter]:
@@ -141,7 +142,7 @@ def _added(place: str, bias: Tensor, module: nn.Module, scale: float, adapter: W
     if module.bias is None:
         message = f"its update of {place} has a bias (lora_bias), and the module has none to add it to"
         remedy = "Use it unmerged: `loraft.generate` with `adapters`."
-        raise AdapterError(message, where=str(adapter.files.folder / ADAPTER_WEIGHTS), remedy=remedy)
+        raise AdapterError(message, where=adapter.files.folder / ADAPTER_WEIGHTS, remedy=remedy)
     return scale * bias.float()
 
 
@@ -149,7 +150,7 @@ def _refuse_unfoldable(name: str, parts: Mapping[str, Tensor], module: nn.Module
     is_embedding = isinstance(module, nn.Embedding)
     if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or (is_embedding and "magnitude" in parts):
         what = f"DoRA on {name}" if is_embedding else f"an update of {name}, a {type(module).__name__},"
-        raise AdapterError(f"{what} cannot be merged", where=str(adapter.files.folder / ADAPTER_WEIGHTS))
+        raise AdapterError(f"{what} cannot be merged", where=adapter.files.folder / ADAPTER_WEIGHTS)
 
 
 def _untied(model: PreTrainedModel, changed: set[str], adapters: Sequence[WeightedAdapter]) -> dict[str, str]:
@@ -171,5 +172,5 @@ def _untied(model: PreTrainedModel, changed: set[str], adapters: Sequence[Weight
             f"and {model.config.model_type} has no form with two"
         )
         remedy = "Use it unmerged: `loraft.generate` with `adapters`."
-        raise AdapterError(message, where=str(adapters[0].files.folder), remedy=remedy)
+        raise AdapterError(message, where=adapters[0].files.folder, remedy=remedy)
     return {name: source for name, source in ties.items() if name in own}

@@ -99,7 +99,7 @@ class RemadeTensors:
             if self._conversion.back({each: state[each] for each in group}).keys() != parts:
                 message = f"it changes {name}, which the base's files hold in another form, with no known way back"
                 remedy = "Use it unmerged: `loraft.generate` with `adapters`."
-                raise AdapterError(message, where=str(merge.adapters[0].files.folder), remedy=remedy)
+                raise AdapterError(message, where=merge.adapters[0].files.folder, remedy=remedy)
             self._groups |= dict.fromkeys(parts, group)
 
     def take(self, name: str) -> Tensor | None:

@@ -203,7 +203,7 @@ def _refuse_unmergeable(config: PreTrainedConfig, family: ModelSpec, dtype: Merg
     if own_code(config):
         message = "the base is computed by code that it brings, and a merged model would need it: loraft saves no code"
         remedy = "Use the adapter unmerged: `loraft.generate` with `adapters`."
-        raise ModelError(message, where=str(folder), remedy=remedy)
+        raise ModelError(message, where=folder, remedy=remedy)
     if dtype == "float16" and not family.stable_in_float16:
         message = f"{family.model_type} is not stable in float16: its activations overflow"
         raise ModelError(message, parameter="dtype", remedy="Merge into bfloat16 or float32.")

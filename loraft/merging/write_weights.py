@@ -109,13 +109,13 @@ def merged_folder(merge: Merge, out: Path, *, overwrite: bool) -> Iterator[Path]
     out = out.expanduser()
     if out.is_symlink() and not out.exists():
         message = f"is a link to {out.readlink()}, where nothing is"
-        raise RunFolderError(message, where=str(out), remedy=ANOTHER_FOLDER)
+        raise RunFolderError(message, where=out, remedy=ANOTHER_FOLDER)
     out = out.resolve()
     read = [("base", merge.target.model.folder), *(("adapter", each.folder) for each in merge.target.adapters)]
     for what, folder in read:
         if out.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(out):
             message = f"the merged model would be in one place with the {what} ({folder})"
-            raise RunFolderError(message, where=str(out), remedy=ANOTHER_FOLDER)
+            raise RunFolderError(message, where=out, remedy=ANOTHER_FOLDER)
     _refuse_taken(out, overwrite=overwrite)
     needed = SMALL_FILES_BYTES + sum(slot.num_bytes for slots in plan_files(merge).values() for slot in slots)
     remedy = "Free some space, or name an `out` on another disk."
@@ -147,7 +147,7 @@ def _refuse_taken(out: Path, *, overwrite: bool) -> None:
         remedy = "Move that elsewhere, or name another folder as `out`."
     else:
         return
-    raise RunFolderError(message, where=str(out), remedy=remedy)
+    raise RunFolderError(message, where=out, remedy=remedy)
 
 
 def write_company(merge: Merge, folder: Path) -> None:

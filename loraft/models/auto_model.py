@@ -79,21 +79,15 @@ def _from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
 def class_of(config: PreTrainedConfig) -> Any:
     """The class of transformers that makes the model of a config: with the head that its family is used with.
 
-    An encoder is used with many heads, so its config says which; without one that is known it has none. A family that
-    is not in the table is made by the class that its config names.
+    An encoder is used with many heads, so its config says which; without one that is known it has none. What is used
+    in no way that loraft knows is made by the class that its config names.
     """
-    family = None if own_code(config) else FAMILIES.get(config.model_type)
-    if family is None or is_used_otherwise(config):
-        group = group_of(config)
-        if group is not None and (made_by := _auto_class(config, group)) is not None:
-            return made_by
-        return _named_class(config) or AutoModel
-    named = " ".join(config.architectures or ())
-    if family.kind == "decoder":
-        return AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
-    if family.kind == "encoder_decoder":
-        return AutoModelForSeq2SeqLM
-    return next((made for head, made in ENCODER_HEADS.items() if head in named), AutoModel)
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.kind == "encoder" and not (own_code(config) or is_used_otherwise(config)):
+        named = " ".join(config.architectures or ())
+        return next((made for head, made in ENCODER_HEADS.items() if head in named), AutoModel)
+    group = group_of(config)
+    return (_auto_class(config, group) if group is not None else None) or _named_class(config) or AutoModel
 
 
 CLASSES: Mapping[ModelGroup, tuple[Any, ...]] = {
@@ -202,7 +196,7 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
     message = "the weights do not fit into the memory of the device"
     less = "store it in 4 bits" if options.get("quantization_config") is None else "take a device with more memory"
     remedy = f"Use a smaller model, or {less}."
-    with quietly_reading(folder), _raising_at_once(), memory_errors(message, where=str(folder), remedy=remedy):
+    with quietly_reading(folder), _raising_at_once(), memory_errors(message, where=folder, remedy=remedy):
         model, report = made_by.from_pretrained(
             source,
             local_files_only=True,
@@ -217,7 +211,7 @@ def from_pretrained(made_by: Any, folder: Path, options: Mapping[str, Any], new:
     absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     if lost := sorted(name for name in absent if not is_within(name, *new)):
         were = counted(len(lost), "tensor was", "tensors were")
-        raise ModelError(f"{were} not loaded: {', '.join(lost[:8])}", where=str(folder))
+        raise ModelError(f"{were} not loaded: {', '.join(lost[:8])}", where=folder)
     return cast("PreTrainedModel", model)
 
 

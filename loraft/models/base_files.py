@@ -170,7 +170,7 @@ def unpacked_tensors(base: BaseFiles, dtype: torch.dtype) -> dict[str, Tensor]:
     for header in base.placeless:
         if header.name.endswith(BESIDE_PACKED) and bool(tensors.pop(header.name).any()):
             message = f"tensor {header.name} has no place in the model, and is not zero"
-            raise ModelError(message, where=str(header.file), remedy=ORIGINAL)
+            raise ModelError(message, where=header.file, remedy=ORIGINAL)
     return tensors
 
 

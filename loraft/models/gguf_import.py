@@ -98,7 +98,7 @@ def _facts(file: Path) -> tuple[Any, Any, int, int]:
         parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
         return kind, rule, 0 if tokens is None else len(tokens.data), parameters
     except (ValueError, KeyError, IndexError, OSError) as error:
-        raise ModelError(f"cannot be read as a .gguf file: {error}", where=str(file)) from error
+        raise ModelError(f"cannot be read as a .gguf file: {error}", where=file) from error
 
 
 def _leave_out(tokenizer: PreTrainedTokenizerBase, tokens: int) -> None:
@@ -113,7 +113,7 @@ def _check_tokenizer(folder: Path, file: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     again = str(tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
     if again.strip() != PROBE:
-        raise ModelError(f"its tokenizer does not give text back: {PROBE!r} became {again!r}", where=str(file))
+        raise ModelError(f"its tokenizer does not give text back: {PROBE!r} became {again!r}", where=file)
 
 
 def _tidy(folder: Path) -> None:

@@ -51,7 +51,7 @@ def quietly_reading(path: Path) -> Iterator[None]:
         except LoraftError:
             raise
         except Exception as error:  # what it raises on files that are not as it expects has no common root
-            raise ModelError(f"transformers cannot read it: {reason(error)}", where=str(path)) from error
+            raise ModelError(f"transformers cannot read it: {reason(error)}", where=path) from error
 
 
 def reason(error: Exception) -> str:
@@ -96,7 +96,7 @@ def refuse_code_of_others(folder: Path) -> None:
         places = chain.from_iterable(kind if isinstance(kind, list) else [kind] for kind in each_kind)
         if elsewhere := [place for place in places if isinstance(place, str) and "--" in place]:
             message = f"it names code of another model, {elsewhere[0]}, which is not run"
-            raise ModelError(message, where=str(file), key=AUTO_MAP)
+            raise ModelError(message, where=file, key=AUTO_MAP)
 
 
 def copy_processors(base: Path, folder: Path) -> None:
@@ -233,7 +233,7 @@ def written_config(file: Path) -> Mapping[str, Any]:
         written = json.loads(file.read_text(encoding="utf-8"))
         written["model_type"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError("is not a model's config: it has no model_type", where=str(file)) from error
+        raise ModelError("is not a model's config: it has no model_type", where=file) from error
     return cast("Mapping[str, Any]", written)
 
 

@@ -219,7 +219,7 @@ def load_config(model: Model, group: ModelGroup | None = "decoder", labels: Sequ
             if CLASSIFIER not in architecture:
                 remedy = "Name a model with the head of a language model (…ForCausalLM)."
             message = f"the model is a {architecture}, which writes no text"
-            raise ModelError(message, where=str(file), remedy=remedy)
+            raise ModelError(message, where=file, remedy=remedy)
     require_readable(file)
     attention = handle.section.attn_implementation
     config = _read_config(file, **({} if attention == "auto" else {"attn_implementation": attention}))
@@ -258,7 +258,7 @@ def _require_known(written: Mapping[str, Any], file: Path) -> None:
         )
     elif near := difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=1, cutoff=0.75):
         remedy = f"The nearest that it knows is {near[0]}."
-    raise ModelError(f"model type {model_type!r} is not one that transformers knows", where=str(file), remedy=remedy)
+    raise ModelError(f"model type {model_type!r} is not one that transformers knows", where=file, remedy=remedy)
 
 
 def _read_config(file: Path, **chosen: str) -> PreTrainedConfig:

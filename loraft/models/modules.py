@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.errors import ModelError
 from loraft.models.registry import ModelSpec
+
+Kind = TypeVar("Kind")
 
 
 def matches(module: str, name: str) -> bool:
@@ -33,6 +35,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     short = sorted({known.rpartition(".")[2] for known in names})
     close = difflib.get_close_matches(name.rpartition(".")[2], short, n=3, cutoff=0.6)
     return f"Did you mean {' or '.join(close)}?" if close else f"The model has {', '.join(short)}."
+
+
+def modules_of(model: nn.Module, *kinds: type[Kind]) -> dict[str, Kind]:
+    """The modules of some classes, by their full names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -21,6 +21,7 @@ from transformers.utils.import_utils import is_compressed_tensors_available
 from loraft.errors import ModelError
 from loraft.kernels.int32_weights import of_awq, of_gptq
 from loraft.models.hf_config import written_config
+from loraft.models.modules import modules_of
 from loraft.models.safetensors_index import (
     TORCH_DTYPES,
     TensorHeader,
@@ -72,10 +73,10 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
         return headers
     if stored.quantization is not None and all(header.dtype in TORCH_DTYPES for header in headers.values()):
         message = f"it says that the weights are quantized ({stored.words}), and the files hold plain ones"
-        raise ModelError(message, where=str(folder / "config.json"), key=KEY, remedy=f"Take {KEY} out of it.")
+        raise ModelError(message, where=folder / "config.json", key=KEY, remedy=f"Take {KEY} out of it.")
     named = config.get("dtype") or config.get("torch_dtype")
     usual = WORDS.get(str(named), "BF16")
-    transposed = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Conv1D)}
+    transposed = {f"{name}.weight" for name in modules_of(model, Conv1D)}
     if stored.method == COMPRESSED:
         found = _compressed(headers, usual, model, config[KEY])
     elif stored.method in IN_INT32:
@@ -140,7 +141,7 @@ def _refuse_uneven_blocks(weight: TensorHeader, scales: TensorHeader, block: Seq
     if any(size % blocks or (size % each and 1 < blocks == math.ceil(size / each)) for size, blocks, each in sizes):
         shapes = f"its {list(scales.shape)} blocks do not part its {list(weight.shape)} numbers evenly"
         message = f"tensor {weight.name} is in FP8, and {shapes}, which transformers does not read"
-        raise ModelError(message, where=str(weight.file), remedy=ORIGINAL)
+        raise ModelError(message, where=weight.file, remedy=ORIGINAL)
 
 
 def _in_int32(headers: Mapping[str, TensorHeader], method: str, settings: Mapping[str, Any]) -> Iterator[PackedHeader]:

@@ -26,7 +26,7 @@ from loraft.kernels.linear_weights import is_quantized, product_dtype, unpacked
 from loraft.kernels.packed_experts import BLOCK, CONSTANTS_BLOCK, PackedExperts, hold, is_packable, let_go, pack
 from loraft.models.device import DTYPES, NO_FLOAT16, DeviceConfig
 from loraft.models.model_structure import stacks_experts
-from loraft.models.modules import linear_modules
+from loraft.models.modules import linear_modules, modules_of
 from loraft.models.registry import ModelSpec
 
 NOT_QUANTIZED = ("lm_head", "score", "classifier", "pre_classifier", "pooler", "dt_proj")
@@ -180,11 +180,6 @@ class PackExperts(Bnb4bitQuantize):
         return result
 
 
-def packed_experts(model: nn.Module) -> dict[str, PackedExperts]:
-    """The modules of a loaded model whose experts are in 4 bits, by their full names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, PackedExperts)}
-
-
 def make_trainable(model: nn.Module, compute: torch.dtype) -> None:
     """Have quantized modules give right gradients on a CPU, and compute in the dtype of autocast where it is on.
 
@@ -231,7 +226,7 @@ def cast_others(model: nn.Module, dtype: torch.dtype) -> None:
 def in_few_bits(model: nn.Module) -> tuple[str, ...]:
     """The full names of the modules of a loaded model that are quantized."""
     linear = (name for name, module in model.named_modules() if is_quantized(module))
-    return (*linear, *packed_experts(model))
+    return (*linear, *modules_of(model, PackedExperts))
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
@@ -243,7 +238,7 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if is_quantized(module):
             model.set_submodule(name, ordinary(module, unpacked(module)))
-    for experts in packed_experts(model).values():
+    for experts in modules_of(model, PackedExperts).values():
         let_go(experts, dtype)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -105,14 +105,14 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     for shard in sorted(set(index.values())):
         if not (folder / shard).is_file():
             message = "the file is missing, and the index lists it"
-            raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
+            raise ModelError(message, where=folder / shard, remedy=FETCH_AGAIN)
         found = headers_of(folder / shard)
         if twice := [name for name in headers.keys() & found.keys() if differ(headers[name], found[name])]:
             message = f"{listed(sorted(twice))} stands in another file of the index too, with other numbers"
-            raise ModelError(message, where=str(folder / shard), remedy=FETCH_AGAIN)
+            raise ModelError(message, where=folder / shard, remedy=FETCH_AGAIN)
         headers |= found
     if absent := sorted(set(index) - set(headers)):
-        raise ModelError(f"no file holds {listed(absent)}, which the index lists", where=str(folder / INDEX))
+        raise ModelError(f"no file holds {listed(absent)}, which the index lists", where=folder / INDEX)
     return headers
 
 
@@ -137,10 +137,10 @@ FETCH_AGAIN = "Copy or download the model again."
 def _no_weights(folder: Path) -> ModelError:
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
     if not pickled:
-        return ModelError(f"the folder has no weights: neither {SINGLE} nor {INDEX}", where=str(folder))
+        return ModelError(f"the folder has no weights: neither {SINGLE} nor {INDEX}", where=folder)
     return ModelError(
         f"the weights are pickled ({listed(pickled)}), and loraft opens safetensors only: a pickle can run code",
-        where=str(folder),
+        where=folder,
         remedy=f"Make safetensors of them, in a process that runs none: `loraft.convert({str(folder)!r}, 'OUT')`.",
     )
 
@@ -155,9 +155,9 @@ def weight_map(index: Path, ends: str = ".safetensors") -> dict[str, str]:
         held = json.loads(index.read_bytes())["weight_map"]
         shards = {str(name): str(shard) for name, shard in held.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ModelError(f"is not an index of {ends} files", where=str(index), remedy=FETCH_AGAIN) from None
+        raise ModelError(f"is not an index of {ends} files", where=index, remedy=FETCH_AGAIN) from None
     if strange := sorted({shard for shard in shards.values() if not re.fullmatch(rf"[\w.-]+{re.escape(ends)}", shard)}):
-        raise ModelError(f"lists files that are not {ends} files beside it: {listed(strange)}", where=str(index))
+        raise ModelError(f"lists files that are not {ends} files beside it: {listed(strange)}", where=index)
     return shards
 
 
@@ -171,7 +171,7 @@ def headers_of(file: Path) -> dict[str, TensorHeader]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > LONGEST_HEADER:
-            raise ModelError(f"is not a safetensors file ({size:,} bytes)", where=str(file), remedy=FETCH_AGAIN)
+            raise ModelError(f"is not a safetensors file ({size:,} bytes)", where=file, remedy=FETCH_AGAIN)
         raw = stream.read(length)
     if len(raw) < length:
         raise _cut_short(file, size, f"more than {8 + length:,}")
@@ -183,7 +183,7 @@ def headers_of(file: Path) -> dict[str, TensorHeader]:
             if name != "__metadata__"
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ModelError("has no safetensors header that can be read", where=str(file), remedy=FETCH_AGAIN) from None
+        raise ModelError("has no safetensors header that can be read", where=file, remedy=FETCH_AGAIN) from None
     stop = max((header.stop for header in headers.values()), default=8 + length)
     if size < stop:
         raise _cut_short(file, size, f"{stop:,}")
@@ -198,7 +198,7 @@ def _span(entry: Mapping[str, list[int]], offset: int) -> tuple[int, int]:
 
 
 def _cut_short(file: Path, size: int, whole: str) -> ModelError:
-    return ModelError(f"is cut short: it has {size:,} of {whole} bytes", where=str(file), remedy=FETCH_AGAIN)
+    return ModelError(f"is cut short: it has {size:,} of {whole} bytes", where=file, remedy=FETCH_AGAIN)
 
 
 def expected_tensors(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:

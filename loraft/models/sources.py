@@ -153,7 +153,7 @@ def _converted(file: Path) -> Path:
     if file.suffix != ".gguf":
         message = "is a file, and a model is a folder, a .gguf file, builtin:NAME or a Hub id"
         remedy = f"Name the folder: {file.parent}" if file.suffix == ".safetensors" else None
-        raise ModelError(message, where=str(file), key="model.name_or_path", remedy=remedy)
+        raise ModelError(message, where=file, key="model.name_or_path", remedy=remedy)
     name = f"{known_sha256_of(file)[:32]}-{file.stat().st_size}"
     return build_once(cache_folder() / CONVERSION / name, lambda folder: convert(file, folder))
 

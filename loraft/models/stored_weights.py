@@ -63,8 +63,8 @@ def stored_weights(config: Mapping[str, Any]) -> StoredWeights | None:
     return StoredWeights(str(settings.get("quant_method", "an unknown method")))
 
 
-def require_readable(file: Path) -> StoredWeights | None:
-    """`stored_weights` of a config.json, which this machine can read.
+def require_readable(file: Path) -> None:
+    """Refuse a config.json whose model's files hold weights that this machine cannot read.
 
     Raises:
         ModelError: A package is missing, as transformers says; or there is no training on such weights.
@@ -72,11 +72,11 @@ def require_readable(file: Path) -> StoredWeights | None:
     config = written_config(file)
     stored = stored_weights(config)
     if stored is None:
-        return None
+        return
     where, said = str(file), f"the weights are quantized ({stored.words})"
     if stored.method in IN_INT32:
         _refuse_another_layout(stored.method, config[KEY], where)
-        return stored
+        return
     if stored.quantization is None and stored.method not in UNPACKED:
         raise ModelError(f"{said}, and loraft does not train on such weights", where=where, remedy=ORIGINAL)
     if stored.method == COMPRESSED and (absent := lacking("compressed_tensors", f"{said}: reading them", where=where)):
@@ -87,7 +87,6 @@ def require_readable(file: Path) -> StoredWeights | None:
             quantizer.validate_environment(device_map=None, weights_only=True)
     except Exception as error:  # what its many methods raise where something is missing has no common root
         raise ModelError(f"{said}, and cannot be read here: {reason(error)}", where=where, remedy=ORIGINAL) from error
-    return stored
 
 
 def _refuse_another_layout(method: str, settings: Mapping[str, Any], where: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ from loraft.kernels.layer_stream import uses_of_parameters
 from loraft.models.base_files import BaseFiles
 from loraft.models.hf_config import class_names, heads_in, is_classifier
 from loraft.models.load_model import load_any_config
-from loraft.models.model_structure import ends_of
+from loraft.models.model_structure import ends_of, placed_layers
 from loraft.models.modules import hidden_in, is_within, linear_modules
 from loraft.models.quantize import experts_in_4_bits, quantizable_modules
 from loraft.models.registry import ModelSpec, place_in
@@ -183,12 +183,14 @@ def experts_of_a_layer(
 ) -> ExpertSizes:
     """The sizes of the experts of a model on the meta device."""
     adapted = {weight.name for weight in targets.weights if weight.experts > 1} if targets else set()
-    kinds = (set(packed), adapted, adapted.difference(packed))
-    counts: list[Counter[tuple[str, int]]] = [Counter(), Counter(), Counter()]
-    for count, names in zip(counts, kinds, strict=True):
+
+    def most(names: Iterable[str]) -> int:
+        sizes = Counter[tuple[str, int]]()
         for name in names:
-            count[place_in(family.stacks, name)[:2]] += model.get_parameter(name).numel()
-    return ExpertSizes(*(max(count.values(), default=0) for count in counts))
+            sizes[place_in(family.stacks, name)[:2]] += model.get_parameter(name).numel()
+        return max(sizes.values(), default=0)
+
+    return ExpertSizes(most(packed), most(adapted), most(adapted.difference(packed)))
 
 
 def matrices_of_layers(
@@ -211,13 +213,12 @@ def matrices_of_layers(
     uses = uses_of_parameters(model)
     packed = {f"{module}.weight" for module in few_bits.linear} | set(few_bits.experts)
     found = []
-    for path in family.stacks.values():
-        for number, layer in enumerate(model.get_submodule(path).children()):
-            counts = [0, 0]
-            for name, weight in layer.named_parameters(prefix=f"{path}.{number}"):
-                if weight.dim() > 1 and uses[weight] == 1:
-                    counts[name in packed] += weight.numel()
-            found.append((counts[0], counts[1]))
+    for (stack, number), layer in placed_layers(model, family.stacks):
+        counts = [0, 0]
+        for name, weight in layer.named_parameters(prefix=f"{family.stacks[stack]}.{number}"):
+            if weight.dim() > 1 and uses[weight] == 1:
+                counts[name in packed] += weight.numel()
+        found.append((counts[0], counts[1]))
     return tuple(found)
 
 

@@ -31,13 +31,14 @@ from loraft.kernels.fused.fuse import fuse_chosen
 from loraft.kernels.layer_stream import Fed
 from loraft.kernels.offloaded_inputs import keep_inputs_on_host
 from loraft.kernels.packed_attention import ROWS
+from loraft.kernels.packed_experts import PackedExperts
 from loraft.kernels.rms_norm import patch_rms_norm
 from loraft.kernels.tiled_mlp import tile_mlps
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.hf_config import config_fingerprint
 from loraft.models.load_model import load_model
 from loraft.models.model_structure import layers_of
-from loraft.models.quantize import packed_experts
+from loraft.models.modules import modules_of
 from loraft.models.remote_code import is_trusted
 from loraft.planning.run_plan import RunPlan
 from loraft.planning.strategy import loads_in_parts
@@ -266,7 +267,7 @@ def _checkpoint_layers(model: PreTrainedModel, plan: RunPlan) -> None:
     model.disable_input_require_grads()  # type: ignore[no-untyped-call]
     if plan.config.training.gradient_checkpointing == "offload":
         keep_inputs_on_host(model, torch.device(plan.placement.device))
-    for experts in packed_experts(model).values():
+    for experts in modules_of(model, PackedExperts).values():
         experts.recomputed = True
     for stack, path in plan.shape.family.stacks.items():
         layers = list(model.get_submodule(path).children())

@@ -20,8 +20,10 @@ from loraft.baselines.measure_method import frozen_bytes, weight_bytes
 from loraft.config.schema import RunConfig
 from loraft.config.sections import QuantizationSection
 from loraft.errors import NonFiniteError
+from loraft.kernels.packed_experts import PackedExperts
+from loraft.models.modules import modules_of
 from loraft.models.probe import spec_of
-from loraft.models.quantize import compute_in, experts_in_4_bits, packed_experts
+from loraft.models.quantize import compute_in, experts_in_4_bits
 from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.training.train_step import Throughput, take_step
 from tests.cli.running import loraft
@@ -57,7 +59,7 @@ def test_from_a_config_to_a_merged_model(tmp_path: Path, model_type: str, expert
     run, _ = tiny_fit(config)
     base = run.adapted.model.unload()
     compute_in(base, torch.float32)
-    assert not packed_experts(base)
+    assert not modules_of(base, PackedExperts)
     by_peft = PeftModel.from_pretrained(base, tmp_path / "run/adapter").eval()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     with torch.no_grad():
@@ -92,7 +94,7 @@ def as_plain(model: nn.Module) -> None:
 
     from loraft.kernels.packed_experts import let_go
 
-    for experts in packed_experts(model).values():
+    for experts in modules_of(model, PackedExperts).values():
         let_go(experts, torch.float32)
     for module in model.modules():
         if isinstance(module, ParamWrapper):
@@ -158,7 +160,7 @@ def test_an_adapter_of_before_says_that_experts_were_in_16_bits(tmp_path: Path) 
 @pytest.mark.slow
 def test_an_expert_that_is_not_finite_is_named(tmp_path: Path) -> None:
     run, _ = tiny_fit(config_of(tmp_path))
-    name, experts = next(iter(packed_experts(run.adapted.loaded.model).items()))
+    name, experts = next(iter(modules_of(run.adapted.loaded.model, PackedExperts).items()))
     nested = experts.packed["down_proj"].nested
     assert nested is not None
     nested[1].fill_(torch.nan)
