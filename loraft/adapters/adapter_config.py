@@ -175,22 +175,23 @@ def values_for(
 
 
 def patterned(
-    modules: Sequence[str], patterns: Mapping[str, Value], default: Value, key: str
-) -> tuple[dict[str, Value], dict[str, int], list[Problem]]:
-    """The value of each module, how many modules each pattern decides, and what is wrong with patterns."""
+    modules: Sequence[str], patterns: Mapping[str, Value], default: Value, key: str, problems: list[Problem]
+) -> tuple[dict[str, Value], dict[str, int]]:
+    """The value of each module, and how many modules each pattern decides; what is wrong is added to `problems`."""
     try:
         matched = _matched(patterns, modules, None, key)
     except AdapterError as error:
-        return dict.fromkeys(modules, default), {}, list(error.problems)
+        problems += error.problems
+        return dict.fromkeys(modules, default), {}
     values, counts = _decided(modules, patterns, default, matched)
-    problems = [
+    problems += [
         Problem(f"{pattern!r} is hidden: earlier patterns match all its modules", None, key)
         if matched[pattern]
         else Problem(f"{pattern!r} matches no adapted module", None, key, nearest(pattern, modules))
         for pattern, count in counts.items()
         if not count
     ]
-    return values, counts, problems
+    return values, counts
 
 
 def _decided(

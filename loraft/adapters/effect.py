@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from threading import local
 from typing import Any
 
@@ -255,11 +256,8 @@ def _fold(path: str, module: Any, names: Sequence[str], dtype: torch.dtype | Non
     inner = module.get_base_layer()
     if isinstance(module, ParamWrapper):
         return _fold_parameter(path, module, inner, names, dtype)
-    if not isinstance(inner, nn.Linear | Conv1D | nn.Embedding):
-        raise AdapterError(f"an update of {path}, a {type(inner).__name__}, cannot be merged")
+    require_foldable(path, inner, dora=bool(module.lora_magnitude_vector))
     if isinstance(inner, nn.Embedding):
-        if module.lora_magnitude_vector:
-            raise AdapterError(f"DoRA on {path} cannot be merged")
         a, b, scales = module.lora_embedding_A, module.lora_embedding_B, module.scaling
         updates = [LoraFactors(a[name], b[name], scales[name]) for name in names]
         weight = updated(inner.weight, updates, dtype, transposed=True)
@@ -274,6 +272,18 @@ def _fold(path: str, module: Any, names: Sequence[str], dtype: torch.dtype | Non
         inner = module.base_layer = ordinary(inner, weight)
     inner.weight = nn.Parameter(weight, requires_grad=False)
     return f"{path}.weight", inner, "weight"
+
+
+def require_foldable(path: str, module: nn.Module, *, dora: bool, where: Path | None = None) -> None:
+    """Refuse an update of a module that cannot be part of its weight; `where` is the file that has it.
+
+    Raises:
+        AdapterError: The module is neither linear nor an embedding, or an embedding with DoRA.
+    """
+    is_embedding = isinstance(module, nn.Embedding)
+    if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or (is_embedding and dora):
+        what = f"DoRA on {path}" if is_embedding else f"an update of {path}, a {type(module).__name__},"
+        raise AdapterError(f"{what} cannot be merged", where=where)
 
 
 def _factors(module: Any, name: str) -> LoraFactors:

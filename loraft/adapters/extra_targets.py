@@ -68,9 +68,17 @@ def with_experts(shapes: Shapes, family: ModelSpec, lora: LoraSection) -> LoraSe
 
 
 def named_parameters(
-    lora: LoraSection, shapes: Shapes, family: ModelSpec, layers: Mapping[str, Collection[int]], linear: Collection[str]
-) -> tuple[list[str], list[Problem]]:
-    """The parameters that `lora.target_parameters` means inside the chosen layers, and what is wrong with its names."""
+    lora: LoraSection,
+    shapes: Shapes,
+    family: ModelSpec,
+    layers: Mapping[str, Collection[int]],
+    linear: Collection[str],
+    problems: list[Problem],
+) -> list[str]:
+    """The parameters that `lora.target_parameters` means inside the chosen layers.
+
+    What is wrong with its names is added to `problems`.
+    """
     places = {name: place_in(family.stacks, name) for name in shapes}
     within = {
         name
@@ -78,10 +86,9 @@ def named_parameters(
         if place.layer in layers.get(place.stack, ()) and place.inside not in family.unreached
     }
     chosen = [name for name in within if any(matches(name, wanted) for wanted in lora.target_parameters)]
-    problems = [
-        problem for wanted in lora.target_parameters for problem in _problems(wanted, shapes, within, linear, family)
-    ]
-    return sorted(chosen, key=list(shapes).index), problems
+    for wanted in lora.target_parameters:
+        problems += _problems(wanted, shapes, within, linear, family)
+    return sorted(chosen, key=list(shapes).index)
 
 
 def _problems(
@@ -111,19 +118,22 @@ def _problems(
 
 
 def trained_biases(
-    lora: LoraSection, shapes: Shapes, adapted: Collection[str], saved: Sequence[str]
-) -> tuple[dict[str, int], list[Problem]]:
-    """The biases that `lora.bias` means, with their sizes, but for those of modules that are trained whole."""
+    lora: LoraSection, shapes: Shapes, adapted: Collection[str], saved: Sequence[str], problems: list[Problem]
+) -> dict[str, int]:
+    """The biases that `lora.bias` means, with their sizes, but for those of modules that are trained whole.
+
+    That there are none is added to `problems`.
+    """
     if lora.bias == "none":
-        return {}, []
+        return {}
     biases = {name: shape[0] for name, shape in shapes.items() if name.endswith(".bias") and len(shape) == 1}
     if lora.bias == "lora_only":
         biases = {name: size for name, size in biases.items() if name.removesuffix(".bias") in adapted}
     biases = {name: size for name, size in biases.items() if not is_within(name, *saved)}
-    if biases:
-        return biases, []
-    message = "no adapted module has a bias" if lora.bias == "lora_only" else "the model has no bias"
-    return {}, [Problem(message, None, "lora.bias", "Leave it out.")]
+    if not biases:
+        message = "no adapted module has a bias" if lora.bias == "lora_only" else "the model has no bias"
+        problems.append(Problem(message, None, "lora.bias", "Leave it out."))
+    return biases
 
 
 def beyond_the_weights(

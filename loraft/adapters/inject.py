@@ -15,14 +15,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -180,11 +179,7 @@ def _keep_dtype_of_base(model: PeftModel, name: str, *, dora: bool) -> None:
         elif isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
             base, whole = module.original_module, module.modules_to_save[name]
             if isinstance(base, nn.Embedding):
-                whole.register_forward_hook(partial(_cast, base.weight.dtype))
-
-
-def _cast(dtype: torch.dtype, _module: nn.Module, _given: Any, output: Tensor) -> Tensor:
-    return output.to(dtype)
+                whole.register_forward_hook(lambda _, __, output, dtype=base.weight.dtype: output.to(dtype))
 
 
 def _attach_nothing(loaded: LoadedModel) -> AdaptedModel:

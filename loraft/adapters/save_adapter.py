@@ -58,7 +58,7 @@ def save_adapter(
     model = adapted.model
     assert isinstance(model, PeftModel), "save_full writes a model that was trained whole"
     tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(model, ADAPTER_NAME).items()}
-    _refuse_non_finite(tensors, folder)
+    refuse_non_finite(tensors, folder)
     with atomic_dir(folder, needed=sum(tensor.nbytes for tensor in tensors.values())) as staging:
         save_file(tensors, staging / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_json(staging / ADAPTER_CONFIG, _adapter_config(model))
@@ -85,7 +85,7 @@ def save_full(
     model = adapted.model
     assert isinstance(model, PreTrainedModel), "save_adapter writes an adapter"
     if write_weights is None:
-        _refuse_non_finite({name: weight.data for name, weight in adapted.trainable.items()}, folder)
+        refuse_non_finite({name: weight.data for name, weight in adapted.trainable.items()}, folder)
     with atomic_dir(folder, needed=sum(weight.nbytes for weight in model.parameters())) as staging:
         if write_weights is None:
             model.save_pretrained(staging)
@@ -282,6 +282,11 @@ def _record(adapted: AdaptedModel, config: RunConfig, renderer: RowRenderer) -> 
     }
 
 
-def _refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+def refuse_non_finite(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Refuse to save weights that are no numbers.
+
+    Raises:
+        NonFiniteError: A tensor holds NaN or infinity.
+    """
     if said := non_finite(tensors):
         raise NonFiniteError(f"{said}; not saved", where=folder)

@@ -118,16 +118,17 @@ def select(
     layers = layers_by_stack(lora.layers, family, num_layers)
     # Neither the head nor anything else around the stack is adapted.
     places = {name: place for name in linear if (place := place_in(family.stacks, name)).layer >= 0}
-    adapted, problems = _chosen(places, family, lora, layers, linear, modules)
-    weights, not_adapted = named_parameters(lora, shapes, family, layers, linear)
-    saved = tuple(dict.fromkeys(module for name in lora.modules_to_save for module in modules if matches(module, name)))
-    biases, no_biases = trained_biases(lora, shapes, adapted, saved)
+    problems: list[Problem] = []
+    adapted = _chosen(places, family, lora, layers, linear, modules, problems)
     problems += not_trainable(lora.modules_to_save, modules, adapted, tied, quantized)
+    weights = named_parameters(lora, shapes, family, layers, linear, problems)
+    saved = tuple(dict.fromkeys(module for name in lora.modules_to_save for module in modules if matches(module, name)))
+    biases = trained_biases(lora, shapes, adapted, saved, problems)
     updated = (*adapted, *weights)
-    ranks, rank_counts, rank_problems = patterned(updated, lora.rank_pattern, lora.r, "lora.rank_pattern")
-    alphas, alpha_counts, alpha_problems = patterned(updated, lora.alpha_pattern, lora.alpha, "lora.alpha_pattern")
-    too_large = beyond_the_weights(lora, linear, shapes, ranks)
-    if problems := [*problems, *not_adapted, *no_biases, *rank_problems, *alpha_problems, *too_large]:
+    ranks, rank_counts = patterned(updated, lora.rank_pattern, lora.r, "lora.rank_pattern", problems)
+    alphas, alpha_counts = patterned(updated, lora.alpha_pattern, lora.alpha, "lora.alpha_pattern", problems)
+    problems += beyond_the_weights(lora, linear, shapes, ranks)
+    if problems:
         raise AdapterError.several(problems)
     found = {place_in(family.stacks, name)[:2] for name in updated}
     by_stack = {stack: tuple(sorted(layer for owner, layer in found if owner == stack)) for stack in family.stacks}
@@ -192,19 +193,19 @@ def _chosen(
     layers: Mapping[str, Collection[int]],
     linear: Collection[str],
     modules: Collection[str],
-) -> tuple[tuple[str, ...], list[Problem]]:
-    """The modules that `target_modules` chooses, and what is wrong with it."""
+    problems: list[Problem],
+) -> tuple[str, ...]:
+    """The modules that `target_modules` chooses; what is wrong with it is added to `problems`."""
     wanted = lora.target_modules
     reached = {name: place for name, place in places.items() if place.inside not in family.unreached}
     within = [name for name, place in reached.items() if place.layer in layers[place.stack]]
     if isinstance(wanted, str):
-        refused = _unknown_part(wanted, places, family, lora)
-        chosen = (name for name in within if _is_of(places[name].inside, wanted, family))
-        return tuple(chosen), [refused] if refused else []
+        problems += _unknown_part(wanted, places, family, lora)
+        return tuple(name for name in within if _is_of(places[name].inside, wanted, family))
     unmatched = [name for name in wanted if not any(matches(module, name) for module in within)]
     idle = places.keys() - reached.keys()
-    problems = [_unmatched(name, reached, idle, linear, modules) for name in unmatched]
-    return tuple(module for module in within if any(matches(module, name) for name in wanted)), problems
+    problems += [_unmatched(name, reached, idle, linear, modules) for name in unmatched]
+    return tuple(module for module in within if any(matches(module, name) for name in wanted))
 
 
 def _is_of(inside: str, part: str, family: ModelSpec) -> bool:
@@ -214,20 +215,21 @@ def _is_of(inside: str, part: str, family: ModelSpec) -> bool:
     return inside not in family.routers and {"attention": of_attention, "mlp": of_mlp}.get(part, True)
 
 
-def _unknown_part(part: str, places: Places, family: ModelSpec, lora: LoraSection) -> Problem | None:
+def _unknown_part(part: str, places: Places, family: ModelSpec, lora: LoraSection) -> Iterator[Problem]:
     """Why the modules of a part cannot be told; experts that are one tensor are adapted by `target_parameters`."""
     if part == "all-linear" or (family.attention if part == "attention" else family.mlp):
-        return None
+        return
     if part == "mlp" and family.experts:
         message = (
             f"{family.experts} holds the weights of all experts in one tensor, and LoRA adapts linear modules: "
             "there is none in the feed-forward part"
         )
-        remedy = "Write attention: its projections are linear modules."
-        return None if lora.target_parameters else Problem(message, None, KEY, remedy)
+        if not lora.target_parameters:
+            yield Problem(message, None, KEY, "Write attention: its projections are linear modules.")
+        return
     inside = ", ".join(sorted({place.inside for place in places.values()}))
     message = f"which modules of a {family.model_type} are its {part} is not known"
-    return Problem(message, None, KEY, f"Write all-linear, or name them: {inside}.")
+    yield Problem(message, None, KEY, f"Write all-linear, or name them: {inside}.")
 
 
 def _unmatched(

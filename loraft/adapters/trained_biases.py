@@ -43,8 +43,12 @@ def keep_biases(model: PeftModel, adapter: str) -> None:
 
     They are trained in float32. So is the rest of a norm held then: on a CPU it takes no weight of another dtype.
     """
-    base = model.get_base_model()
-    found = {name: weight for name, weight in base.named_parameters() if weight.requires_grad and is_own_bias(name)}
+    base, inside = model.get_base_model(), (".lora_", ".modules_to_save.", ".original_module.")
+    found = {
+        name: weight
+        for name, weight in base.named_parameters()
+        if weight.requires_grad and name.endswith(".bias") and not any(part in name for part in inside)
+    }
     for name in found:
         if isinstance(module := base.get_submodule(name.rpartition(".")[0]), nn.LayerNorm):
             module.float()
@@ -52,12 +56,6 @@ def keep_biases(model: PeftModel, adapter: str) -> None:
     for weight in found.values():
         weight.data = weight.data.float()
     setattr(model, KEPT_AS, TrainedBiases(adapter, found, own, {name: weight.data for name, weight in found.items()}))
-
-
-def is_own_bias(name: str) -> bool:
-    """Whether a parameter of a model with adapter layers is a bias of the base."""
-    inside = (".lora_", ".modules_to_save.", ".original_module.")
-    return name.endswith(".bias") and not any(part in name for part in inside)
 
 
 def let_biases_act(model: nn.Module, adapters: Collection[str]) -> None:

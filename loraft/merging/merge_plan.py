@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraft.adapters.adapted_parameters import AdaptedParameter, adapted_parameters
 from loraft.adapters.adapter_files import AdapterFiles, refuse_misfit
+from loraft.adapters.effect import require_foldable
 from loraft.adapters.lora_factors import ADAPTER_NAME, ADAPTER_WEIGHTS, LoraFactors
 from loraft.adapters.save_adapter import with_layers
 from loraft.errors import AdapterError
@@ -90,7 +91,8 @@ def plan_merge(model: PreTrainedModel, adapters: Sequence[WeightedAdapter], held
                 name, update = of.name, replace(update, scale=of.scale, experts=of.experts)
                 transposed = transposed | {name} if of.transposed else transposed - {name}
             else:
-                _refuse_unfoldable(place, parts, modules[place], adapter)
+                file = adapter.files.folder / ADAPTER_WEIGHTS
+                require_foldable(place, modules[place], dora="magnitude" in parts, where=file)
             update = replace(update, scale=adapter.weight * update.scale)
             updates.setdefault(name, []).append(update)
             if "bias" in parts:
@@ -144,13 +146,6 @@ def _added(place: str, bias: Tensor, module: nn.Module, scale: float, adapter: W
         remedy = "Use it unmerged: `loraft.generate` with `adapters`."
         raise AdapterError(message, where=adapter.files.folder / ADAPTER_WEIGHTS, remedy=remedy)
     return scale * bias.float()
-
-
-def _refuse_unfoldable(name: str, parts: Mapping[str, Tensor], module: nn.Module, adapter: WeightedAdapter) -> None:
-    is_embedding = isinstance(module, nn.Embedding)
-    if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or (is_embedding and "magnitude" in parts):
-        what = f"DoRA on {name}" if is_embedding else f"an update of {name}, a {type(module).__name__},"
-        raise AdapterError(f"{what} cannot be merged", where=adapter.files.folder / ADAPTER_WEIGHTS)
 
 
 def _untied(model: PreTrainedModel, changed: set[str], adapters: Sequence[WeightedAdapter]) -> dict[str, str]:

@@ -177,9 +177,8 @@ def _source(merge: Merge, name: str) -> TensorHeader:
 
 def _merged(merge: Merge, name: str, dtype: torch.dtype | None, run: Run) -> Iterable[Tensor]:
     """One tensor of the result, in pieces; a dtype of None is that of a tensor that holds no floating numbers."""
-    replacement = merge.plan.replaced.get(name)
-    if replacement is not None:
-        return cast_pieces(replacement, dtype or replacement.dtype, run=_checked(run, name))
+    if (trained := merge.plan.replaced.get(name)) is not None:
+        return _merged_pieces(merge, name, trained, dtype or trained.dtype, run)
     header = _source(merge, name)
     changes = name in merge.plan.changed or name in merge.grown or merge.storage is not None
     changes = changes or isinstance(header, PackedHeader)

@@ -165,6 +165,8 @@ def prepare_merge(
     trained_storage, storage, about_storage = _as_filed(target, base) if files.is_packed else _storages(target, base)
     plan = _with_tied_rows(plan_merge(model, adapters, held), sources, model.all_tied_weights_keys)
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
+    linear = (f"{name}.weight" for name in quantized_modules(model))
+    recorded = (DTYPES[each.dtype] for each in target.adapters if each.dtype in DTYPES)
     of_result = _widespread_dtype(files.headers) if dtype == "auto" else DTYPES[dtype]
     about_base = [note for each in adapters for note in each.files.check_base(own)]
     return Merge(
@@ -175,27 +177,16 @@ def prepare_merge(
         plan=plan,
         trained_storage=trained_storage,
         storage=storage,
-        loaded_in=of_result if files.is_packed else _trained_in(target) or of_result,
+        loaded_in=of_result if files.is_packed else next(recorded, of_result),
         dtype=of_result,
         casts=dtype != "auto",
         sources=sources,
         converted=converted,
-        quantized=_quantized(model, family, storage),
+        quantized=frozenset((*linear, *experts_in_4_bits(model, family, storage))),
         grown=grown,
         labels=labels,
         notes=(*target.notes, *about_code, *about_base, *files.notes, *about_storage),
     )
-
-
-def _trained_in(target: ResolvedTarget) -> torch.dtype | None:
-    """The dtype that the base was loaded in for training, where that was recorded."""
-    return next((DTYPES[each.dtype] for each in target.adapters if each.dtype in DTYPES), None)
-
-
-def _quantized(model: PreTrainedModel, family: ModelSpec, storage: QuantizationSection | None) -> frozenset[str]:
-    """The tensors that quantizing would replace."""
-    linear = (f"{name}.weight" for name in quantized_modules(model))
-    return frozenset((*linear, *experts_in_4_bits(model, family, storage)))
 
 
 def _refuse_unmergeable(config: PreTrainedConfig, family: ModelSpec, dtype: MergedDtype, folder: Path) -> None:

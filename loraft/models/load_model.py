@@ -126,12 +126,12 @@ def load_model(
     base = base_files(config, folder)
     new = require_tensors(base, labels).new
     refuse_altered(folder, is_weights, ModelError)
-    tokenizer, notes = _tokenizer(handle, config, group)
+    tokenizer, notes = load_noted_tokenizer(handle, group, config)
     if labels:
         config.pad_token_id = tokenizer.pad_token_id
     loaded = _with_weights(base, config, stored, family, placement, quantization, new, to_host=streamed is not None)
     stream = _stream_of(loaded, family, placement, streamed)
-    tokens = new_tokens(handle, tokenizer)
+    tokens = ids_of(tokenizer, handle.section.add_tokens)
     own_rows = grow(loaded, (*handle.tokens, *tokens)) if handle.tokens or tokens else None
     mark_text(loaded, family.text_mark)
     loaded.requires_grad_(False)
@@ -140,11 +140,6 @@ def load_model(
     return LoadedModel(
         loaded, tokenizer, family, placement, folder, name, own, notes, new, stored, own_rows, tokens, stream
     )
-
-
-def new_tokens(model: Model, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of the tokens that the model's section adds, in the tokenizer that has them."""
-    return ids_of(tokenizer, ModelHandle.of(model).section.add_tokens)
 
 
 def _stream_of(
@@ -280,15 +275,15 @@ def load_tokenizer(model: Model, group: ModelGroup | None = "decoder") -> Tokeni
     return load_noted_tokenizer(model, group)[0]
 
 
-def load_noted_tokenizer(model: Model, group: ModelGroup | None = "decoder") -> tuple[Tokenizer, tuple[str, ...]]:
-    """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say."""
-    handle = ModelHandle.of(model)
-    return _tokenizer(handle, load_config(handle, group), group)
-
-
-def _tokenizer(
-    handle: ModelHandle, config: PreTrainedConfig, group: ModelGroup | None
+def load_noted_tokenizer(
+    model: Model, group: ModelGroup | None = "decoder", config: PreTrainedConfig | None = None
 ) -> tuple[Tokenizer, tuple[str, ...]]:
+    """`load_tokenizer`, and what there is to say about it: a token that stands in for padding, say.
+
+    `config` is the model's, where it is known.
+    """
+    handle = ModelHandle.of(model)
+    config = config or load_config(handle, group)
     name, folder = handle.section.tokenizer or handle.section.name_or_path, handle.tokenizer_folder
     if not any(file for pattern in FILES for file in folder.glob(pattern)):
         raise ModelError("there is no tokenizer", where=name, remedy="Name the one to use in model.tokenizer.")

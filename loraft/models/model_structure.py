@@ -224,8 +224,8 @@ TOKENS_KEY = "model.add_tokens"
 ROWS_AT_ONCE = 4096
 
 
-def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:
-    """Give a tokenizer new tokens, which are found in any text and shown in answers, and tell their ids.
+def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
+    """Give a tokenizer new tokens, which are found in any text and shown in answers.
 
     Raises:
         ModelError: A token that is there already, or that the tokenizer does not find in a text; all such are named.
@@ -233,13 +233,11 @@ def add_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:
     if problems := list(_not_new(tokenizer, tokens)):
         raise ModelError.several(problems)
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
-    ids = ids_of(tokenizer, tokens)
-    for token, number in zip(tokens, ids, strict=True):
+    for token, number in zip(tokens, ids_of(tokenizer, tokens), strict=True):
         if number not in tokenizer(f"a {token} b", add_special_tokens=False, verbose=False)["input_ids"]:
             raise ModelError(
                 f"the tokenizer does not find {token!r} in a text", key=TOKENS_KEY, remedy="Spell it otherwise."
             )
-    return ids
 
 
 def ids_of(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:

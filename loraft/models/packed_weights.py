@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -88,13 +88,8 @@ def weight_headers(folder: Path, model: PreTrainedModel) -> dict[str, TensorHead
         if any(header_of(own, {name: header}) for own in transposed):
             packed[name] = replace(header, shape=header.shape[::-1], transposed=True)
     within = {part.name for header in packed.values() for part in header.parts.values()}
-    plain = {name: header for name, header in headers.items() if name not in within and not _is_format(name, packed)}
-    return {**plain, **packed}
-
-
-def _is_format(name: str, packed: Collection[str]) -> bool:
-    """Whether a tensor only says in which order an int8 weight lies, of which there is one today."""
-    return name.endswith(".weight_format") and name.removesuffix("_format") in packed
+    within |= {f"{name}_format" for name in packed}  # in which order an int8 weight lies, of which there is one today
+    return {name: header for name, header in headers.items() if name not in within} | packed
 
 
 def _stored_in(

@@ -26,8 +26,8 @@ from loraft.models.auto_model import generation_defaults_in
 from loraft.models.base_files import base_files, require_tensors
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
 from loraft.models.hf_config import check_dtype, context_of, own_code
-from loraft.models.load_model import load_config, load_noted_tokenizer, new_tokens, stored_in
-from loraft.models.model_structure import depths, feed_forward_parts, grow
+from loraft.models.load_model import load_config, load_noted_tokenizer, stored_in
+from loraft.models.model_structure import depths, feed_forward_parts, grow, ids_of
 from loraft.models.modules import decoder_inputs, is_within, parameter_count
 from loraft.models.probe import spec_of
 from loraft.models.registry import ModelSpec, place_in
@@ -289,7 +289,7 @@ def known_run(config: RunConfig, stated: StatedDevice | None = None) -> KnownRun
     data = _collected(problems, lambda: prepare(config, read[0], cache_folder())) if read is not None else None
     # Of a classifier whose classes could not be found the shape is that of one with two.
     labels = data.renderer.labels if data is not None else () if task.generates else ("0", "1")
-    tokens = new_tokens(model, read[0]) if read is not None else ()
+    tokens = ids_of(read[0], config.model.add_tokens) if read is not None else ()
     summarize = partial(summarize_model, config, model, labels, tokens)
     shape = _collected(problems, summarize) if architecture is not None else None
     if shape is not None:

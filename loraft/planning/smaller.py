@@ -14,7 +14,7 @@ from loraft.dataset.sampler import batch_sampler
 from loraft.distributed.ranks import Ranks
 from loraft.errors import InvalidInputError
 from loraft.kernels.transfer import has_own_memory
-from loraft.models.load_model import new_tokens
+from loraft.models.model_structure import ids_of
 from loraft.planning.known_run import summarize_model
 from loraft.planning.memory import MemoryPlan
 from loraft.planning.run_plan import RunPlan, scaled_rate
@@ -139,7 +139,7 @@ def memory_with(plan: RunPlan, changes: Values, ranks: Ranks) -> MemoryPlan:
         data = replace(data, train=[example.cut(config.data.max_length) for example in data.train])
     shape = plan.shape
     if (config.method, config.model) != (plan.config.method, plan.config.model):
-        tokens = new_tokens(plan.model, data.renderer.tokenizer)
+        tokens = ids_of(data.renderer.tokenizer, config.model.add_tokens)
         shape = summarize_model(config, plan.model, data.renderer.labels, tokens)
     changed = replace(plan, config=config, data=data, shape=shape)
     drawn = batch_sampler(config, data.train, data.train_sources)

@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraft.adapters.adapter_files import non_finite
+from loraft.adapters.save_adapter import refuse_non_finite
 from loraft.distributed.part_files import PartFiles, write_parts
 from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
-from loraft.errors import DiskFullError, NonFiniteError
+from loraft.errors import DiskFullError
 from loraft.io.atomic import atomic_dir, remove, restore_previous, write_json
 from loraft.io.checkpoint_folders import checkpoints, step_of
 from loraft.io.checksums import NOT_READ, Seals, fault_by_manifest, is_weights, seal, seal_of
@@ -184,8 +184,7 @@ def save_in_parts(
             return partial
 
         def write() -> dict[str, dict[str, int | str]]:
-            if said := non_finite({name: own_part(weight.detach()) for name, weight in tensors["model"].items()}):
-                raise NonFiniteError(f"{said}; not saved", where=folder)
+            refuse_non_finite({name: own_part(weight.detach()) for name, weight in tensors["model"].items()}, folder)
             with _full_disk_told(root, step, about):
                 parts = (write_parts(partial / PARTS, kind, own, ranks) for kind, own in tensors.items())
                 return {f"{PARTS}/{file.name}": seal_of(file) for file in chain.from_iterable(parts)}

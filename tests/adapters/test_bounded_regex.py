@@ -16,7 +16,7 @@ from loraft.adapters import adapter_config as expressions
 from loraft.adapters.adapter_config import matching, patterned, values_for
 from loraft.adapters.adapter_files import read_adapter
 from loraft.adapters.inject import add_lora_layers
-from loraft.errors import AdapterError
+from loraft.errors import AdapterError, Problem
 from tests.tiny import tiny_model
 
 HANGS = r"(([a-z_.0-9])+)+!"
@@ -104,7 +104,8 @@ def test_peft_adapts_the_same_modules_with_the_same_ranks_and_scales(declared: d
 
 @pytest.mark.slow
 def test_a_hostile_pattern_of_a_config_is_a_problem_of_its_key(impatient: None) -> None:
-    values, counts, problems = patterned(NAMES, {"q_proj": 3, HANGS: 4}, 2, "lora.rank_pattern")
+    problems: list[Problem] = []
+    values, counts = patterned(NAMES, {"q_proj": 3, HANGS: 4}, 2, "lora.rank_pattern", problems)
     assert (set(values.values()), counts) == ({2}, {})
     assert [problem.key for problem in problems] == ["lora.rank_pattern"]
     with pytest.raises(AdapterError):
