@@ -16,6 +16,7 @@ from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.other_names import ELSEWHERE
 from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
 from loraft.rows.row import Row
+from loraft.rows.turn_keys import unread_keys
 from loraft.tasks import TASKS, check_format, detect_format, refuse_answers_to_compare
 from loraft.tasks.task import Task
 
@@ -45,7 +46,7 @@ class DatasetProfile:
         rows: How many rows can be used.
         unusable: How many cannot be read, or do not say what such rows must.
         columns: The columns that some row has.
-        unread: Those of them that nothing is read from.
+        unread: Those of them that nothing is read from, and such keys of turns and objects.
         fit: How they are read.
         longest_tokens: How many tokens the longest row has at most.
         languages: The languages of `translation` rows, those first that most rows have.
@@ -96,13 +97,12 @@ def profile_dataset(source: DataSource, *, tasks: Collection[TaskName] = ()) -> 
         only = f"the rows have only the class {next(iter(labels))!r}, and there is nothing to tell apart"
         wrong = shortened([*read.problems, *problems], remedy=None)
         raise DataError.several([*wrong, Problem(only, source.path, parameter="data")])
-    unread = unread_columns(read.columns, fit.format, fit.columns, as_pair=TASKS[fit.task].translates)
     return DatasetProfile(
         source=source,
         rows=len(records),
         unusable=len(read.problems) + len(problems),
         columns=read.columns,
-        unread=tuple(filter(None, unread)),
+        unread=_unread(read, fit),
         fit=fit,
         longest_tokens=max(_most_tokens(row, fit) for row in read.rows),
         languages=languages,
@@ -111,6 +111,15 @@ def profile_dataset(source: DataSource, *, tasks: Collection[TaskName] = ()) -> 
         text_by=text_by_of(source),
         notes=tuple(read.notes),
     )
+
+
+def _unread(read: RowsRead, fit: FormatMatch) -> tuple[str, ...]:
+    """The columns, and the keys of turns and objects, that nothing is read from."""
+    names = dict.fromkeys(unread_columns(read.columns, fit.format, fit.columns, as_pair=TASKS[fit.task].translates))
+    for row in read.rows:
+        with suppress(DataError):  # what is wrong with a row is found when it is read
+            names |= dict.fromkeys(unread_keys(row, fit.format, fit.columns))
+    return tuple(filter(None, names))
 
 
 def _fit(

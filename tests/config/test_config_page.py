@@ -40,8 +40,9 @@ data:
 A key that does not exist is an error with the nearest name, and so is another tool's name for a key. Any key can be
 changed for one run: `loraft train CONFIG training.max_steps=10 'lora.target_modules=[q_proj, v_proj]'`.
 Paths count from the folder in which the command is typed, wherever the config lies.
-Where `auto` stands for a dtype, the learning rate, the optimizer, gradient checkpointing or `tiled_mlp`, the `config.yaml`
-in the run's folder has what it came to. Where a section or key is not used by the method or the task, a note says so.
+Where `auto` stands for a dtype, the learning rate, the optimizer, gradient checkpointing or `tiled_mlp`, the
+`config.yaml` in the run's folder has what it came to. Where a section or key is not used by the method or the task, a
+note says so.
 """
 FORMATS_OF_ROWS = """\
 ### Formats of rows

@@ -69,3 +69,16 @@ def test_an_answer_to_compare_that_touches_its_prompt_is_counted(tmp_path: Path,
     assert profile_dataset(write(tmp_path / "a.jsonl", rows), tasks=["preference"]).run_together == 1
     turns = write(tmp_path / "b.jsonl", [{**row, "system": "be brief"} for row in rows])
     assert profile_dataset(turns, tasks=["preference"]).run_together == 0
+
+
+def test_what_objects_and_turns_hold_besides_is_not_read(tmp_path: Path) -> None:
+    """As in the pairs of OpenAI's preference training, whose tools lie beside the prompt."""
+    said = {"role": "assistant", "content": "b", "audio": {"id": "1"}}
+    held = {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}], "store": False}
+    rows = [{"input": held, "preferred_output": [said], "non_preferred_output": [{**said, "audio": None}], "id": 1}]
+    columns = {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"}
+    source = write(tmp_path / "a.jsonl", rows)
+    found = profile_dataset(source.model_copy(update={"columns": columns}))
+    assert found.unread == ("id", "input.tools", "preferred_output[].audio")
+    with_tools = profile_dataset(source.model_copy(update={"columns": {**columns, "tools": "input.tools"}}))
+    assert with_tools.unread == ("id", "preferred_output[].audio")
