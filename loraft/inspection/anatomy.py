@@ -20,12 +20,12 @@ from loraft.errors import ModelError
 from loraft.inspection.norms import Norms, norms_of
 from loraft.inspection.positions import PositionEncoding, position_encoding
 from loraft.inspection.storage import COMPUTED_IN, Storage, bytes_of
+from loraft.models.hf_config import configured_positions
 from loraft.models.modules import linear_modules, matches, output_head, parameter_count
 from loraft.models.quantize import experts_in_4_bits, quantizable_modules, quantized_bytes
 from loraft.models.registry import Kind, ModelSpec
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
-CONTEXTS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
 HEADS = ("num_attention_heads", "num_key_value_heads", "attention", "head_size", "sliding_window")
 PARTS = ("embeddings", "positions", "attention", "feed_forward", "norms", "head", "other")
 
@@ -156,7 +156,6 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
         layers = list(model.get_submodule(path).children())
         bare = path.removeprefix(f"{model.base_model_prefix}.")
         stacks.append(Stack(name, path, bare, len(layers), type(layers[0]).__name__))
-    lengths = (getattr(config, name, None) for name in CONTEXTS)
     layer = linear_modules(model.get_submodule(f"{family.layers_path}.0"))
     heads = _heads(layer, family, config)
     parameters, experts = parameter_count(model), _experts(model, family, config)
@@ -176,7 +175,7 @@ def anatomy_of(model: PreTrainedModel, family: ModelSpec, storage: Storage) -> A
         norms=norms_of(model.config, family),
         vocabulary=getattr(config, "vocab_size", None),
         tied_embeddings=_tied(model),
-        context_length=next((length for length in lengths if isinstance(length, int) and length > 0), None),
+        context_length=configured_positions(config, "n_positions", "seq_length"),
         position_encoding=positions,
         parameters=parameters,
         active_parameters=parameters - idle,

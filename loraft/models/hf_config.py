@@ -203,10 +203,10 @@ POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "
 """What configs call the positions that a model was trained with."""
 
 
-def configured_positions(config: PreTrainedConfig) -> int | None:
-    """The positions that a model was trained with, as its config says; None where it does not."""
+def configured_positions(config: PreTrainedConfig, *besides: str) -> int | None:
+    """The positions that a model was trained with, as its config says, by one of `besides` perhaps; None where not."""
     text = config.get_text_config()
-    said = (getattr(text, name, None) for name in POSITIONS)
+    said = (getattr(text, name, None) for name in (*POSITIONS, *besides))
     return next((positions for positions in said if isinstance(positions, int) and positions > 0), None)
 
 

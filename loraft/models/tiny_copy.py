@@ -22,28 +22,37 @@ from loraft.models.modules import parameter_count
 
 MOST_PARAMETERS = 20_000_000
 """A copy with more is no longer tiny: it would take seconds to make."""
-VOCABULARY = 128
+ROWS = 128
+"""Of a table of tokens or of positions: more than a row of an experiment needs, however few the model has."""
 WINDOW = 4
 """Tokens that a window or a chunk of attention spans: fewer than a row of an experiment has."""
 DEPTHS = (2, 4, 8)
 """How many layers are tried, at least: a kind of layer may come only after several of another."""
 HEADS = 4
+WIDTHS = (
+    "hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim", "embedding_size", "attention_hidden_size",
+    "embedding_dim", "emb_dim", "lru_width",
+)  # fmt: skip
+INNER = (
+    "hidden_dim", "intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim",
+)  # fmt: skip
+OF_HEADS = (
+    "head_dim", "d_kv", "kv_channels", "d_head", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim",
+    "v_head_dim", "mamba_d_state", "hidden_size_per_layer_input",
+)  # fmt: skip
 SIZES = {
-    "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "word_embed_proj_dim": 32, "hidden_dim": 48,
-    "embedding_size": 32, "intermediate_size": 48, "ffn_dim": 48, "d_ff": 48, "n_inner": 48,
-    "moe_intermediate_size": 16,
-    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "shared_expert_intermediate_size": 16, "head_dim": 8, "d_kv": 8,
-    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
-    "num_attention_heads": HEADS, "n_head": HEADS, "encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS,
-    "num_heads": HEADS, "rotary_dim": 4, "mamba_n_heads": HEADS, "mamba_d_head": 16, "mamba_d_state": 8, "d_head": 8,
-    "qk_head_dim": 16, "attention_hidden_size": 32, "embedding_dim": 32, "emb_dim": 32, "lru_width": 32,
-    "n_group": 1, "num_group": 1, "topk_group": 1, "n_groups": 1, "mamba_n_groups": 1,
-    "hidden_size_per_layer_input": 8, "max_position_embeddings": 64, "n_positions": 64,
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    **dict.fromkeys(WIDTHS, 64), **dict.fromkeys(INNER, 96), **dict.fromkeys(OF_HEADS, 16),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "mamba_d_head", "qk_head_dim"), 32),
+    **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"), HEADS),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads", "mamba_n_heads"), HEADS),
+    **dict.fromkeys(("n_group", "num_group", "topk_group", "n_groups", "mamba_n_groups"), 1),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4), "num_experts_per_tok": 2,
+    "rotary_dim": 8,
 }  # fmt: skip
 """What sizes are set to where a config has them and they are larger."""
 NUMBERS_OF_LAYERS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
+    "num_layers_per_stack",
 )  # fmt: skip
 
 
@@ -56,7 +65,7 @@ def tiny_copy(config: PreTrainedConfig) -> PreTrainedModel | None:
     refusals = set[str]()
     for depth, narrow in product(DEPTHS, (True, False)):
         try:
-            small = _changed(config, depth, narrow=narrow)
+            small = shrunk(config, depth, narrow=narrow)
             if parameter_count(meta_model(small)) > MOST_PARAMETERS:
                 continue
             model = random_model(small)
@@ -105,17 +114,18 @@ def _scale(parameter: torch.Tensor) -> None:
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
-def _changed(config: PreTrainedConfig, depth: int, *, narrow: bool) -> PreTrainedConfig:
-    """The config with fewer layers, and where it is to be `narrow` with smaller sizes and a smaller vocabulary.
+def shrunk(config: PreTrainedConfig, depth: int, *, narrow: bool = True, keeps_lists: bool = False) -> PreTrainedConfig:
+    """The config with fewer layers, and where it is to be `narrow` with smaller sizes and tables.
 
+    Where it says something of each layer they are all there if it `keeps_lists`, and else those that show each kind.
     Not all are narrow: there are architectures whose sizes depend on one another in a way of their own. It is made
     again from its values, so that whatever its class derives from them is derived anew.
     """
     values = copy.deepcopy(config.to_dict())
     for part in _parts(values):
-        part.update(_depth(part, depth))
+        part.update(_depth(part, depth, keeps_lists=keeps_lists))
         if narrow:
-            part.update(_sizes(part) | _vocabulary(part))
+            part.update(_sizes(part) | _tables(part))
     made = type(config)(**{name: value for name, value in values.items() if name != "model_type"})
     made.is_decoder = getattr(config, "is_decoder", False)  # which is not among the values that it writes
     return made
@@ -129,10 +139,10 @@ def _parts(values: dict[str, Any]) -> list[dict[str, Any]]:
 def _sizes(part: dict[str, Any]) -> dict[str, Any]:
     sizes = {name: min(part[name], size) for name, size in SIZES.items() if isinstance(part.get(name), int)}
     heads = next((part[name] for name in ("num_attention_heads", "n_head") if isinstance(part.get(name), int)), None)
-    groups = part.get("num_key_value_heads")
-    if isinstance(groups, int) and heads:
-        small = min(heads, HEADS)
-        sizes["num_key_value_heads"] = small if groups == heads else 1 if groups == 1 else max(1, small // 2)
+    for name in ("num_key_value_heads", "num_kv_heads"):
+        if isinstance(groups := part.get(name), int) and heads:
+            small = min(heads, HEADS)
+            sizes[name] = small if groups == heads else 1 if groups == 1 else max(1, small // 2)
     windows = {
         name: min(value, WINDOW)
         for name, value in part.items()
@@ -140,10 +150,15 @@ def _sizes(part: dict[str, Any]) -> dict[str, Any]:
     }
     if {"expand", "num_heads", "head_dim", "hidden_size"} <= part.keys():  # Mamba-2's heads share what it expands to
         sizes["head_dim"] = sizes["hidden_size"] * part["expand"] // sizes["num_heads"]
+    if "mamba_d_ssm" in part:
+        sizes["mamba_d_ssm"] = sizes["mamba_n_heads"] * sizes["mamba_d_head"]
+    if heads and "[" in str(part.get("rope_parameters")):  # a factor for each pair fixes a head's size
+        size = part.get("head_dim") or part["hidden_size"] // heads
+        sizes |= {"head_dim": size, "hidden_size": size * min(heads, HEADS)}
     return sizes | windows
 
 
-def _depth(part: dict[str, Any], least: int) -> dict[str, Any]:
+def _depth(part: dict[str, Any], least: int, *, keeps_lists: bool) -> dict[str, Any]:
     """As many layers as show each kind of layer that there is; what is said of each layer for those alone."""
     kinds = part.get("layer_types")
     keep = max(least, *(kinds.index(kind) + 1 for kind in set(kinds))) if isinstance(kinds, list) and kinds else least
@@ -151,6 +166,8 @@ def _depth(part: dict[str, Any], least: int) -> dict[str, Any]:
     for name in NUMBERS_OF_LAYERS:
         if isinstance(part.get(name), int) and part[name] > keep:
             lists = {key: value for key, value in part.items() if isinstance(value, list) and len(value) == part[name]}
+            if lists and keeps_lists:
+                continue
             changed |= {name: keep, **{key: value[:keep] for key, value in lists.items()}}
     if changed and isinstance(each := part.get("per_layer_config"), dict):
         changed["per_layer_config"] = {key: value for key, value in each.items() if int(key) < keep}
@@ -159,21 +176,21 @@ def _depth(part: dict[str, Any], least: int) -> dict[str, Any]:
     return changed
 
 
-def _vocabulary(part: dict[str, Any]) -> dict[str, Any]:
-    large = {
-        name: VOCABULARY
+def _tables(part: dict[str, Any]) -> dict[str, Any]:
+    rows = {
+        name: ROWS
         for name, value in part.items()
-        if name.startswith("vocab_size") and isinstance(value, int) and value > VOCABULARY
+        if type(value) is int and ("vocab_size" in name or name in ("max_position_embeddings", "n_positions"))
     }
     ids: dict[str, Any] = {
-        name: value % VOCABULARY
+        name: value % ROWS
         for name, value in part.items()
-        if name.endswith("_token_id") and isinstance(value, int) and value >= VOCABULARY
+        if name.endswith("_token_id") and isinstance(value, int) and value >= ROWS
     }
     ends = part.get("eos_token_id")
     if isinstance(ends, list):
-        ids["eos_token_id"] = [each % VOCABULARY for each in ends if isinstance(each, int)]
-    return large | ids
+        ids["eos_token_id"] = [each % ROWS for each in ends if isinstance(each, int)]
+    return rows | ids
 
 
 ROW_LENGTHS = (7, 13, 5)
