@@ -26,6 +26,7 @@ from loraft.cli.options import option, refuse
 from loraft.distributed.first_machine import meet_first_machine
 from loraft.distributed.rank_environment import RankEnvironment
 from loraft.errors import STOPPING, Interrupted, LoraftError, LostRankError
+from loraft.io.resources import usable_cores
 
 ERRORS = "LORAFT_RANK_ERRORS"
 """The folder where the processes that were started here leave their errors and their numbers."""
@@ -105,8 +106,7 @@ def start_ranks(asked: RanksOptions, arguments: Sequence[str]) -> None:
     )
     with TemporaryDirectory(prefix="loraft-ranks-") as folder, _save_requests_passed_on(Path(folder)):
         os.environ[ERRORS] = folder
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // asked.num_processes)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // asked.num_processes)))
         ended: dict[int, int] = {}
         try:
             elastic_launch(config, sys.executable)("-m", "loraft", *arguments)

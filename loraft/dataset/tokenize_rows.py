@@ -17,6 +17,7 @@ from typing import Any
 
 from loraft.config.sections import DataSection, DataSource
 from loraft.errors import DataError, Problem
+from loraft.io.resources import usable_cores
 from loraft.rows.formats import Record
 from loraft.tokenization.examples import Example, RowRenderer, share_numbers
 from loraft.tokenization.long_texts import ManyTokensError
@@ -204,7 +205,7 @@ def processes_for(setting: int | str, rows: int) -> int:
         return max(1, min(setting, -(-rows // CHUNK)))
     if rows < PAYS_FROM:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def tokenized(

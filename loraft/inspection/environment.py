@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from loraft.config.sections import ModelSection
 from loraft.errors import first_line
+from loraft.io.resources import free_bytes, usable_cores
 from loraft.version import COMPUTES_WITH
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _cpu() -> Facts:
     total, available = main_memory()
     return {
         "name": processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cores(),
         "memory_bytes": total,
         "available_bytes": available,
         "native_bfloat16": any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BF16),
@@ -175,10 +175,10 @@ def _disk() -> Iterator[tuple[str, Facts]]:
     from loraft.io.paths import cache_folder
 
     cache = cache_folder()
-    yield "current_folder", {"folder": str(Path.cwd()), "free_bytes": _free(Path.cwd())}
+    yield "current_folder", {"folder": str(Path.cwd()), "free_bytes": free_bytes(Path.cwd())}
     caches = {"cache": cache, "cache_of_rows": cache / KEPT, "hub_cache": Path(constants.HF_HUB_CACHE)}
     for name, folder in caches.items():
-        yield name, {"folder": str(folder), "used_bytes": _size(folder), "free_bytes": _free(folder)}
+        yield name, {"folder": str(folder), "used_bytes": _size(folder), "free_bytes": free_bytes(folder)}
 
 
 def _size(folder: Path) -> int:
@@ -189,12 +189,6 @@ def _size(folder: Path) -> int:
             with suppress(OSError):
                 total += (Path(parent) / name).lstat().st_size
     return total
-
-
-def _free(folder: Path) -> int:
-    """Free bytes of the disk that `folder` is on, or would be."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
 
 
 def _hub() -> Iterator[tuple[str, str | bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -47,10 +48,23 @@ def disk_errors(where: Path, *, remedy: str, after: str = "", needed: int | None
 
 def room_for(needed: int | None, where: Path) -> str:
     """How many bytes are needed, as far as that is known, and how many are free on the disk of `where`."""
-    there = next(folder for folder in (where, *where.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
     asked = "more is needed" if needed is None else f"about {needed:,} bytes are needed"
-    return f"{asked}, and {free:,} bytes are free"
+    return f"{asked}, and {free_bytes(where):,} bytes are free"
+
+
+def free_bytes(path: Path) -> int:
+    """How many bytes are free on the disk that a path is on, or would be."""
+    return shutil.disk_usage(existing_part(path)).free
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next(part for part in (path, *path.absolute().parents) if part.exists())
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number_of(error: Exception) -> int | None:
@@ -65,13 +79,11 @@ def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str =
     """Refuse to begin what will not fit.
 
     Raises:
-        ResourceError: The disk of `folder`, which need not be there yet, has less than `needed` bytes free.
+        ResourceError: The disk that `folder` is on, or would be, has less than `needed` bytes free.
     """
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
+    if (free := free_bytes(folder)) < needed:
         message = f"{purpose} needs {needed:,} bytes, and {free:,} are free"
-        raise ResourceError(message, where=there, remedy=remedy)
+        raise ResourceError(message, where=existing_part(folder), remedy=remedy)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from loraft.config.schema import RunConfig
 from loraft.errors import LoraftError, Problem, ResourceError, RunError, RunFolderError
 from loraft.figures import counted
 from loraft.io.atomic import remove, write_whole
+from loraft.io.resources import existing_part, free_bytes
 from loraft.io.sealed import sealed, sealed_text
 from loraft.io.secrets import redacted_all
 from loraft.optimization.optimizer import KINDS
@@ -288,12 +288,12 @@ def check_disk(folder: Path, saved: SavedBytes, *, checkpoints: int, frozen_pref
         ResourceError: Less is free than the checkpoints and the adapter need.
     """
     a_checkpoint = saved.trained + saved.optimizer + 16 * 2**20
-    there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+    there = existing_part(folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         message = f"cannot be made: nothing can be written to {there}"
         remedy = "name another training.output_dir, or make it one that you may write to"
         raise RunFolderError(message, where=folder, key="training.output_dir", remedy=remedy)
-    free = shutil.disk_usage(there).free
+    free = free_bytes(there)
     held = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
     if free + held < checkpoints * a_checkpoint + saved.trained + frozen_prefix:
         wanted = f"room is needed for {counted(checkpoints, 'checkpoint')} of {a_checkpoint / 1e9:.2f} GB"
