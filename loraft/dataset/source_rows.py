@@ -317,6 +317,16 @@ def shortened(problems: Sequence[Problem], remedy: str | None = LEAVE_OUT) -> li
     return [*found[:SHOWN_PROBLEMS], Problem(f"and {more} more problems like these", remedy=remedy)]
 
 
+def refuse_rows(problems: Sequence[Problem]) -> None:
+    """Refuse rows in which something is wrong, if there are such.
+
+    Raises:
+        DataError: There are, with their problems `shortened`.
+    """
+    if problems:
+        raise DataError.several(shortened(problems, remedy=None))
+
+
 def _kind(problem: Problem) -> tuple[str, ...]:
     """What problems of one kind have in common: all but places, numbers and what a row says."""
     said = (problem.message, problem.key or "", FILE_OF_PLACE.sub("", problem.where or ""))

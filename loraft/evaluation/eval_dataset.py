@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from loraft.config.schema import RunConfig
 from loraft.config.sections import DataSection, DataSource, ModelSection
 from loraft.dataset.build import prepare
-from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, shortened
+from loraft.dataset.source_rows import ReadSources, SourceRows, expand_sources, read_source, read_sources, refuse_rows
 from loraft.dataset.tokenize_rows import placed
 from loraft.errors import DataError, Problem
 from loraft.evaluation.past_run import PastRun
@@ -155,8 +155,7 @@ def _asking(
     """
     apart = held_out and not isinstance(config.data.eval, float)
     questions, unanswered = questions_of(read.held_out if apart else read.train, config)
-    if problems := [*read.problems, *([] if config.data.on_bad_row == "skip" else unanswered)]:
-        raise DataError.several(shortened(problems, remedy=None))
+    refuse_rows([*read.problems, *([] if config.data.on_bad_row == "skip" else unanswered)])
     return EvalSource(config, read, held_out, called, questions, notes, run, purpose)
 
 

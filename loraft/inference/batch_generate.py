@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from loraft.adapters.adapter_files import digests
 from loraft.config.sections import DataSource
-from loraft.dataset.source_rows import shortened
+from loraft.dataset.source_rows import refuse_rows
 from loraft.errors import AdapterError, DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored, tell
 from loraft.inference.completion import Completion, EndedBy
@@ -111,8 +111,7 @@ def read_questions(
         except DataError as error:
             problems += error.problems
         problems += lost_fields(row.where, row.values, ADDED)
-    if problems:
-        raise DataError.several(shortened(list(dict.fromkeys(problems)), remedy=None))
+    refuse_rows(list(dict.fromkeys(problems)))
     return questions
 
 
@@ -200,8 +199,7 @@ def _prompts(session: Session, voice: Speaker, questions: Sequence[BatchPrompt],
         if positions is not None and len(ids) > positions:
             message = f"has {len(ids):,} tokens, and this model has learned {positions:,} positions"
             problems.append(Problem(message, question.row.where))
-    if problems:
-        raise DataError.several(shortened(problems, remedy=None))
+    refuse_rows(problems)
     return prompts
 
 

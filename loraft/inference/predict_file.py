@@ -13,7 +13,7 @@ from time import perf_counter
 
 from loraft.adapters.adapter_files import digests
 from loraft.dataset.sampler import chunks
-from loraft.dataset.source_rows import shortened
+from loraft.dataset.source_rows import refuse_rows
 from loraft.errors import DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored, tell
 from loraft.figures import counted
@@ -82,8 +82,7 @@ def read_texts(
         except DataError as error:
             problems += error.problems
         problems += lost_fields(row.where, row.values, ADDED)
-    if problems:
-        raise DataError.several(shortened(problems, remedy=None))
+    refuse_rows(problems)
     return texts
 
 
@@ -144,8 +143,7 @@ def check_output(
     """Refuse, before anything is loaded, a file that the classes of `texts` cannot be written to."""
     lines = _lines_of(output)
     columns = list(map(PROBABILITY.format, labels)) if lines != output else []
-    if problems := [lost for each in texts for lost in lost_fields(each.row.where, each.row.values, columns)]:
-        raise DataError.several(shortened(problems, remedy=None))
+    refuse_rows([lost for each in texts for lost in lost_fields(each.row.where, each.row.values, columns)])
     asked = AskedRows([each.row.values for each in texts], ADDED)
     check_jsonl(lines, reads=files_here(str(source)), asked=asked, overwrite=overwrite)
     if lines != output and output.exists() and not overwrite:
