@@ -27,6 +27,7 @@ from loraft.distributed.first_machine import meet_first_machine
 from loraft.distributed.rank_environment import RankEnvironment
 from loraft.errors import STOPPING, Interrupted, LoraftError, LostRankError
 from loraft.io.resources import usable_cores
+from loraft.io.signals import signals_to
 
 ERRORS = "LORAFT_RANK_ERRORS"
 """The folder where the processes that were started here leave their errors and their numbers."""
@@ -154,11 +155,8 @@ def _save_requests_passed_on(folder: Path) -> Iterator[None]:
             with suppress(OSError, ValueError):
                 os.kill(int(file.read_text()), number)
 
-    before = signal.signal(signal.SIGUSR1, pass_on)
-    try:
+    with signals_to(pass_on, signal.SIGUSR1):
         yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
 
 
 @contextmanager

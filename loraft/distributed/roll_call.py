@@ -11,14 +11,15 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from loraft.distributed.rank_environment import RankEnvironment
 from loraft.errors import STOPPING, Interrupted, LoraftError, LostRankError, Problem
+from loraft.io.signals import signals_to
 
 WAITED = 2.0
 """Seconds that a rank which has lost contact waits for the word of the others."""
@@ -59,7 +60,7 @@ def said_by_all(
     if word is not None:
         for each in (word, error):
             each.told_by_main = True  # type: ignore[union-attr]
-    with _undisturbed():
+    with signals_to(signal.SIG_IGN, *STOPPING):  # a launcher asks those that are left to stop: they are about to
         words = _call_roll(store, place, word)
     if word is not None:
         return _named(error, place.rank, place.world, words)
@@ -84,18 +85,6 @@ def _named(
         return error
     alike = [isinstance(each, LoraftError) and each.problems == error.problems for each in words.values()]
     return error if sum(alike) == world else of_rank(error, rank, world)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A launcher asks those that are left to stop, as soon as one has ended: they are about to."""
-    here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING} if here else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _call_roll(store: Store, place: RankEnvironment, word: Exception | None) -> Mapping[int, Exception | None]:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
 
 from loraft.dataset.prepared_steps import PreparedStep, PreparedSteps
 from loraft.distributed.ranks import Wishes
@@ -19,6 +17,7 @@ from loraft.distributed.roll_call import is_lost_contact
 from loraft.errors import DataError, Interrupted, LoraftError, NonFiniteError
 from loraft.events import Note, tell
 from loraft.figures import counted, perplexity
+from loraft.io.signals import signals_to
 from loraft.kernels.transfer import has_own_memory
 from loraft.training.checkpoint import RunState, newest_checkpoint
 from loraft.training.out_of_memory import memory_explained
@@ -33,27 +32,17 @@ SKIPPED_IN_A_ROW = 5
 
 @contextmanager
 def noted_signals(*numbers: signal.Signals, once: bool = False) -> Iterator[list[int]]:
-    """The signals of these numbers that came while this is entered; `once` lets a second one end the process at once.
-
-    Python delivers signals to the main thread only; elsewhere there is nothing to catch.
-    """
+    """Those of these signals that came while this is entered; `once` lets a second one end the process at once."""
     came: list[int] = []
-    before: dict[int, Any] = {}
 
     def note(number: int, _: object) -> None:
         came.append(number)
         if once:
-            for each in before:
+            for each in numbers:
                 signal.signal(each, signal.SIG_DFL)
 
-    if threading.current_thread() is threading.main_thread():
-        for number in numbers:
-            before[number] = signal.signal(number, note)
-    try:
+    with signals_to(note, *numbers):
         yield came
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def fit(run: Trainer, state: RunState) -> None:

@@ -21,6 +21,7 @@ from loraft.cli.text_tables import as_count
 from loraft.cli.wording import by_options
 from loraft.errors import DataError, InvalidInputError, OutOfMemoryError
 from loraft.figures import counted
+from loraft.io.signals import signals_to
 
 if TYPE_CHECKING:
     from loraft.inference.conversation import ChatSession, ChatStream
@@ -67,11 +68,8 @@ def first_interrupt_noted() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         noted.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
+    with signals_to(note, signal.SIGINT):
         yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def edit_lines(words: Sequence[str]) -> None:
