@@ -69,6 +69,12 @@ class DatasetProfile:
     text_by: TextBy | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Our names of the columns that are read."""
+        ours = {column_of(theirs, self.columns): name for name, theirs in self.fit.columns.items()}
+        return tuple(ours.get(each, each) for each in self.columns if each and each not in self.unread)
+
 
 def profile_dataset(source: DataSource, *, tasks: Collection[TaskName] = ()) -> DatasetProfile:
     """Read a source and tell what it holds.

@@ -111,6 +111,7 @@ def _chosen(task: TaskName, method: Method, model: str, found: DatasetProfile | 
         split=found.source.split,
         format=found.fit.format,
         columns=found.fit.columns,
+        read=found.read,
         rows=found.rows,
         longest_tokens=found.longest_tokens,
         positions=most,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraft.config.choices import Method, RowFormat, TaskName, TextBy
 from loraft.config.config_file import Said, commented, config_of
 from loraft.config.schema import RunConfig
+from loraft.rows.fields import COLUMNS
 from loraft.tasks import TASKS
 from loraft.tasks.task import StarterFacts
 
@@ -18,17 +19,15 @@ SURELY = 512
 """Nearly every model reads so many tokens; of one that is elsewhere a longer bound is left to its positions."""
 UNEVEN = 3
 """Classes are weighted where the largest has this many times the rows of the smallest."""
-ROWS: Mapping[RowFormat, str] = {
-    "messages": '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
-    "sharegpt": '{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}',
-    "alpaca": '{"instruction": "…", "input": "…", "output": "…"}',
-    "prompt_completion": '{"prompt": "…", "completion": "…"}',
-    "text": '{"text": "…"}',
-    "preferences": '{"prompt": "…", "chosen": "…", "rejected": "…"}',
-    "unpaired": '{"prompt": "…", "completion": "…", "label": true}',
-    "translation": '{"source": "…", "target": "…"}',
-    "classification": '{"text": "…", "label": "…"}',
+TEXT = '"…"'
+VALUES: Mapping[str, str] = {
+    "messages": '[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
+    "conversations": '[{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]',
+    "tools": "[…]",
 }
+"""What stands in columns that hold something else than text."""
+UNSEEN: Mapping[RowFormat, tuple[str, ...]] = {"preferences": ("prompt", "chosen", "rejected")}
+"""The columns of rows to begin with, where they are more than such rows need."""
 METHODS: Mapping[Method, str] = {
     "lora": "Small updates beside frozen weights. qlora stores those in 4 bits, full trains every weight.",
     "qlora": "Small updates beside frozen weights in 4 bits: a quarter of the memory, a little slower than lora.",
@@ -44,6 +43,7 @@ class Start(StarterFacts):
         name: The configuration or sheet of the rows that is meant; None where none was named.
         split: Their split, likewise.
         columns: Our column names: theirs, where they differ.
+        read: Our names of the columns that are read; none where nobody looked.
         rows: How many rows there are; None where nobody looked.
         longest_tokens: How many tokens the longest row has, at most; None where nobody looked.
         positions: The most tokens that the model can read; None where nothing is known of it.
@@ -59,6 +59,7 @@ class Start(StarterFacts):
     name: str | None = None
     split: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    read: Sequence[str] = ()
     rows: int | None = None
     longest_tokens: int | None = None
     positions: int | None = None
@@ -113,11 +114,7 @@ def _said(start: Start) -> Iterator[Said]:
 def _data(start: Start) -> Iterator[Said]:
     found = "Rows look like" if start.rows is None else f"{start.rows:,} rows. They are read as"
     yield from TASKS[start.task].starter_loss(start.method, start.format)
-    texts = ", ".join(f'"{name}": "…"' for name in start.languages[:2])
-    row = f'{{"translation": {{{texts}}}}}' if texts else ROWS[start.format]
-    if "instruction" in start.columns:  # which answers to compare have in place of a prompt of plain text
-        row = row.replace('"prompt"', '"instruction"')
-    yield "data.train", start.train, f"{found} {row}"
+    yield "data.train", start.train, f"{found} {_row(start)}"
     if start.name:
         yield "data.name", start.name, "The configuration of the dataset, or the sheet of the workbook."
     if start.split:
@@ -134,6 +131,14 @@ def _data(start: Start) -> Iterator[Said]:
         yield "data.on_bad_row", "skip", f"{rows} cannot be used, and are left out and counted; error says why of each."
     if start.counted or start.longest_tokens is None or start.longest_tokens <= SURELY:
         yield _max_length(start)
+
+
+def _row(start: Start) -> str:
+    """A row as it is read: with the columns that were found, or those that such rows have."""
+    texts = ", ".join(f'"{name}": {TEXT}' for name in start.languages[:2])
+    values = {**VALUES, "translation": f"{{{texts}}}", "label": "true" if start.format == "unpaired" else TEXT}
+    names = ("translation",) if texts else start.read or UNSEEN.get(start.format, COLUMNS[start.format][-1])
+    return "{" + ", ".join(f'"{name}": {values.get(name, TEXT)}' for name in names) + "}"
 
 
 def _evaluation(start: Start) -> Said:

@@ -302,6 +302,28 @@ def test_columns_may_name_what_lies_inside_a_column(here: Path) -> None:
     assert load_config("c.yaml").data.columns == {"source": "translation.fr", "target": "translation.en"}
 
 
+@pytest.mark.parametrize(
+    ("columns", "task", "shown"),
+    [
+        (("messages", "rejected_response"), "preference", ("messages", "rejected_response")),
+        (("instruction", "chosen", "rejected", "input"), "preference", ("instruction", "chosen", "rejected", "input")),
+        (("messages", "label"), "preference", ("messages", "label")),
+        (("question", "answer", "id"), "causal_lm", ("instruction", "output")),
+    ],
+)
+def test_the_row_that_a_config_shows_has_the_columns_that_are_read(
+    here: Path, columns: tuple[str, ...], task: str, shown: tuple[str, ...]
+) -> None:
+    """Of formats with several kinds of rows it was always the first: a prompt where the rows have turns, say."""
+    turns = row("messages", 1)["messages"]
+    rows = [{name: turns if name == "messages" else f"{name} {n}" for name in columns} for n in range(4)]
+    write_rows(Path("rows.jsonl"), [each | ({"label": True} if "label" in columns else {}) for each in rows])
+    assert init("c.yaml", "--data", "rows.jsonl", "--task", task).exit_code == 0
+    text = " ".join(line.strip().removeprefix("# ") for line in Path("c.yaml").read_text().splitlines())
+    example = json.JSONDecoder().raw_decode(text.partition("They are read as ")[2])[0]
+    assert tuple(example) == shown
+
+
 def test_a_path_that_yaml_would_misread_is_quoted(here: Path) -> None:
     name = 'no: rows #1 \'of "mine".jsonl'
     write_rows(Path(name), [row("text", n) for n in range(3)])
