@@ -20,7 +20,7 @@ from loraft.evaluation.bootstrap import BOOTSTRAP, PairedDifference, paired_diff
 from loraft.evaluation.eval_dataset import EvalExample, EvalPurpose, EvaluatedRows
 from loraft.evaluation.metrics import METRICS, LabelTally, RowTally, beyond_rouge, losses, pair_figures
 from loraft.events import Observer, Progress, ignored, tell
-from loraft.inference.completion import FINISH_REASONS, EndedBy
+from loraft.inference.completion import FINISH_REASONS, EndedBy, count_cut
 from loraft.io.jsonl import JsonLines, open_jsonl
 from loraft.io.resources import memory_errors
 from loraft.tasks.task import Task
@@ -166,9 +166,8 @@ class Tallies:
         figures = {key: value for tally in of_answers for key, value in tally.figures().items()}
         of_losses = self.losses.figures()
         asked = {**(self.pairs.figures() if self.pairs else {}), **{key: figures[key] for key in self.names}}
-        at_positions = self.endings["positions"]
-        cut = self.endings["limit"] + at_positions
-        return Figure(self.model, of_losses["loss"], of_losses.get("perplexity"), asked, cut, at_positions)
+        cut = count_cut(self.endings.elements())
+        return Figure(self.model, of_losses["loss"], of_losses.get("perplexity"), asked, *cut)
 
     @property
     def signatures(self) -> dict[str, str]:

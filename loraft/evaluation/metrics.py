@@ -11,8 +11,9 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,30 +108,6 @@ def pair_figures() -> RowMetric:
     return _means(("accuracy", "margin", "chosen_reward", "rejected_reward"), numbers)
 
 
-def exact_match() -> RowMetric:
-    """The share of answers that equal their reference, white space around both aside."""
-    return _means(("exact_match",), lambda *texts: [is_exact_match(*texts)])
-
-
-def valid_json() -> RowMetric:
-    """The share of answers that are JSON, whole."""
-    return _means(("valid_json",), lambda given, _: [is_valid_json(given)])
-
-
-def bleu() -> RowMetric:
-    """Corpus BLEU, 0 to 100: Papineni et al. 2002, as sacrebleu computes it (Post 2018); the signature says how."""
-    from sacrebleu.metrics.bleu import BLEU
-
-    return _sacrebleu("bleu", BLEU(), 10)
-
-
-def chrf() -> RowMetric:
-    """Corpus chrF2, 0 to 100: Popović 2015, as sacrebleu computes it; the signature says how."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    return _sacrebleu("chrf", CHRF(), 18)
-
-
 def rouge() -> RowMetric:
     """ROUGE-1, ROUGE-2 and ROUGE-L: the mean of the rows' F-measures, 0 to 1: Lin 2004, as rouge-score computes it.
 
@@ -159,33 +136,37 @@ def beyond_rouge(names: Sequence[str], references: Sequence[str]) -> Iterator[st
         )
 
 
-METRICS: Mapping[str, Callable[[], RowMetric]] = {
-    "exact_match": exact_match,
-    "valid_json": valid_json,
-    "bleu": bleu,
-    "chrf": chrf,
-    **dict.fromkeys(ROUGE, rouge),
-}
-"""Each figure by its name, and what gives it."""
-
-
-def _sacrebleu(name: str, metric: Metric, size: int) -> RowMetric:
+def _sacrebleu(name: Literal["BLEU", "CHRF"]) -> RowMetric:
     """A measure of sacrebleu's, taken apart where its own bootstrap takes it apart: counts of a row, figure of sums."""
+    from sacrebleu import metrics
+
+    metric: Metric = getattr(metrics, name)()
+    figure = name.lower()
 
     def numbers(prediction: str, reference: str) -> Sequence[float]:
         (counts,) = metric._extract_corpus_statistics([prediction], [[reference]])
         return [float(count) for count in counts]
 
     def figures(sums: Floats) -> Figures:
-        return {name: float(metric._compute_score_from_stats(sums.astype(int).tolist()).score)}
+        return {figure: float(metric._compute_score_from_stats(sums.astype(int).tolist()).score)}
 
-    numbers("a", "a")  # the signature wants to know how many references a row has
-    return RowMetric((name,), size, numbers, figures, metric.get_signature().format())
+    size = len(numbers("a", "a"))  # the signature wants to know how many references a row has, too
+    return RowMetric((figure,), size, numbers, figures, metric.get_signature().format())
 
 
-def is_exact_match(prediction: str, reference: str) -> bool:
-    """Whether a prediction equals its reference, white space around both aside."""
-    return prediction.strip() == reference.strip()
+METRICS: Mapping[str, Callable[[], RowMetric]] = {
+    "exact_match": partial(_means, ("exact_match",), lambda given, right: [given.strip() == right.strip()]),
+    "valid_json": partial(_means, ("valid_json",), lambda given, _: [is_valid_json(given)]),
+    "bleu": partial(_sacrebleu, "BLEU"),
+    "chrf": partial(_sacrebleu, "CHRF"),
+    **dict.fromkeys(ROUGE, rouge),
+}
+"""Each figure by its name, and what gives it.
+
+exact_match and valid_json are the share of answers that equal their reference, white space around both aside, and of
+those that are JSON, whole. bleu and chrf, 0 to 100, are those of the corpus as sacrebleu computes them (Post 2018),
+whose signature says how: BLEU of Papineni et al. 2002, and chrF2 of Popović 2015.
+"""
 
 
 def is_valid_json(text: str) -> bool:

@@ -13,7 +13,7 @@ from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import refuse_rows
 from loraft.errors import AdapterError, DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored, tell
-from loraft.inference.completion import Completion, EndedBy
+from loraft.inference.completion import Completion, EndedBy, count_cut
 from loraft.inference.engine import complete_batch
 from loraft.inference.prompt_limits import beyond_training, prompt_limit
 from loraft.inference.requests import GenerationRequest
@@ -169,9 +169,7 @@ def answer_questions(
     remedy = "Give a smaller `batch_size`; what is answered stays."
     with memory_errors(message, remedy=remedy, where=output, rewords=True):
         held = write_answers(output, asked, answers, batch_size=batch_size, overwrite=overwrite)
-    at_positions = endings.count("positions")
-    cut = endings.count("limit") + at_positions
-    return AnsweredFile(output, total, held, cut, at_positions, sum(lengths), perf_counter() - begun)
+    return AnsweredFile(output, total, held, *count_cut(endings), sum(lengths), perf_counter() - begun)
 
 
 def _voice(session: Session, questions: Sequence[BatchPrompt], observer: Observer) -> Speaker:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
@@ -23,6 +23,12 @@ FINISH_REASONS: Mapping[EndedBy, FinishReason] = {
     "stop_id": "stop", "stop_text": "stop", "limit": "length", "positions": "length",
 }  # fmt: skip
 """What a `Completion` says of why an answer ended."""
+
+
+def count_cut(endings: Iterable[EndedBy]) -> tuple[int, int]:
+    """How many answers were cut, and how many of these where the model's positions end: no larger limit helps there."""
+    at_positions = (ends := Counter(endings))["positions"]
+    return ends["limit"] + at_positions, at_positions
 
 
 @dataclass(frozen=True)
