@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -170,8 +170,15 @@ def _draw(parts: Iterable[RenderableType], stream: TextIO) -> None:
     stream.flush()
 
 
-def print_json(document: object) -> None:
+SENTENCES = ("notes", "warnings", "findings")
+"""Under these keys a document has sentences, which are said as one types them."""
+
+
+def print_json(document: Any) -> None:
     """One JSON document on standard output; what JSON has no number for, such as infinity, is null."""
+    for key in SENTENCES if isinstance(document, dict) else ():
+        if isinstance(said := document.get(key), list | tuple):
+            document = {**document, key: [in_options(each) for each in said]}
     takes_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(_jsonable(document), indent=2, ensure_ascii=not takes_unicode, allow_nan=False)
     print(text, flush=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraft.config.choices import DtypeName, QuantizationType, RowFormat
+from loraft.errors import ConfigError
 from loraft.inference.requests import GenerationRequest, ModelRequest
 
 if TYPE_CHECKING:
@@ -109,10 +110,17 @@ class ConfigOptions:
         """What the run is called."""
         return Path(self.config).stem
 
-    def beside(self, ending: str) -> Path:
-        """Where a config lies that is made of this one: `run-fit.yaml` beside `run.yaml`."""
+    def beside(self, ending: str, replaces: Callable[[Path], bool]) -> Path:
+        """Where a config lies that is made of this one: `run-fit.yaml` beside `run.yaml`.
+
+        Raises:
+            ConfigError: Something is there that it does not replace.
+        """
         path = Path(self.config)
-        return path.with_name(f"{path.stem}-{ending}{path.suffix}")
+        written = path.with_name(f"{path.stem}-{ending}{path.suffix}")
+        if written.is_dir() or (written.exists() and not replaces(written)):
+            raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
+        return written
 
     def changed(self, values: Mapping[str, object]) -> str:
         """The text of the config with its overrides and these values."""

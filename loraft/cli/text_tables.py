@@ -280,10 +280,17 @@ def as_rate(learning_rate: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def as_share(part: float, whole: float) -> str:
-    """A part in per cent of the whole, with enough decimals to tell it from nothing: `3.50 %`."""
+def as_share(part: float | None, whole: float = 1) -> str:
+    """A part in per cent of the whole, with enough decimals to tell it from nothing: `3.50 %`; – for none."""
+    if part is None:
+        return "–"
     percent = 100 * part / whole if whole else 0.0
     return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.2f} %" if percent < 10 else f"{percent:.1f} %"
+
+
+def layer_name(row: Document, *, with_stack: bool = True) -> str:
+    """A layer's number, with its stack where there are several."""
+    return f"{row['stack']} {row['index']}" if with_stack else str(row["index"])
 
 
 def as_span(indices: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache, wraps
 from importlib import import_module
@@ -131,12 +131,6 @@ def options() -> Mapping[str, str]:
 def in_options(text: str) -> str:
     """A text whose `parameters` and `loraft.functions()` are said as one types them; other words stay as they are."""
     return MARKED.sub(lambda found: _typed(found[1]) or found[0], text)
-
-
-def with_options(document: Mapping[str, object], *keys: str) -> dict[str, object]:
-    """A document for JSON in which the sentences under `keys` are said as one types them."""
-    said = {key: [in_options(each) for each in part] for key in keys if isinstance(part := document.get(key), Sequence)}
-    return {**document, **said}
 
 
 def _typed(code: str) -> str | None:

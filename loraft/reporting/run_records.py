@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +21,6 @@ from loraft.tasks import METRIC_FACTS
 from loraft.tasks.task import TEXT_LOSS
 
 Line = TypeVar("Line")
-_reader = cache(TypeAdapter[Any])
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,11 @@ class LeftOutStep:
 
     step: int
     reason: str
+
+
+READERS: Mapping[type[Any], TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (LoggedStep, LoggedEvaluation, LeftOutStep)
+}
 
 
 @dataclass(frozen=True)
@@ -193,9 +196,10 @@ def _evaluation(line: Mapping[str, Any]) -> LoggedEvaluation | None:
 def _read(kind: type[Line], line: Mapping[str, Any]) -> Line | None:
     """What a line says, where it is of the kind."""
     try:
-        return _reader(kind).validate_python(line)
+        found: Line = READERS[kind].validate_python(line)
     except ValidationError:
         return None
+    return found
 
 
 def _figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -11,7 +11,6 @@ from loraft.cli.options import ConfigOptions, JsonOption, option
 from loraft.cli.views.baseline_view import baseline_view, plot_baseline
 from loraft.cli.views.plots import check_plot, print_plotted
 from loraft.cli.views.progress import watching
-from loraft.cli.wording import with_options
 
 
 @dataclass(frozen=True)
@@ -50,5 +49,4 @@ def baseline(given: ConfigOptions, asked: BaselineOptions, as_json: JsonOption =
         )
     if asked.plot is not None:
         plot_baseline(report, asked.plot)
-    document = with_options(report.as_dict(), "findings")
-    print_plotted(document, baseline_view(report), as_json=as_json, plot=asked.plot)
+    print_plotted(report.as_dict(), baseline_view(report), as_json=as_json, plot=asked.plot)

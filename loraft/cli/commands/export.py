@@ -10,7 +10,6 @@ from loraft.cli.console import print_either, print_note
 from loraft.cli.options import JsonOption, argument, flag, option, trust_flag
 from loraft.cli.views.progress import watching
 from loraft.cli.views.written_view import export_view
-from loraft.cli.wording import with_options
 
 
 @dataclass(frozen=True)
@@ -57,4 +56,4 @@ def export(given: ExportOptions, as_json: JsonOption = False) -> None:
         )
     print_note(*report.warnings)
     told = report.as_dict()
-    print_either(with_options(told, "warnings"), export_view(told), as_json=as_json)
+    print_either(told, export_view(told), as_json=as_json)

@@ -14,7 +14,6 @@ from loraft.cli.console import print_either, print_json, print_note, waiting
 from loraft.cli.launch_files import Launcher, LaunchFile
 from loraft.cli.options import JsonOption, RowOptions, argument, flag, option, refuse
 from loraft.cli.text_tables import document, print_document, print_next
-from loraft.cli.wording import with_options
 from loraft.config.choices import DEFAULT_TASK, Method, TaskName
 
 DEFAULT_METHOD: Method = "lora"
@@ -98,7 +97,7 @@ def init(given: StartOptions, rows: RowOptions, as_json: JsonOption = False) -> 
             written["launch_file"] = str(launch_file.write())
     print_note(*written["notes"])
     if as_json:
-        print_json(with_options(written, "notes"))
+        print_json(written)
         return
     facts = {key: value for key, value in written.items() if key != "notes" and value not in ({}, None)}
     print_document(facts, rest="written")

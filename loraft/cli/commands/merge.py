@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import loraft
-from loraft.cli.console import print_json, print_note, print_result
+from loraft.cli.console import print_either, print_note
 from loraft.cli.options import JsonOption, argument, flag, option, refuse, trust_flag
 from loraft.cli.text_tables import print_try_it
 from loraft.cli.views.progress import watching
 from loraft.cli.views.written_view import merge_view
-from loraft.cli.wording import with_options
 from loraft.config.choices import TASK_OF_GROUP
 
 
@@ -66,10 +65,9 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
             observer=view,
         )
     print_note(*report.warnings)
-    if as_json:
-        print_json({"out": report.out, **with_options(report.as_dict(), "warnings")})
-    else:
-        print_result(*merge_view({"out": report.out, **report.as_dict()}))
+    told = {"out": report.out, **report.as_dict()}
+    print_either(told, merge_view(told), as_json=as_json)
+    if not as_json:
         print_try_it(TASK_OF_GROUP["classifier" if report.labels else "decoder"], str(report.out), report.out)
 
 

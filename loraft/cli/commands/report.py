@@ -17,7 +17,6 @@ from loraft.cli.console import print_json, print_note, print_result, printable
 from loraft.cli.options import JsonOption, argument, flag, option, refuse, trust_flag
 from loraft.cli.text_tables import as_bytes, as_figure, as_measure, facts, figures_beside, label
 from loraft.cli.views.progress import watching
-from loraft.cli.wording import with_options
 from loraft.figures import counted
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def report(given: ReportOptions, as_json: JsonOption = False) -> None:
         )
     page = given.output or Path(found.run) / "report.html"
     if as_json:
-        print_json({**with_options(found.as_dict(), "notes"), "page": str(page)})
+        print_json({**found.as_dict(), "page": str(page)})
     else:
         print_note(*found.notes)
         print_result(*_drawn(found, page))

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import loraft
-from loraft.cli.console import console_on, print_json, print_note, print_result, waiting
+from loraft.cli.console import console_on, print_either, print_json, print_note, print_result, waiting
 from loraft.cli.launch import RanksOptions, as_rank, start_ranks
 from loraft.cli.options import ConfigOptions, JsonOption, flag, option, refuse, size_in_bytes
 from loraft.cli.text_tables import print_document, print_try_it
 from loraft.cli.views.preview_view import check_page, has_shades, render_preview, write_page
 from loraft.cli.views.progress import watching
-from loraft.cli.wording import with_options
 from loraft.errors import ConfigError
 from loraft.events import ignored
 from loraft.io.atomic import write_whole
@@ -155,30 +154,25 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
         )
     print_note(*report.notes)
     if as_json:
-        print_json(with_options(report.as_dict(), "notes"))
+        print_json(report.as_dict())
     else:
         print_document(_shown(report.as_dict(), has_adapter=config.method != "full"), rest="run")
 
 
 def _write_fitting(given: ConfigOptions, config: RunConfig, memory: int, *, as_json: bool) -> None:
     """Write the config beside itself that fits into a GPU of so many bytes, where it does not fit as it is."""
-    written = given.beside("fit")
     with waiting("loading libraries, then model and rows"):
         fitting = loraft.fit_memory(config, gpu_memory=memory, trust_remote_code=given.trust_remote_code)
     peak, there = fitting.plan.memory.peak_bytes, fitting.plan.placement.available_bytes
     if fitting.changes:
         text = given.changed(fitting.changes)
-        if written.is_dir() or (written.exists() and written.read_bytes() != text.encode()):
-            raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
+        written = given.beside("fit", lambda file: file.read_bytes() == text.encode())
         write_whole(written, text)
-    if as_json:
-        fits = str(written) if fitting.changes else given.config
-        found = {"fits": fits, "changes": fitting.changes, "costs": fitting.costs}
-        print_json({**found, "peak_bytes": peak, "available_bytes": there})
-    elif fitting.changes:
-        print_result(f"wrote {written}, which fits with {fitting.words}")
+        fits, said = str(written), f"wrote {written}, which fits with {fitting.words}"
     else:
-        print_result(f"{given.config} fits as it is: {peak / 1e9:.1f} of {there / 1e9:.1f} GB")
+        fits, said = given.config, f"{given.config} fits as it is: {peak / 1e9:.1f} of {there / 1e9:.1f} GB"
+    found = {"fits": fits, "changes": fitting.changes, "costs": fitting.costs}
+    print_either({**found, "peak_bytes": peak, "available_bytes": there}, [said], as_json=as_json)
 
 
 def _shown(report: dict[str, Any], *, has_adapter: bool) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from loraft.cli.console import print_json, print_result
 from loraft.cli.options import ConfigOptions, JsonOption, duration_in_seconds, flag, option
 from loraft.cli.text_tables import print_document
 from loraft.cli.views.progress import watching
-from loraft.errors import ConfigError
 from loraft.io.atomic import write_whole
 
 
@@ -33,9 +32,7 @@ def tune(given: ConfigOptions, tried: TuneOptions, as_json: JsonOption = False) 
     own; the same command goes on after a stop. CONFIG-tuned.yaml is the config with the best values.
     """
     config = given.read()
-    written = given.beside("tuned")
-    if written.is_dir() or (written.exists() and not tried.overwrite):
-        raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
+    written = given.beside("tuned", lambda _: tried.overwrite)
     with watching("tune") as view:
         done = loraft.tune(
             config,

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from rich.console import RenderableType
 
-from loraft.cli.text_tables import Document, as_count, as_measure, as_share, bar, facts, text_table
+from loraft.cli.text_tables import Document, as_count, as_measure, as_share, bar, facts, layer_name, text_table
 from loraft.figures import counted
 
 WIDE = 20
@@ -55,7 +55,7 @@ def _stream(stack: Document, layers: Sequence[Document]) -> RenderableType:
     most = max((layer["norm"] for layer in layers if math.isfinite(layer["norm"])), default=0)
     rows = [("read", as_measure(stack["norm"]), as_measure(stack["first_norm"]), "", bar(stack["norm"], most))]
     for layer in layers:
-        norms = as_measure(layer["norm"]), as_measure(layer["first_norm"]), as_share(layer["change"], 1)
+        norms = as_measure(layer["norm"]), as_measure(layer["first_norm"]), as_share(layer["change"])
         rows.append((str(layer["index"]), *norms, bar(layer["norm"], most)))
     title = f"{stack['name']}: the residual stream, a mean over the tokens after the first"
     return text_table(title, (">layer", ">‖h‖", ">first token's", ">changed by", ""), rows)
@@ -90,7 +90,7 @@ def _summary(heads: Sequence[tuple[int, Document]]) -> dict[str, object]:
     much = sum(head["first_token"] > MUCH for _, head in heads)
     return {
         "heads": f"{as_count(len(heads))}, named LAYER.HEAD below",
-        "entropy": f"in nats; {as_share(fmean(shares), 1)} of the greatest possible in the mean",
+        "entropy": f"in nats; {as_share(fmean(shares))} of the greatest possible in the mean",
         "at the first token": f"{as_count(much)} of {as_count(len(heads))} heads, with more than half of their weight",
     }
 
@@ -108,7 +108,7 @@ def _head(index: int, head: Document) -> tuple[str, ...]:
 
 
 def _looks(head: Document) -> tuple[str, ...]:
-    looks = f"{head['entropy']:.2f}", as_share(head["entropy_share"], 1), as_share(head["first_token"], 1)
+    looks = f"{head['entropy']:.2f}", as_share(head["entropy_share"]), as_share(head["first_token"])
     if head["distance"] is None:
         return looks
     beyond = head["distance_past_first"]
@@ -122,7 +122,7 @@ def gradients_view(found: Document) -> Iterator[RenderableType]:
     most = max((layer["stream_norm"] or 0 for layer in found["layers"]), default=0)
     rows = [
         (
-            f"{layer['stack']} {layer['index']}" if several else str(layer["index"]),
+            layer_name(layer, with_stack=several),
             as_count(layer["parameters"]) if layer["parameters"] else "–",
             as_measure(layer["norm"]),
             as_measure(layer["stream_norm"]),

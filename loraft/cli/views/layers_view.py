@@ -8,7 +8,18 @@ from statistics import fmean
 
 from rich.console import RenderableType
 
-from loraft.cli.text_tables import Document, as_bytes, as_count, as_measure, as_share, as_span, bar, facts, text_table
+from loraft.cli.text_tables import (
+    Document,
+    as_bytes,
+    as_count,
+    as_measure,
+    as_share,
+    as_span,
+    bar,
+    facts,
+    layer_name,
+    text_table,
+)
 from loraft.figures import listed
 
 WIDE = 20
@@ -56,7 +67,7 @@ def _adapter(adapter: Document, *, every: bool) -> Iterator[RenderableType]:
         "‖ΔW‖": as_measure(adapter["norm"]),
     }
     if adapter["relative"] is not None:
-        rows["‖ΔW‖ / ‖W‖"] = as_share(adapter["relative"], 1)
+        rows["‖ΔW‖ / ‖W‖"] = as_share(adapter["relative"])
     rows["dead modules"] = _some(adapter["dead"], "B is zero there: nothing was learned") or "none"
     rows["not finite"] = _some(adapter["non_finite"], "NaN or infinity: it cannot be used") or "none"
     if adapter["unread"]:
@@ -74,7 +85,7 @@ def _moves(title: str, adapter: Document, *, every: bool) -> Iterator[Renderable
     most = max((layer[by] or 0 for layer in adapter["layers"]), default=0)
     words = "layers" if every else f"the {len(layers)} layers that moved most, of {len(adapter['layers'])}"
     rows = [
-        (_layer(layer), as_measure(layer["norm"]), _share(layer["relative"]), bar(layer[by], most, WIDE))
+        (layer_name(layer), as_measure(layer["norm"]), as_share(layer["relative"]), bar(layer[by], most, WIDE))
         for layer in layers
     ]
     if rows:
@@ -93,16 +104,16 @@ def _kinds(title: str, adapter: Document) -> Iterator[RenderableType]:
     rows = []
     for name, group in by_name.items():
         farthest = max(group, key=lambda module: module["relative"] or module["norm"])
-        how_far = as_measure(farthest["norm"]) if farthest["relative"] is None else _share(farthest["relative"])
-        ranks = [module["effective_rank"] for module in group]
-        shares = [module["relative"] for module in group]
+        relative = farthest["relative"]
+        how_far = as_measure(farthest["norm"]) if relative is None else as_share(relative)
+        ranks, shares = ([module[key] for module in group] for key in ("effective_rank", "relative"))
         rows.append(
             (
                 name,
                 *([as_count(len(group))] if len(counts) > 1 else []),
                 as_measure(fmean(module["norm"] for module in group)),
-                _share(None if None in shares else fmean(shares)),
-                "" if farthest["index"] is None else f"{how_far} in {_layer(farthest, several=several)}",
+                as_share(None if None in shares else fmean(shares)),
+                "" if farthest["index"] is None else f"{how_far} in {layer_name(farthest, with_stack=several)}",
                 f"{min(ranks):.1f}–{max(ranks):.1f} of {as_span(sorted({module['rank'] for module in group}))}",
             )
         )
@@ -118,7 +129,7 @@ def _every_module(title: str, adapter: Document) -> Iterator[RenderableType]:
             module["path"],
             str(module["rank"]),
             as_measure(module["norm"]),
-            _share(module["relative"]),
+            as_share(module["relative"]),
             "–" if module["effective_rank"] is None else f"{module['effective_rank']:.1f}",
             "not finite" if not module["finite"] else "dead" if module["dead"] else "",
         )
@@ -135,16 +146,11 @@ def _likeness(likeness: Document, *, every: bool) -> Iterator[RenderableType]:
     if len(layers) > MOST_ROWS and not every:
         layers = sorted(layers, key=lambda layer: layer["cosine"] or 0)[:MOST_ROWS]
         words = f"the {MOST_ROWS} layers that are least alike, of {len(likeness['layers'])}"
-    rows = [(_layer(layer), _cosine(layer["cosine"])) for layer in layers]
+    rows = [(layer_name(layer), _cosine(layer["cosine"])) for layer in layers]
     yield text_table(f"{title}: {words}", ("layer", ">cosine"), rows)
     if every:
         modules = [(module["path"], _cosine(module["cosine"])) for module in likeness["modules"]]
         yield text_table(f"{title}: by module", ("module", ">cosine"), modules)
-
-
-def _layer(row: Document, *, several: bool = True) -> str:
-    """A layer's number, with its stack where there are several."""
-    return f"{row['stack']} {row['index']}" if several else str(row["index"])
 
 
 def _by_dtype(sizes: Mapping[str, int], said: Callable[[float], str]) -> str:
@@ -152,23 +158,16 @@ def _by_dtype(sizes: Mapping[str, int], said: Callable[[float], str]) -> str:
 
 
 def _some(names: Sequence[str], meaning: str) -> str:
-    if not names:
-        return ""
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)}: {', '.join(names[:3])}{rest}{f' ({meaning})' if meaning else ''}"
+    return f"{len(names)}: {listed(names, 3)}{meaning and f' ({meaning})'}" if names else ""
 
 
 def _saved(row: Document) -> tuple[str, ...]:
     norm = as_measure(row["norm"]) if row["finite"] else "not finite"
-    return row["name"], _shape(row), norm, _share(row["relative"])
+    return row["name"], _shape(row), norm, as_share(row["relative"])
 
 
 def _shape(module: Document) -> str:
     return " × ".join(map(as_count, module["shape"]))
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else as_share(value, 1)
 
 
 def _cosine(value: float | None) -> str:
@@ -232,7 +231,7 @@ def _positions(found: Document) -> dict[str, object]:
         by_kind = theta.items() if isinstance(theta, Mapping) else [("", theta)]
         rows["theta"] = " · ".join(f"{as_count(value)} {kind.replace('_', ' ')}".strip() for kind, value in by_kind)
     if found["turned_share"] not in (None, 1):
-        rows["turned"] = f"{as_share(found['turned_share'], 1)} of each head"
+        rows["turned"] = f"{as_share(found['turned_share'])} of each head"
     if found["scaling"]:
         rows["scaling"] = " · ".join(f"{key} {_short(value)}" for key, value in found["scaling"].items())
     if found["limit"]:
@@ -298,5 +297,5 @@ def _lora(lora: Document) -> dict[str, object]:
     rows["parameters"] = lora["parameters"]
     if lora["saved"]:
         rows["trained whole"] = f"{listed(lora['saved'])} ({as_count(lora['saved_parameters'])} parameters)"
-    rows["share of all"] = as_share(lora["trained_share"], 1)
+    rows["share of all"] = as_share(lora["trained_share"])
     return rows

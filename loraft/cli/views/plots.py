@@ -13,6 +13,7 @@ from rich.console import RenderableType
 
 from loraft.cli.console import print_either, print_result
 from loraft.errors import ConfigError, RunError, lacking
+from loraft.io.paths import check_output_file
 
 KINDS = (".png", ".svg")
 INK, GRID = "#222222", "#dddddd"
@@ -29,17 +30,14 @@ def check_plot(path: Path | None) -> None:
     """
     if path is None:
         return
-    said = {"where": str(path), "parameter": "plot"}
     if problem := lacking("matplotlib", "a picture", parameter="plot"):
         raise ConfigError.several([problem])
     if path.suffix.lower() not in KINDS:
-        raise ConfigError("a picture is a .png or a .svg file", remedy="Name one that ends so.", **said)
-    if path.is_dir():
-        raise ConfigError("is a folder, not a file", **said)
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {path.parent}", remedy="Make it first.", **said)
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise ConfigError("cannot be written", **said)
+        message, remedy = "a picture is a .png or a .svg file", "Name one that ends so."
+        raise ConfigError(message, where=str(path), parameter="plot", remedy=remedy)
+    check_output_file(path, parameter="plot", error=ConfigError)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError("cannot be written", where=str(path), parameter="plot")
 
 
 def print_plotted(

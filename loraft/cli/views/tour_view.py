@@ -109,7 +109,7 @@ def output_view(shown: Shown, document: Any) -> Iterator[RenderableType]:
         yield from _baseline(document, shown.only or OF_BASELINE)
     elif name == "predict":
         shares = sorted(document["probabilities"].items(), key=lambda each: -each[1])
-        rows = [(label, as_share(share, 1)) for label, share in shares]
+        rows = [(label, as_share(share)) for label, share in shares]
         yield text_table(document["prediction"], ("class", ">probability"), rows)
     elif name == "compare":
         yield from cost_view(document)
