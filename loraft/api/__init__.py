@@ -42,21 +42,24 @@ __all__ = [
 ]  # fmt: skip
 
 HOMES = {
-    **dict.fromkeys(("Answering", "OpenModel", "answer_file", "compare"), "api.answers"),
-    **dict.fromkeys(("complete", "generate", "load", "open_chat"), "api.answers"),
-    **dict.fromkeys(("OpenClassifier", "predict", "predict_file"), "api.classes"),
-    **dict.fromkeys(("check", "evaluate", "merge", "train"), "api.runs"),
-    "push": "api.to_hub",
-    "tune": "api.tuning",
-    **dict.fromkeys(("inspect_activations", "inspect_gradients"), "api.inside"),
-    "export": "api.exports",
-    "compare_methods": "baselines.compare_methods",
-    "convert": "converting.convert_model",
-    "fit_memory": "baselines.fit_memory",
-    "inspect_layers": "inspection.layers_report",
-    "preview": "inspection.row_preview",
-    "report": "reporting.report_run",
-    "train_baseline": "baselines.train_baseline",
+    name: module
+    for module, names in {
+        "api.answers": "Answering OpenModel answer_file compare complete generate load open_chat",
+        "api.classes": "OpenClassifier predict predict_file",
+        "api.exports": "export",
+        "api.inside": "inspect_activations inspect_gradients",
+        "api.runs": "check evaluate merge train",
+        "api.to_hub": "push",
+        "api.tuning": "tune",
+        "baselines.compare_methods": "compare_methods",
+        "baselines.fit_memory": "fit_memory",
+        "baselines.train_baseline": "train_baseline",
+        "converting.convert_model": "convert",
+        "inspection.layers_report": "inspect_layers",
+        "inspection.row_preview": "preview",
+        "reporting.report_run": "report",
+    }.items()
+    for name in names.split()
 }
 """The module of each name."""
 

@@ -13,7 +13,7 @@ from loraft.distributed.exchange import Exchange
 from loraft.distributed.ranks import Ranks, gradient_bytes
 from loraft.planning.memory import MemoryPlan, plan_memory
 from loraft.planning.run_plan import RunPlan
-from loraft.planning.strategy import Parts, hindrances, parts_of
+from loraft.planning.strategy import hindrances, parts_of
 
 INSIDE = (25e9, 450e9)
 """Bytes a second into a GPU from the others of its machine: by PCIe 4.0 with 16 lanes, and by the NVLink of an H100."""
@@ -46,7 +46,7 @@ def _settings(plan: RunPlan, ranks: Ranks) -> Iterator[tuple[str, DistributedSec
 
 def _told(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks) -> dict[str, Any]:
     """What one strategy comes to, where it is known what a rank takes that holds everything."""
-    exchange, memory = planned_exchange(plan, alone, settings, ranks), memory_of(plan, alone, settings, ranks)
+    exchange, memory = of_strategy(plan, alone, settings, ranks)
     told: dict[str, Any] = {
         "peak_bytes": memory.peak_bytes,
         "fits": memory.peak_bytes <= plan.placement.available_bytes,
@@ -59,28 +59,21 @@ def _told(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks:
     return told
 
 
-def planned_exchange(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks) -> Exchange:
-    """What ranks exchange in a step by a strategy."""
+def of_strategy(
+    plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks
+) -> tuple[Exchange, MemoryPlan]:
+    """What ranks exchange in a step by a strategy, and the memory of each."""
     trained = gradient_bytes(plan.shape.trainable_parameters)
     if settings.strategy == "ddp":
-        return Exchange(summed=trained)
-    return _parts(plan, alone, settings, ranks).exchange(trained, -(-plan.batches.accumulation // ranks.world))
+        return Exchange(summed=trained), alone
+    parts = parts_of(replace(plan, config=plan.config.model_copy(update={"distributed": settings})), alone, ranks)
+    return parts.exchange(trained, -(-plan.batches.accumulation // ranks.world)), parts.of(alone)
 
 
 def memory_alone(plan: RunPlan) -> MemoryPlan:
     """The memory of a rank that holds everything."""
     drawn = batch_sampler(plan.config, plan.data.train, plan.data.train_sources)
     return plan_memory(plan, drawn, packed=plan.layout.packed)[0]
-
-
-def memory_of(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks) -> MemoryPlan:
-    """The memory of a rank by a strategy."""
-    return alone if settings.strategy == "ddp" else _parts(plan, alone, settings, ranks).of(alone)
-
-
-def _parts(plan: RunPlan, alone: MemoryPlan, settings: DistributedSection, ranks: Ranks) -> Parts:
-    held = plan.config.model_copy(update={"distributed": settings})
-    return parts_of(replace(plan, config=held), alone, ranks)
 
 
 def times_as_fast(plan: RunPlan, exchange: Exchange, ranks: Ranks) -> tuple[float, float] | None:

@@ -82,15 +82,6 @@ class Tuned:
         return {"values": dict(self.values), "folder": str(self.folder), "trials": trials}
 
 
-@dataclass
-class _State:
-    """What is on disk of a tuning, by which the same command goes on with it."""
-
-    digest: str
-    steps: int = 0
-    trials: list[Trial] = field(default_factory=list)
-
-
 @as_trusted
 @takes_path
 def tune(
@@ -123,25 +114,21 @@ def tune(
     folder = Path(config.training.output_dir or f"runs/{name}-tune").expanduser()
     plan = plan_run(config)
     candidates = list(_candidates(plan))
-    state = _opened(
-        folder, sha256_of_facts({"config": config.model_dump(mode="json"), "budget": budget}), overwrite=overwrite
-    )
-    job = _Trials(config, folder, state, observer)
-    if not state.steps:
-        state.steps = _affordable(*job.probe(), budget, len(candidates))
+    digest = sha256_of_facts({"config": config.model_dump(mode="json"), "budget": budget})
+    job = _Trials(config, folder, observer, digest)
+    job.open(overwrite=overwrite)
+    if not job.steps:
+        job.steps = _affordable(*job.probe(), budget, len(candidates))
         job.save()
     best = _best(job, candidates)
     if best.eval_loss is None:
         raise RunError(f"no trial ended: {best.failed}", where=str(folder), remedy="Begin with a lower learning rate.")
-    return Tuned(
-        tuple(state.trials), best, {**best.changes, "training.max_steps": best.best_step or best.steps}, folder
-    )
+    return Tuned(tuple(job.trials), best, {**best.changes, "training.max_steps": best.best_step or best.steps}, folder)
 
 
 def _best(job: _Trials, candidates: Sequence[Changes]) -> Trial:
     """The best of the longest trials: the better half of each round is trained for twice as long."""
-    kept, steps = candidates, job.state.steps
-    total = sum(len(candidates) >> rung for rung in range(_rungs(len(candidates))))
+    kept, steps, total = candidates, job.steps, _runs(len(candidates))
     while True:
         made = sorted((job.trial(changes, steps, total) for changes in kept), key=lambda trial: trial.order)
         if len(kept) <= 2:
@@ -165,6 +152,11 @@ def _rungs(candidates: int) -> int:
     return int(math.log2(candidates))
 
 
+def _runs(candidates: int) -> int:
+    """How many trials there are in all rounds."""
+    return sum(candidates >> rung for rung in range(_rungs(candidates)))
+
+
 def _affordable(loading: float, a_step: float, budget: float, candidates: int) -> int:
     """The steps of the shortest trials, where loading takes so long, and a step.
 
@@ -172,7 +164,7 @@ def _affordable(loading: float, a_step: float, budget: float, candidates: int) -
         ConfigError: They are too few.
     """
     rungs = _rungs(candidates)
-    runs = sum(candidates >> rung for rung in range(rungs))
+    runs = _runs(candidates)
     steps = int((budget - runs * loading) / (rungs * candidates * a_step))
     if steps < FEWEST:
         needed = math.ceil((runs * loading + FEWEST * rungs * candidates * a_step) / 60)
@@ -183,46 +175,52 @@ def _affordable(loading: float, a_step: float, budget: float, candidates: int) -
     return steps
 
 
-def _opened(folder: Path, digest: str, *, overwrite: bool) -> _State:
-    """What the folder holds of this tuning.
-
-    Raises:
-        RunFolderError: It holds another one, or something else.
-    """
-    file = folder / STATE
-    if not folder.exists() or (folder.is_dir() and all(each.name == PROBE for each in folder.iterdir())):
-        return _State(digest)
-    if not file.is_file():
-        message = f"holds something else than a tuning: there is no {STATE}"
-        raise RunFolderError(message, where=str(folder), remedy="name another folder")
-    if overwrite:
-        shutil.rmtree(folder)
-        return _State(digest)
-    try:
-        held = read_sealed(file)
-        state = _State(held["digest"], held["steps"], [Trial(**each) for each in held["trials"]])
-    except (KeyError, TypeError):
-        message = "is damaged: which trials were made is not known"
-        raise RunFolderError(message, where=str(file), remedy="replace the tuning by `overwrite`") from None
-    if state.digest != digest:
-        message = "holds a tuning of another config or another budget"
-        raise RunFolderError(message, where=str(folder), remedy="replace it by `overwrite`, or name another folder")
-    return state
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Trials:
-    """What makes trials, each in a folder of its own, and keeps what came of them."""
+    """What makes trials, each in a folder of its own, and keeps what came of them, by which the same command goes on.
+
+    Attributes:
+        digest: Of the config and the budget.
+        steps: Of the shortest trials; 0 where that is not known yet.
+    """
 
     config: RunConfig
     folder: Path
-    state: _State
     observer: Observer
+    digest: str
+    steps: int = 0
+    trials: list[Trial] = field(default_factory=list)
+
+    def open(self, *, overwrite: bool) -> None:
+        """Take up what the folder holds of this tuning.
+
+        Raises:
+            RunFolderError: It holds another one, or something else.
+        """
+        folder, file = self.folder, self.folder / STATE
+        if not folder.exists() or (folder.is_dir() and all(each.name == PROBE for each in folder.iterdir())):
+            return
+        if not file.is_file():
+            message = f"holds something else than a tuning: there is no {STATE}"
+            raise RunFolderError(message, where=str(folder), remedy="name another folder")
+        if overwrite:
+            shutil.rmtree(folder)
+            return
+        try:
+            held = read_sealed(file)
+            digest, self.steps, self.trials = held["digest"], held["steps"], [Trial(**each) for each in held["trials"]]
+        except (KeyError, TypeError):
+            message = "is damaged: which trials were made is not known"
+            raise RunFolderError(message, where=str(file), remedy="replace the tuning by `overwrite`") from None
+        if digest != self.digest:
+            message = "holds a tuning of another config or another budget"
+            raise RunFolderError(message, where=str(folder), remedy="replace it by `overwrite`, or name another folder")
 
     def save(self) -> None:
         """Keep what there is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / STATE, json.dumps(sealed(asdict(self.state)), indent=1) + "\n")
+        held = {"digest": self.digest, "steps": self.steps, "trials": [asdict(trial) for trial in self.trials]}
+        write_whole(self.folder / STATE, json.dumps(sealed(held), indent=1) + "\n")
 
     def probe(self) -> tuple[float, float]:
         """The seconds that loading and evaluating take, and a step, by a short run of the config as it is."""
@@ -241,7 +239,7 @@ class _Trials:
 
     def trial(self, changes: Changes, steps: int, total: int) -> Trial:
         """The trial of these values, made now or before."""
-        trials = self.state.trials
+        trials = self.trials
         found = next((each for each in trials if each.changes == changes and each.steps == steps), None)
         if found is None:
             found = self._made(changes, steps, self.folder / f"trial-{len(trials) + 1:02}")
@@ -259,7 +257,7 @@ class _Trials:
             reason = error.problems[0].message
             return Trial(changes, steps, None, None, time.perf_counter() - begun, str(run), reason)
         except Interrupted as stop:
-            made = f"stopped; {len(self.state.trials)} trials are made"
+            made = f"stopped; {len(self.trials)} trials are made"
             remedy = "The same command goes on with them."
             raise Interrupted(made, signal_number=stop.signal_number, remedy=remedy) from stop
         seconds = time.perf_counter() - begun

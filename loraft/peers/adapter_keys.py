@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import accumulate, chain
 from typing import NoReturn
 
-from loraft.config.aliases import SAME_VALUE, remedy_for
+from loraft.config.aliases import SAME_VALUE
 from loraft.config.yaml_nodes import Value
 from loraft.peers.translation import Translation
 
@@ -39,9 +39,7 @@ def translate_method(translation: Translation) -> None:
     said = translation.value(name)
     if said is None and translation.peer == "llama-factory":
         said = "lora"
-    remedy = remedy_for(name, said) or ""
-    if remedy.startswith("There is no"):
-        translation.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
+    translation.refuse_by_table(name)
     bits = _bits(translation)
     method = "full" if said is None or said is False or said in ("full", "none") else "lora"
     if said == "qlora" or (method == "lora" and bits is not None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, get_args
 
-from loraft.config.aliases import BY_PAIRS, remedy_for
+from loraft.config.aliases import BY_PAIRS
 from loraft.config.choices import PreferenceLossName
 from loraft.config.preference_section import WITH_REFERENCE
 from loraft.config.yaml_nodes import Value
@@ -96,9 +96,7 @@ def translate_task(translation: Translation) -> None:
         remedy = "loraft trains by examples, and by pairs of answers with task: preference."
         raise ConfigError(f"is a run of {command}, which loraft does not have", where=where, remedy=remedy)
     for name in NOT_HERE:
-        remedy = remedy_for(name, translation.value(name)) or ""
-        if translation.value(name) not in (None, False) and remedy.startswith("There is no"):
-            translation.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
+        translation.refuse_by_table(name)
     if peer == "trl" and command not in OF_TRL:
         _refuse_without_a_command(translation)
     first = next((name for name in NAMES[:2] if translation.value(name) not in (None, False, "sft", "pt")), None)

@@ -135,6 +135,17 @@ class Translation:
         key = self.file.keys[name]
         raise ConfigError(redacted(why), where=key.where, key=key.written, remedy=remedy)
 
+    def refuse_by_table(self, name: str) -> None:
+        """Refuse the key `name` where the table says that there is no such training here.
+
+        Raises:
+            ConfigError: That is so.
+        """
+        value = self.value(name)
+        remedy = remedy_for(name, value) or ""
+        if value not in (None, False) and remedy.startswith("There is no"):
+            self.refuse(name, remedy[0].lower() + remedy[1:].rstrip("."))
+
     def by_table(self, *names: str) -> None:
         """Translate these keys, or all that are left, by the table of what other tools call ours."""
         for name in names or tuple(self._left):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraft.api.exchanged import memory_alone, planned_exchange
+from loraft.api.exchanged import memory_alone, of_strategy
 from loraft.distributed.exchange import Exchange
 from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
@@ -136,7 +136,7 @@ def exchanged(folder: Path, ranks: Ranks, overrides: dict[str, Any]) -> tuple[di
     prepared = run.prepare(next(plan.batches.windows(plan.data.train, 0, 0, (0, 0))))
     with Exchanged() as counted:
         take_step(run, 1, prepared, Throughput(0))
-    return counted.bytes, planned_exchange(plan, memory_alone(plan), plan.config.distributed, ranks)
+    return counted.bytes, of_strategy(plan, memory_alone(plan), plan.config.distributed, ranks)[0]
 
 
 IN_PARTS = {"strategy": "fsdp2"}

@@ -261,7 +261,7 @@ def test_a_damaged_tuning_is_refused(works: Callable[[str], Path], harm: str, tr
     with trial("a damaged list of a tuning's trials: refused by name, nothing changed"):
         shutil.rmtree(work / "tuned", ignore_errors=True)
         made = tuning.Trial({"lora.r": 4}, 8, 1.5, 8, 3.0, "tuned/trial-01")
-        begun = tuning._Trials(load_config(work / "c.yaml"), work / "tuned", tuning._State("x", 8, [made]), ignored)
+        begun = tuning._Trials(load_config(work / "c.yaml"), work / "tuned", ignored, "x", 8, [made])
         begun.save()
         (work / "tuned/trial-01").mkdir()
         HARMS[harm](work / "tuned/tune.json")

@@ -139,7 +139,7 @@ def _updates(bars: Any, grid: Any, adapter: Document, key: str, scale: Sequence[
     cells = {(module["name"], module["stack"], module["index"]): _number(module[key]) * factor for module in inside}
     rows = [[cells.get((name, *place), math.nan) for place in places] for name in names]
     words = _words(places)
-    _ticks(bars, words)
+    _set(bars.set_xticks, words)
     _map(grid, rows, factor * scale[1] or 1, words, names)
     dress(bars, f"adapter {adapter['name']}: how far each layer moved, {unit}", "")
     dress(grid, f"by module, {unit}", "layer", grid=None)
@@ -157,14 +157,13 @@ def _map(
     axes.set_facecolor(EMPTY)
     image = axes.imshow(rows, aspect="auto", cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
     axes.get_figure().colorbar(image, ax=axes, pad=0.01)
-    _ticks(axes, columns)
-    step = math.ceil(len(names) / MOST_TICKS)
-    axes.set_yticks(range(0, len(names), step), list(map(str, names))[::step])
+    _set(axes.set_xticks, columns)
+    _set(axes.set_yticks, names)
 
 
-def _ticks(axes: Any, words: Sequence[object]) -> None:
+def _set(ticks: Callable[..., object], words: Sequence[object]) -> None:
     step = math.ceil(len(words) / MOST_TICKS)
-    axes.set_xticks(range(0, len(words), step), list(map(str, words))[::step])
+    ticks(range(0, len(words), step), list(map(str, words))[::step])
 
 
 def _number(value: float | None) -> float:
