@@ -25,7 +25,7 @@ LIGHT = [
     "loraft.models.registry",
     "loraft.training.run_events",
     *(f"loraft.config.{module.name}" for module in pkgutil.iter_modules(loraft.config.__path__)),
-    *(f"loraft.cli.{module.name}" for module in pkgutil.iter_modules(loraft.cli.__path__)),
+    *(module.name for module in pkgutil.walk_packages(loraft.cli.__path__, "loraft.cli.")),
 ]
 
 

@@ -18,20 +18,11 @@ from loraft.tour.screens import Part
 
 PARTS: dict[int, Part] = dict(
     enumerate(
-        (
-            TOKENS,
-            STACKS,
-            POSITIONS,
-            INSIDE_A_LAYER,
-            LORA,
-            LAYERS_AND_HEADS,
-            LSTM_AND_GPT,
-            HOW_BOTH_WRITE,
-            VANISHING_GRADIENTS,
-            SENTIMENT,
-            QLORA,
-        ),
+        [
+            TOKENS, STACKS, POSITIONS, INSIDE_A_LAYER, LORA, LAYERS_AND_HEADS, LSTM_AND_GPT, HOW_BOTH_WRITE,
+            VANISHING_GRADIENTS, SENTIMENT, QLORA,
+        ],
         start=1,
     )
-)
+)  # fmt: skip
 """The parts by their numbers."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from loraft.tour.screens import DECODER, ENCODER, Document, Fact, Part, Screen, Shown
+from collections.abc import Callable, Sequence
+
+from loraft.tour.screens import DECODER, ENCODER, Document, Fact, Part, Screen, Shown, bare_name
+
+
+def _of_each(models: Sequence[Document], said: Callable[[Document], str]) -> str:
+    return "; ".join(f"{bare_name(each)}: {said(each['position_encoding'])}" for each in models)
 
 
 def _kind(*models: Document) -> str:
-    found = ((model["model"].removeprefix("builtin:"), model["position_encoding"]) for model in models)
-    return "; ".join(f"{name}: {each['kind'].replace('_', ' ')}" for name, each in found)
+    return _of_each(models, lambda found: found["kind"].replace("_", " "))
 
 
 def _limit(*models: Document) -> str:
-    found = ((model["model"].removeprefix("builtin:"), model["position_encoding"]["limit"]) for model in models)
-    return "; ".join(f"{name}: {f'{limit:,} positions' if limit else 'no table'}" for name, limit in found)
+    return _of_each(models, lambda found: f"{found['limit']:,} positions" if found["limit"] else "no table")
 
 
 def _applied(*models: Document) -> str:
-    found = ((model["model"].removeprefix("builtin:"), model["position_encoding"]["applied"]) for model in models)
-    return "; ".join(f"{name}: {applied}" for name, applied in found)
+    return _of_each(models, lambda found: found["applied"])
 
 
 def _table(model: Document) -> str:

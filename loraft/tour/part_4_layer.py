@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from loraft.tour.screens import DECODER, ENCODER, Document, Fact, Part, Screen, Shown
-
-
-def _name(model: Document) -> str:
-    return str(model["model"]).removeprefix("builtin:")
+from loraft.tour.screens import DECODER, ENCODER, Document, Fact, Part, Screen, Shown, bare_name
 
 
 def _heads(*models: Document) -> str:
     return "; ".join(
-        f"{_name(each)}: {each['num_attention_heads']} query, {each['num_key_value_heads']} key/value heads "
+        f"{bare_name(each)}: {each['num_attention_heads']} query, {each['num_key_value_heads']} key/value heads "
         f"({each['attention']})"
         for each in models
     )
@@ -19,7 +15,7 @@ def _heads(*models: Document) -> str:
 
 def _sizes(*models: Document) -> str:
     return "; ".join(
-        f"{_name(each)}: {each['feed_forward']['ratio']:.2f} times the hidden size, "
+        f"{bare_name(each)}: {each['feed_forward']['ratio']:.2f} times the hidden size, "
         f"{each['parameters_by_part']['feed_forward']:,} parameters against {each['parameters_by_part']['attention']:,}"
         for each in models
     )
@@ -27,7 +23,7 @@ def _sizes(*models: Document) -> str:
 
 def _norms(*models: Document) -> str:
     return "; ".join(
-        f"{_name(each)}: {each['norms']['kind']} {each['norms']['place']}"
+        f"{bare_name(each)}: {each['norms']['kind']} {each['norms']['place']}"
         + (", and a final one" if each["norms"]["final"] else "")
         for each in models
     )
@@ -35,14 +31,14 @@ def _norms(*models: Document) -> str:
 
 def _kinds(*models: Document) -> str:
     return "; ".join(
-        f"{_name(each)}: {each['feed_forward']['activation']}, "
+        f"{bare_name(each)}: {each['feed_forward']['activation']}, "
         f"{'gated' if each['feed_forward']['gated'] else 'plain'}, {each['norms']['kind']}"
         for each in models
     )
 
 
 def _paths(*models: Document) -> str:
-    paths = ((_name(each), each["stacks"][0]) for each in models)
+    paths = ((bare_name(each), each["stacks"][0]) for each in models)
     return "; ".join(f"{name}: {stack['path']}, of a bare AutoModel {stack['bare_path']}" for name, stack in paths)
 
 

@@ -7,14 +7,6 @@ from loraft.tour.screens import Document, Fact, Part, Screen, Shown, percent
 QUERIES_AND_VALUES = "r=8,target_modules=[q_proj,v_proj]"
 
 
-def _rank_8(queries_and_values: Document, _: Document) -> str:
-    module = queries_and_values["layers"][0]["modules"][0]
-    return (
-        f"{module['name']}: {module['lora_parameters']:,} beside {module['parameters']:,}; "
-        f"all {queries_and_values['lora']['modules']} targets: {queries_and_values['lora']['parameters']:,}"
-    )
-
-
 def _update(begun: Document, _: Document, report: Document) -> str:
     adapter, idle = report["adapters"][0], begun["gradients"]["idle"]
     kinds = ", ".join(sorted({"A" if ".lora_A." in name else "B" for name in idle}))
@@ -51,7 +43,9 @@ LORA = Part(
                 Fact(
                     "rank 8 on 4096 × 4096: 64 K instead of 16 M",
                     "a matrix: 65,536 against 16,777,216; q and v in 32 layers: 4,194,304",
-                    _rank_8,
+                    "{0[layers][0][modules][0][name]}: {0[layers][0][modules][0][lora_parameters]:,} beside "
+                    "{0[layers][0][modules][0][parameters]:,}; all {0[lora][modules]} targets: "
+                    "{0[lora][parameters]:,}".format,
                 ),
                 Fact(
                     "q and v are the usual targets",

@@ -23,6 +23,11 @@ def percent(share: float, decimals: int = 1) -> str:
     return f"{share:.{decimals}%}".replace("%", " %")
 
 
+def bare_name(model: Document) -> str:
+    """What a model that was looked into is called, whatever it comes from."""
+    return str(model["model"]).removeprefix("builtin:")
+
+
 @dataclass(frozen=True)
 class Fact:
     """What is commonly said, and what is so.

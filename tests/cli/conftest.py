@@ -128,7 +128,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """The arguments of every call of the api, save for who watches it; the call itself goes on as ever."""
     made: Calls = []
     for verb in ("answer_file", "check", "compare", "complete", "generate", "merge", "train"):
-        monkeypatch.setattr(f"loraft.{verb}", _noted(getattr(api, verb), made))
+        monkeypatch.setattr(api, verb, _noted(getattr(api, verb), made))
     return made
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import loraft
+from loraft import api
 from loraft.cli.options import ConfigOptions, JsonOption, option
 from loraft.cli.views.baseline_view import baseline_view, plot_baseline
 from loraft.cli.views.plots import check_plot, print_plotted
@@ -39,7 +39,7 @@ def baseline(given: ConfigOptions, asked: BaselineOptions, as_json: JsonOption =
     check_plot(asked.plot)
     config = given.read()
     with watching("train_baseline") as view:
-        report = loraft.train_baseline(
+        report = api.train_baseline(
             config,
             name=given.name,
             run=asked.run,

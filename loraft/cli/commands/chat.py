@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import loraft
+from loraft import api
 from loraft.cli.commands.chat_commands import ACTIONS, COMMANDS, SETTINGS, parse_line
 from loraft.cli.console import is_unicode, print_message, print_note, print_problems, printable, say, waiting
 from loraft.cli.options import AnswerOptions, option
@@ -113,7 +113,7 @@ def chat(
     """
     model = asked.model  # refused before anything is loaded
     with waiting("loading libraries and model"):
-        conversation = loraft.open_chat(model, options=asked.generation)
+        conversation = api.open_chat(model, options=asked.generation)
     print_note(*conversation.notes)
     raise typer.Exit((_OnTerminal if sys.stdin.isatty() else _FromPipe)(conversation).run())
 

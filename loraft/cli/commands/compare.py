@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import loraft
+from loraft import api
 from loraft.baselines.trial_defaults import METHODS, STEPS
 from loraft.cli.options import ConfigOptions, JsonOption, option
 from loraft.cli.views.cost_view import cost_view, plot_costs
@@ -34,7 +34,7 @@ def compare(given: ConfigOptions, tried: TrialOptions, as_json: JsonOption = Fal
     methods = [name.strip() for name in tried.methods.split(",") if name.strip()]
     trusted = given.trust_remote_code
     with watching("compare_methods") as view:
-        found = loraft.compare_methods(
+        found = api.compare_methods(
             config, methods=methods, steps=tried.steps, trust_remote_code=trusted, observer=view
         ).as_dict()
     if tried.plot is not None:

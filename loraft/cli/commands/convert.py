@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import loraft
+from loraft import api
 from loraft.cli.console import print_json, print_note, print_result
 from loraft.cli.options import JsonOption, argument, option
 from loraft.cli.text_tables import print_document
@@ -16,7 +16,7 @@ class ConvertOptions:
     """What is converted, and to where."""
 
     source: str = argument("SRC", "A folder with pickled weights (.bin, .pt), such a file in one, or a Hub id.")
-    converted: str = argument("OUT", "The folder to write; nothing may be there.")
+    out: str = argument("OUT", "The folder to write; nothing may be there.")
     revision: str | None = option("REVISION", "A branch, tag or commit of a Hub model.")
 
 
@@ -28,7 +28,7 @@ def convert(given: ConvertOptions, as_json: JsonOption = False) -> None:
     Config, tokenizer and card are copied; code is not.
     """
     with watching("convert") as view:
-        done = loraft.convert(given.source, given.converted, revision=given.revision, observer=view)
+        done = api.convert(**vars(given), observer=view)
     print_note(*done.notes)
     if as_json:
         print_json(done.as_dict())

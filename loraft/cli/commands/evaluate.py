@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.console import RenderableType
 
-import loraft
+from loraft import api
 from loraft.cli.console import print_either
 from loraft.cli.options import AnswerOptions, JsonOption, RowOptions, flag, option, refuse
 from loraft.cli.text_tables import as_figure, cut_answers, facts, figures_beside, text_table
@@ -75,7 +75,7 @@ def evaluate(
     given.check()
     data = rows.source(given.data)
     with watching("evaluate") as view:
-        found = loraft.evaluate(
+        found = api.evaluate(
             model,
             data=data,
             metrics=None if given.metrics is None else [name for name in given.metrics.split(",") if name.strip()],

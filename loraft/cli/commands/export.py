@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import loraft
+from loraft import api
 from loraft.cli.console import print_either, print_note
 from loraft.cli.options import JsonOption, argument, flag, option, trust_flag
 from loraft.cli.views.progress import watching
@@ -41,7 +41,7 @@ def export(given: ExportOptions, as_json: JsonOption = False) -> None:
     otherwise than transformers is refused before anything is written.
     """
     with watching("export") as view:
-        report = loraft.export(
+        report = api.export(
             given.target,
             given.gguf,
             given.adapters or (),

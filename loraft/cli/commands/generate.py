@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-import loraft
+from loraft import api
 from loraft.cli.console import is_unicode, print_either, print_json, print_note, print_result, printable, say, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.text_tables import cut_answers, document
@@ -69,26 +69,12 @@ class PromptOptions:
         )
 
 
-def _answer_several(
-    model: ModelRequest, options: GenerationRequest, prompts: Sequence[str], *, batch_size: int, as_json: bool
-) -> None:
-    """Each prompt with its answer on standard output, in the order of the prompts."""
-    with watching("complete") as view:
-        answers = loraft.complete(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
-    if as_json:
-        print_json(answers)
-        return
-    shown = printable if sys.stdout.isatty() else str
-    texts = (f"> {prompt}\n{answer.completion}\n" for prompt, answer in zip(prompts, answers, strict=True))
-    sys.stdout.write(shown("\n".join(texts)))
-
-
 def _answer_file(model: ModelRequest, options: GenerationRequest, given: PromptOptions, *, as_json: bool) -> None:
     """The answers in a file, and on standard output what was done."""
     assert given.prompts is not None
     assert given.output is not None
     with watching("answer_file") as view:
-        done = loraft.answer_file(
+        done = api.answer_file(
             model,
             prompts=given.prompts,
             output=given.output,
@@ -111,16 +97,6 @@ def _summary(done: AnsweredFile) -> Iterator[tuple[str, object]]:
             yield "answers cut", cut_answers(done.cut, done.cut_by_positions)
         elif key != "cut_by_positions":
             yield "tokens of answers" if key == "tokens" else key, value
-
-
-def _answer_compared(
-    model: ModelRequest, options: GenerationRequest, prompts: Sequence[str], *, batch_size: int, as_json: bool
-) -> None:
-    """Each prompt with the answers of all voices beside one another."""
-    with watching("compare") as view:
-        compared = loraft.compare(model, prompts=prompts, options=options, batch_size=batch_size, observer=view)
-    told = compared if len(compared) > 1 else compared[0]
-    print_either(told, map(_side_by_side, compared), as_json=as_json)
 
 
 def _side_by_side(compared: AdapterComparison) -> RenderableType:
@@ -178,12 +154,29 @@ def generate(given: PromptOptions, asked: AnswerOptions, watch: WatchOptions, as
         _answer_file(model, options, given, as_json=as_json)
         return
     texts = _prompt_texts(given.prompt or [])
-    if given.compare:
-        _answer_compared(model, options, texts, batch_size=given.batch_size, as_json=as_json)
-    elif len(texts) > 1:
-        _answer_several(model, options, texts, batch_size=given.batch_size, as_json=as_json)
-    else:
+    if not given.compare and len(texts) == 1:
         _stream(model, options, texts[0], watch, as_json=as_json)
+        return
+    asking: dict[str, Any] = {"prompts": texts, "options": options, "batch_size": given.batch_size}
+    if given.compare:
+        with watching("compare") as view:
+            compared = api.compare(model, **asking, observer=view)
+        told = compared if len(compared) > 1 else compared[0]
+        print_either(told, map(_side_by_side, compared), as_json=as_json)
+        return
+    with watching("complete") as view:
+        answers = api.complete(model, **asking, observer=view)
+    if as_json:
+        print_json(answers)
+    else:
+        _write_several(texts, answers)
+
+
+def _write_several(prompts: Sequence[str], answers: Sequence[Completion]) -> None:
+    """Each prompt with its answer on standard output, in the order of the prompts."""
+    shown = printable if sys.stdout.isatty() else str
+    texts = (f"> {prompt}\n{answer.completion}\n" for prompt, answer in zip(prompts, answers, strict=True))
+    sys.stdout.write(shown("\n".join(texts)))
 
 
 def _stream(
@@ -192,7 +185,7 @@ def _stream(
     """One answer, as it comes."""
     answers = sys.stdout
     with waiting("loading libraries and model"):
-        stream = loraft.generate(
+        stream = api.generate(
             model,
             prompt=prompt,
             options=options,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import RenderableType
 
-import loraft
+from loraft import api
 from loraft.cli.console import print_note, waiting
 from loraft.cli.options import AnswerOptions, JsonOption, argument, flag, option, refuse
 from loraft.cli.views.inside_view import activations_view, gradients_view
@@ -90,14 +90,14 @@ def _of_model(of: AnswerOptions, show: LayersOptions) -> Told:
     section = _lora(show.lora)
     with waiting("looking into the model"):
         trusted, adapters = of.trust_remote_code, of.adapters or ()
-        document = loraft.inspect_layers(
+        document = api.inspect_layers(
             of.target, adapters, base_model=of.base_model, lora=section, trust_remote_code=trusted
         ).as_dict()
         if show.activations is None:
             moved = any(adapter["layers"] for adapter in document.get("adapters", ()))
             refuse((show.plot and not moved, NOTHING_TO_DRAW))
             return document, layers_view(document, every=show.every)
-        seen = loraft.inspect_activations(of.model, prompt=show.activations).as_dict()
+        seen = api.inspect_activations(of.model, prompt=show.activations).as_dict()
     notes = list(dict.fromkeys([*document["notes"], *seen.pop("notes")]))
     return {**document, "activations": seen, "notes": notes}, activations_view(seen, every=show.every)
 
@@ -112,7 +112,7 @@ def _gradients(given: str, changes: Sequence[str], of: AnswerOptions) -> Told:
         from loraft.evaluation.past_run import run_in
 
         run = config or load_config(run_in(Path(given)).folder / "config.yaml", changes)
-        found = loraft.inspect_gradients(run, trained=trained, trust_remote_code=of.trust_remote_code).as_dict()
+        found = api.inspect_gradients(run, trained=trained, trust_remote_code=of.trust_remote_code).as_dict()
     return {"model": found["model"], "notes": found.pop("notes"), "gradients": found}, gradients_view(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import loraft
+from loraft import api
 from loraft.cli.console import print_either, print_note
 from loraft.cli.options import JsonOption, argument, flag, option, refuse, trust_flag
 from loraft.cli.text_tables import print_try_it
@@ -52,7 +52,7 @@ def merge(given: FoldOptions, as_json: JsonOption = False) -> None:
 
         with trusting(given.trust_remote_code):
             target, out = _places(given.target, given.out, given.adapters)
-        report = loraft.merge(
+        report = api.merge(
             target,
             out,
             given.adapters or (),

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import loraft
+from loraft import api
 from loraft.cli.console import is_unicode, print_either, print_json
 from loraft.cli.options import AnswerOptions, JsonOption, flag, option, refuse
 from loraft.cli.text_tables import document, text_table
@@ -103,7 +103,7 @@ def _print_rows(model: ModelRequest, given: TextOptions, *, as_json: bool) -> No
 def _classify(model: ModelRequest, given: TextOptions, output: Path) -> dict[str, object]:
     assert given.texts is not None
     with watching("predict_file") as view:
-        return loraft.predict_file(
+        return api.predict_file(
             model,
             texts=given.texts,
             output=output,
@@ -124,7 +124,7 @@ def _predict_text(model: ModelRequest, text: str, second: str | None, *, as_json
             raise InvalidInputError("is not UTF-8 text", where=name)
 
     with watching("predict") as view:
-        (shares,) = loraft.predict(model, texts=[(text, second)], observer=view)
+        (shares,) = api.predict(model, texts=[(text, second)], observer=view)
     likeliest = sorted(shares, key=shares.__getitem__, reverse=True)
     pair = {} if second is None else {"text_pair": second}
     told = {"text": text, **pair, "prediction": likeliest[0], "probabilities": shares}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import loraft
+from loraft import api
 from loraft.cli.console import print_json, print_note
 from loraft.cli.options import JsonOption, argument, flag, option
 from loraft.cli.text_tables import print_document
@@ -31,15 +31,7 @@ def push(given: PushOptions, as_json: JsonOption = False) -> None:
     environment.
     """
     with watching("push") as view:
-        done = loraft.push(
-            given.target,
-            given.repo,
-            public=given.public,
-            revision=given.revision,
-            message=given.message,
-            dry_run=given.dry_run,
-            observer=view,
-        )
+        done = api.push(**vars(given), observer=view)
     print_note(*done.notes)
     if as_json:
         print_json(done.as_dict())

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-import loraft
+from loraft import api
 from loraft.cli.console import print_json, print_note, print_result, printable
 from loraft.cli.options import JsonOption, argument, flag, option, refuse, trust_flag
 from loraft.cli.text_tables import as_bytes, as_figure, as_measure, facts, figures_beside, label
@@ -30,7 +30,7 @@ LABEL_WIDTH = 18
 class ReportOptions:
     """Which run is reported, and how much is asked of its model."""
 
-    run_folder: str = argument("RUN", "The folder of a run, or of one of its checkpoints.")
+    run: str = argument("RUN", "The folder of a run, or of one of its checkpoints.")
     quick: bool = flag("Load no model: tell what the run wrote down.")
     data: str | None = option("FILE", "Rows to compare the model with its base on [default: those that it held out].")
     limit: int = option("N", "Read at most so many rows, evenly over all.", default=500, min=1)
@@ -50,18 +50,7 @@ def report(given: ReportOptions, as_json: JsonOption = False) -> None:
     """
     refuse((given.quick and given.data is not None, "--quick asks no model: leave --data out."))
     with watching("report") as view:
-        found = loraft.report(
-            given.run_folder,
-            output=given.output,
-            quick=given.quick,
-            data=given.data,
-            limit=given.limit,
-            answers=given.answers,
-            max_new_tokens=given.max_new_tokens,
-            batch_size=given.batch_size,
-            trust_remote_code=given.trust_remote_code,
-            observer=view,
-        )
+        found = api.report(**vars(given), observer=view)
     page = given.output or Path(found.run) / "report.html"
     if as_json:
         print_json({**found.as_dict(), "page": str(page)})

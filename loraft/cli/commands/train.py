@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import loraft
+from loraft import api
 from loraft.cli.console import console_on, print_either, print_json, print_note, print_result, waiting
 from loraft.cli.launch import RanksOptions, as_rank, start_ranks
 from loraft.cli.options import ConfigOptions, JsonOption, flag, option, refuse, size_in_bytes
@@ -72,7 +72,7 @@ def _train(given: ConfigOptions, begin: BeginningOptions, as_json: bool) -> None
     with watching("train") as view:
         from loraft.tasks import TASKS
 
-        result = loraft.train(
+        result = api.train(
             config,
             name=given.name,
             resume=goes_on,
@@ -139,7 +139,7 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
         return
     begun = watching("check") if told.measure else waiting("loading libraries, then model and rows")
     with begun as view:
-        report = loraft.check(
+        report = api.check(
             config,
             name=given.name,
             verbose=told.verbose,
@@ -162,7 +162,7 @@ def check(given: ConfigOptions, told: CheckOptions, as_json: JsonOption = False)
 def _write_fitting(given: ConfigOptions, config: RunConfig, memory: int, *, as_json: bool) -> None:
     """Write the config beside itself that fits into a GPU of so many bytes, where it does not fit as it is."""
     with waiting("loading libraries, then model and rows"):
-        fitting = loraft.fit_memory(config, gpu_memory=memory, trust_remote_code=given.trust_remote_code)
+        fitting = api.fit_memory(config, gpu_memory=memory, trust_remote_code=given.trust_remote_code)
     peak, there = fitting.plan.memory.peak_bytes, fitting.plan.placement.available_bytes
     if fitting.changes:
         text = given.changed(fitting.changes)
@@ -214,7 +214,7 @@ def preview(given: ConfigOptions, show: PreviewOptions, as_json: JsonOption = Fa
     if html is not None:
         check_page(html, config, path, overwrite=show.overwrite)
     with waiting("reading the rows"):
-        seen = loraft.preview(
+        seen = api.preview(
             config,
             count=show.count,
             split=show.split,

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import loraft
+from loraft import api
 from loraft.cli.console import print_json, print_result
 from loraft.cli.options import ConfigOptions, JsonOption, duration_in_seconds, flag, option
 from loraft.cli.text_tables import print_document
@@ -34,7 +34,7 @@ def tune(given: ConfigOptions, tried: TuneOptions, as_json: JsonOption = False) 
     config = given.read()
     written = given.beside("tuned", lambda _: tried.overwrite)
     with watching("tune") as view:
-        done = loraft.tune(
+        done = api.tune(
             config,
             budget=tried.budget,
             name=given.name,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-import loraft
+from loraft import api
 from loraft.cli.console import console_on, forget, printable, waiting
 from loraft.cli.text_tables import as_bytes, as_count, as_duration, as_figure, as_measure, as_rate, as_share, label
 from loraft.cli.wording import in_options
@@ -118,7 +118,7 @@ def view_on(console: Console) -> PlainView:
 def watching(verb: str) -> Iterator[PlainView]:
     """A view on standard error, once what a verb of the API needs is loaded; what libraries print goes there too."""
     with waiting("loading libraries"):
-        getattr(loraft, verb)
+        getattr(api, verb)
     with redirect_stdout(sys.stderr), view_on(console_on(sys.stderr)) as view:
         yield view
 
