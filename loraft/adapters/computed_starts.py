@@ -16,7 +16,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -160,7 +160,7 @@ class _Batches:
     """Batches that are read in turns, as long as the directions turn."""
 
     batches: Sequence[Batch]
-    read: int = field(default=0)
+    read: int = 0
 
     def __len__(self) -> int:
         return len(self.batches)

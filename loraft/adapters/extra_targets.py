@@ -85,7 +85,7 @@ def named_parameters(
         for name, place in places.items()
         if place.layer in layers.get(place.stack, ()) and place.inside not in family.unreached
     }
-    chosen = [name for name in within if any(matches(name, wanted) for wanted in lora.target_parameters)]
+    chosen = [name for name in within if matches(name, *lora.target_parameters)]
     for wanted in lora.target_parameters:
         problems += _problems(wanted, shapes, within, linear, family)
     return sorted(chosen, key=list(shapes).index)

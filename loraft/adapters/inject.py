@@ -142,11 +142,7 @@ def add_lora_layers(
         AdapterError: An expression of the config cannot be used.
     """
     inner = base.get_base_model() if isinstance(base, PeftModel) else base
-    parameters = [
-        name
-        for name, _ in inner.named_parameters()
-        if any(matches(name, one) for one in config.target_parameters or ())
-    ]
+    parameters = [name for name, _ in inner.named_parameters() if matches(name, *(config.target_parameters or ()))]
     config = resolved(config, [module for module, _ in inner.named_modules()], where, parameters)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         for message in HARMLESS:
@@ -284,7 +280,7 @@ def _portable_names(
     inside = sorted({place_in(family.stacks, name).inside for name in targets.modules})
     chosen = set(targets.modules)
     for names in (last, inside):
-        meant = {name for name in everything if any(matches(name, short) for short in names)}
+        meant = {name for name in everything if matches(name, *names)}
         if meant == chosen:
             return names, None, None
         for pattern in _layer_patterns(family):
@@ -298,7 +294,7 @@ def _portable_parameters(targets: TargetModules, base: PreTrainedModel, lora: Lo
     chosen = {weight.name for weight in targets.weights}
     inside = sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in chosen})
     for names in (list(lora.target_parameters), inside):
-        meant = {name for name, _ in base.named_parameters() if any(matches(name, short) for short in names)}
+        meant = {name for name, _ in base.named_parameters() if matches(name, *names)}
         if meant == chosen:
             return names
     return sorted(chosen)

@@ -175,7 +175,7 @@ def parameters_in(place: str, target_parameters: Iterable[str], target_modules: 
     module = place
     while module.endswith(INNER):
         module = module.removesuffix(INNER)
-    named = isinstance(target_modules, Iterable) and any(matches(module, str(name)) for name in target_modules)
+    named = isinstance(target_modules, Iterable) and matches(module, *map(str, target_modules))
     split = (name.rpartition(".") for name in target_parameters)
     return [f"{module}.{name}" for owner, _, name in split if (matches(module, owner) if owner else not named)]
 

@@ -26,7 +26,7 @@ from loraft.adapters.left_by_peft import adaptable_modules, unread_by_peft
 from loraft.adapters.token_rows import Rows, token_rows_in
 from loraft.config.sections import LoraSection
 from loraft.errors import AdapterError, Problem
-from loraft.models.model_structure import depths, sized_modules, stacks_experts, tables_of, tied_modules
+from loraft.models.model_structure import depths, expert_tensors, sized_modules, tables_of, tied_modules
 from loraft.models.modules import linear_modules, matches, nearest
 from loraft.models.registry import LayerPlace, ModelSpec, place_in
 
@@ -167,8 +167,8 @@ def family_notes(
     if experts:
         count = sum(weight.parameters for weight in experts)
         yield f"lora.experts: {len(experts)} tensors of experts get {count:,} of the trained parameters"
-    stacked = {name: weight for name, weight in model.named_parameters() if stacks_experts(name, weight.shape)}
-    plain = [weight.numel() for name, weight in stacked.items() if name.rpartition(".")[0] not in quantized]
+    stacked = expert_tensors(model).items()
+    plain = [weight.numel() for name, weight in stacked if name.rpartition(".")[0] not in quantized]
     if quantized and plain:
         numbers = sum(plain)
         yield f"the {numbers:,} weights of the experts are not quantized: in 16 bits they take {2 * numbers:,} bytes"
@@ -205,13 +205,13 @@ def _chosen(
     unmatched = [name for name in wanted if not any(matches(module, name) for module in within)]
     idle = places.keys() - reached.keys()
     problems += [_unmatched(name, reached, idle, linear, modules) for name in unmatched]
-    return tuple(module for module in within if any(matches(module, name) for name in wanted))
+    return tuple(module for module in within if matches(module, *wanted))
 
 
 def _is_of(inside: str, part: str, family: ModelSpec) -> bool:
     """Whether a module of a layer is of `all-linear`, its `attention` or its `mlp`; routers are of none of them."""
-    of_attention = any(matches(inside, name) for name in family.attention)
-    of_mlp = not of_attention and any(matches(inside, name) for name in family.mlp)
+    of_attention = matches(inside, *family.attention)
+    of_mlp = not of_attention and matches(inside, *family.mlp)
     return inside not in family.routers and {"attention": of_attention, "mlp": of_mlp}.get(part, True)
 
 

@@ -40,6 +40,10 @@ from loraft.config.sections import (
 OF_LMS = UsedBy(*TASKS_OF_GROUP["decoder"], *TASKS_OF_GROUP["encoder_decoder"])
 
 
+Contradictions = Iterator[tuple[bool, str, str, str]]
+"""Whether values that are each allowed do not go together, why, and their keys, of which the first is named."""
+
+
 class TrainingSection(Section):
     """The run: how long, how fast, what is kept."""
 
@@ -160,7 +164,7 @@ class GenerationSection(Section):
     """0 is greedy, above 0 draws, the more freely the higher it is; null is the base's own."""
 
 
-def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+def _contradictions(config: RunConfig) -> Contradictions:
     """Whether values that are each allowed do not go together, why, and their keys, of which the first is named."""
     task, data, training = config.task, config.data, config.training
     cut = data.on_overlength == "split" and task != "causal_lm"
@@ -207,7 +211,7 @@ def _contradictions(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
     yield endless, "needs an evaluation, and data.eval is null", "training.early_stopping_patience", "data.eval"
 
 
-def _of_the_frozen_prefix(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+def _of_the_frozen_prefix(config: RunConfig) -> Contradictions:
     """The same, of what the frozen layers give: it can be read again where a batch comes again as it was."""
     data, training, key = config.data, config.training, "training.cache_frozen_prefix"
     for hinders, why, other in (
@@ -228,7 +232,7 @@ def _of_the_frozen_prefix(config: RunConfig) -> Iterator[tuple[bool, str, str, s
         yield training.cache_frozen_prefix and hinders, why, key, other
 
 
-def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+def _of_preferences(config: RunConfig) -> Contradictions:
     """The same, of the section `preference`."""
     asked, training, key = config.preference, config.training, "preference.loss"
     other = "" if asked.loss == "kto" else ", or loss: orpo"
@@ -269,7 +273,7 @@ def _of_preferences(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
         yield config.task in OF_ANSWERS and is_so, why, first, second
 
 
-def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+def _of_the_adapter(config: RunConfig) -> Contradictions:
     """The same, of the section `lora`."""
     lora = config.lora
     computed = lora.init not in ("default", "gaussian")
@@ -282,7 +286,7 @@ def _of_the_adapter(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
         yield bool(lora.target_parameters), why, key, "lora.target_parameters"
 
 
-def of_streamed_layers(config: RunConfig) -> Iterator[tuple[bool, str, str, str]]:
+def of_streamed_layers(config: RunConfig) -> Contradictions:
     """The same, of layers that are fed to the GPU: what is not frozen has to stay there, and a start reads them all."""
     lora, key = config.lora, "model.stream_layers"
     for hinders, why, other in (

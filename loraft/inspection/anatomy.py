@@ -231,7 +231,7 @@ def _window(config: PreTrainedConfig) -> int | None:
 def _feed_forward(
     model: PreTrainedModel, layer: Mapping[str, tuple[int, int]], family: ModelSpec, config: PreTrainedConfig
 ) -> FeedForward:
-    inside = {name: shape for name, shape in layer.items() if not any(matches(name, part) for part in family.attention)}
+    inside = {name: shape for name, shape in layer.items() if not matches(name, *family.attention)}
     shapes = [shape for part in family.mlp for name, shape in inside.items() if matches(name, part)]
     activation = next((value for name in ACTIVATIONS if isinstance(value := getattr(config, name, None), str)), None)
     if activation is None:
@@ -307,7 +307,7 @@ def _around_attention(model: nn.Module, family: ModelSpec) -> set[str]:
     for path in family.stacks.values():
         stack = model.get_submodule(path)
         if family.attention:
-            held = (name for name in linear_modules(stack) if any(matches(name, part) for part in family.attention))
+            held = (name for name in linear_modules(stack) if matches(name, *family.attention))
             around |= {f"{path}.{name.rpartition('.')[0]}." for name in held}
         else:
             ends = ((name, name.rpartition(".")[2].lower()) for name, _ in stack.named_modules())

@@ -19,11 +19,11 @@ from loraft.errors import ModelError
 from loraft.kernels.packed_experts import hold, pack
 from loraft.models.auto_model import other_use
 from loraft.models.hf_config import reason
-from loraft.models.model_structure import stacks_experts
+from loraft.models.model_structure import expert_tensors
 from loraft.models.modules import TextMark, linear_modules, mark_text
 from loraft.models.quantize import experts_in_4_bits
 from loraft.models.registry import ModelSpec, place_in, taken_by
-from loraft.models.tiny_copy import ROW_LENGTHS, agree, not_on_text, random_row, text_read, tried
+from loraft.models.tiny_copy import agree, not_on_text, random_row, text_read, tried
 
 PASSES = 2
 """In training some architectures leave out whole layers by chance."""
@@ -38,8 +38,7 @@ def unreached(model: PreTrainedModel, spec: ModelSpec, given: Mapping[str, Tenso
     Experts side by side count as one: not each of them sees a token. `model` is a tiny copy of the architecture, and
     `given` what it reads, `[1, time]` each.
     """
-    stacked = (name for name, weight in model.named_parameters() if stacks_experts(name, weight.shape))
-    inside, experts = _in_layers(linear_modules(model), spec), _in_layers(stacked, spec)
+    inside, experts = _in_layers(linear_modules(model), spec), _in_layers(expert_tensors(model), spec)
     changes: dict[str, list[Tensor]] = {}
 
     def changed(name: str, _: nn.Module, read: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -74,7 +73,7 @@ def packs_experts(model: PreTrainedModel, spec: ModelSpec) -> bool:
 
 
 def _computes_with_packed(model: PreTrainedModel, spec: ModelSpec) -> bool:
-    given, other = text_read(random_row(ROW_LENGTHS[1], model), model), copy.deepcopy(model)
+    given, other = text_read(model), copy.deepcopy(model)
     for name in experts_in_4_bits(model, spec, QuantizationSection()):
         module, _, leaf = name.rpartition(".")
         packed = pack(model.get_parameter(name).data, "nf4", double_quant=True)
@@ -110,7 +109,7 @@ def possible_marks(model: PreTrainedModel) -> Iterator[TextMark]:
 
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether the last token changes what is made of itself alone."""
-    row = random_row(ROW_LENGTHS[1], model)
+    row = random_row(model)
     changed = row.clone()
     changed[0, -1] -= 1
     logits = []
@@ -146,7 +145,7 @@ def require_trained_on_text(config: PreTrainedConfig, model: PreTrainedModel) ->
     Raises:
         ModelError: With what the architecture says.
     """
-    read = text_read(random_row(ROW_LENGTHS[1], model), model)
+    read = text_read(model)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model.train()(**read)

@@ -205,9 +205,14 @@ POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "
 
 def configured_positions(config: PreTrainedConfig, *besides: str) -> int | None:
     """The positions that a model was trained with, as its config says, by one of `besides` perhaps; None where not."""
+    return whole_number(config, *POSITIONS, *besides)
+
+
+def whole_number(config: PreTrainedConfig, *names: str, least: int = 1) -> int | None:
+    """The first of some settings of the part that reads text which is a whole number, and no smaller one."""
     text = config.get_text_config()
-    said = (getattr(text, name, None) for name in (*POSITIONS, *besides))
-    return next((positions for positions in said if isinstance(positions, int) and positions > 0), None)
+    said = (getattr(text, name, None) for name in names)
+    return next((number for number in said if isinstance(number, int) and number >= least), None)
 
 
 def stretched_positions(config: PreTrainedConfig) -> int | None:

@@ -15,11 +15,11 @@ from dataclasses import replace
 import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from loraft.errors import ModelError, Problem, first_line
-from loraft.models.hf_config import is_used_otherwise, quietly
+from loraft.models.hf_config import is_used_otherwise, quietly, whole_number
 from loraft.models.modules import embedding_weight, is_within, linear_modules, matches, output_head
 from loraft.models.registry import FAMILIES, Kind, ModelSpec
 
@@ -153,30 +153,27 @@ def _parts_of_layers(
     for path in paths:
         for layer in model.get_submodule(path).children():
             inside |= linear_modules(layer)
-    count = experts_in(model.config)
+    count = whole_number(model.config, "num_experts", "num_local_experts", "n_routed_experts", least=2)
     routers = tuple(name for name, (_, out) in inside.items() if ROUTERS.search(name) and out in (1, count))
     rest = [name for name in inside if name not in routers and not OF_MIXERS.search(name)]
     attention = tuple(name for name in rest if OF_ATTENTION.search(name))
     return attention, tuple(name for name in rest if name not in attention), routers
 
 
-def experts_in(config: PreTrainedConfig) -> int | None:
-    """How many experts a mixture has; None where a config names none."""
-    text = config.get_text_config()
-    counts = (getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-    return next((count for count in counts if isinstance(count, int) and count > 1), None)
-
-
 def _experts(model: nn.Module, path: str) -> str | None:
     """Where the layers at `path` keep experts: a module with a matrix for each of them in one tensor."""
-    layers = model.get_submodule(path).children()
-    named = (each for layer in layers for each in layer.named_parameters())
-    return next((name.rpartition(".")[0] for name, weight in named if stacks_experts(name, weight.shape)), None)
+    found = (name for layer in model.get_submodule(path).children() for name in expert_tensors(layer))
+    return next((name.rpartition(".")[0] for name in found), None)
 
 
 def stacks_experts(parameter: str, shape: Sequence[int]) -> bool:
     """Whether a parameter holds a matrix for each expert of a mixture."""
     return len(shape) == 3 and "expert" in parameter.rpartition(".")[0]
+
+
+def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model that hold a matrix for each expert, by their full names."""
+    return {name: weight for name, weight in model.named_parameters() if stacks_experts(name, weight.shape)}
 
 
 def sized_modules(model: nn.Module) -> dict[str, int]:
@@ -206,9 +203,8 @@ def feed_forward_parts(model: nn.Module, family: ModelSpec) -> dict[str, nn.Modu
         return found
     for path in family.stacks.values():
         for place, layer in model.get_submodule(path).named_children():
-            inside = [name for name in linear_modules(layer) if any(matches(name, one) for one in family.mlp)]
-            inside = [name for name in inside if not any(matches(name, one) for one in family.attention)]
-            outer = {name.rpartition(".")[0] for name in inside}
+            inside = (name for name in linear_modules(layer) if matches(name, *family.mlp))
+            outer = {name.rpartition(".")[0] for name in inside if not matches(name, *family.attention)}
             if len(outer) == 1 and (name := outer.pop()) and _reads_a_token_alone(part := layer.get_submodule(name)):
                 found[f"{path}.{place}.{name}"] = part
     return found

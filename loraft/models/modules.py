@@ -15,14 +15,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraft.errors import ModelError
+from loraft.models.hf_config import whole_number
 from loraft.models.registry import ModelSpec
 
 Kind = TypeVar("Kind")
 
 
-def matches(module: str, name: str) -> bool:
-    """Whether `name` is the full name of `module` or its last path parts."""
-    return module == name or module.endswith(f".{name}")
+def matches(module: str, *names: str) -> bool:
+    """Whether one of `names` is the full name of `module` or its last path parts."""
+    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def is_within(module: str, *outer: str) -> bool:
@@ -70,8 +71,7 @@ def computes_linear(kind: type[nn.Linear]) -> bool:
 
 def hidden_in(model: PreTrainedModel) -> int:
     """The width of the hidden states: as the config says, or of the embedding where it does not."""
-    size = getattr(model.config.get_text_config(), "hidden_size", None)
-    return size if isinstance(size, int) else int(embedding_weight(model).shape[-1])
+    return whole_number(model.config, "hidden_size") or int(embedding_weight(model).shape[-1])
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:

@@ -24,14 +24,24 @@ from loraft.kernels.decoding import new_cache, read_on
 from loraft.kernels.packed_attention import ROWS
 from loraft.models.auto_model import group_of, meta_model, require_class
 from loraft.models.experiments import marked, packs_experts, require_trained_on_text, unreached
-from loraft.models.hf_config import CLASSIFIER, configured_positions, is_used_otherwise, own_code, quietly, reason
+from loraft.models.hf_config import (
+    CLASSIFIER,
+    configured_positions,
+    is_used_otherwise,
+    own_code,
+    quietly,
+    reason,
+    whole_number,
+)
 from loraft.models.model_structure import by_structure, sized_modules
 from loraft.models.modules import class_logits, decoder_inputs, head_of, is_within, pair_states, text_states
 from loraft.models.registry import Caching, ModelSpec, row_of
-from loraft.models.tiny_copy import CLOSE, ROW_LENGTHS, agree, random_row, text_read, tiny_copy, tried
+from loraft.models.tiny_copy import CLOSE, LONG, SHORT, agree, random_row, text_read, tiny_copy, tried
 
 LONGEST, MOST_SPARE = 512, 4
 """The longest row that is tried, and how many positions may be spare."""
+TOGETHER = (SHORT, LONG, 5)
+"""The rows that are laid end to end."""
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier_scale")
 DIVISORS = ("logits_scaling",)
@@ -104,14 +114,14 @@ def _probed(config: PreTrainedConfig, group: ModelGroup | None) -> ModelSpec:
 
 
 def _require_vocabulary(config: PreTrainedConfig) -> None:
-    if not isinstance(getattr(config.get_text_config(), "vocab_size", None), int):
+    if whole_number(config, "vocab_size") is None:
         message = f"model type {config.model_type!r} reads no tokens of a vocabulary: its config has no vocab_size"
         raise ModelError(message, key="model.name_or_path", remedy="Choose another model.")
 
 
 def _with_reach(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
     """The facts with the modules that no gradient reaches, if the experiment can be made."""
-    given = text_read(random_row(ROW_LENGTHS[1], model), model)
+    given = text_read(model)
     try:
         return replace(spec, unreached=unreached(model, spec, given))
     except Exception:  # whatever an architecture refuses: all its modules are then adapted
@@ -130,7 +140,7 @@ def _has_another_loss(model: PreTrainedModel) -> bool:
     """Whether its loss is not the likelihood that its logits give the next token: that of several, say."""
     if getattr(model.config.get_text_config(), "output_router_logits", False):  # which adds that of routers
         return False
-    row, said = random_row(ROW_LENGTHS[1], model), random_row(ROW_LENGTHS[0], model)
+    row, said = random_row(model), random_row(model, SHORT)
     if model.config.is_encoder_decoder:
         found = model(input_ids=row, labels=said, use_cache=False)
         logits = found.logits[0]
@@ -149,10 +159,10 @@ def _ignores_right_padding(model: PreTrainedModel) -> bool:
 
 def _given(model: PreTrainedModel) -> dict[str, Any]:
     """A row that a forward reads; of an encoder-decoder its mask too, and what the decoder reads."""
-    row = random_row(ROW_LENGTHS[1], model)
+    row = random_row(model)
     if not model.config.is_encoder_decoder:
         return {"input_ids": row}
-    read = decoder_inputs(model, random_row(ROW_LENGTHS[0], model))
+    read = decoder_inputs(model, random_row(model, SHORT))
     return {"input_ids": row, "attention_mask": torch.ones_like(row), "decoder_input_ids": read}
 
 
@@ -197,7 +207,7 @@ def _while_writing(spec: ModelSpec, model: PreTrainedModel) -> ModelSpec:
 
 def _goes_on(model: PreTrainedModel, form: Caching) -> bool:
     """Whether reading a row in two parts gives what reading it at once does."""
-    row, cache = random_row(ROW_LENGTHS[1], model), new_cache(model) if form == "keys" else None
+    row, cache = random_row(model), new_cache(model) if form == "keys" else None
     whole = model(input_ids=row, use_cache=False).logits[:, -1]
     state = read_on(model, cache, input_ids=row[:, :-3])
     for place in range(row.shape[1] - 3, row.shape[1]):
@@ -207,7 +217,7 @@ def _goes_on(model: PreTrainedModel, form: Caching) -> bool:
 
 def _goes_back(model: PreTrainedModel) -> bool:
     """Whether what was read can be cut back to an earlier point."""
-    row, cache = random_row(ROW_LENGTHS[1], model), new_cache(model, rewinds=True)
+    row, cache = random_row(model), new_cache(model, rewinds=True)
     whole = model(input_ids=row, use_cache=False).logits[:, -1]
     read_on(model, cache, input_ids=torch.cat([row[:, :-1], row[:, :3]], dim=1))
     cache.crop(-3)
@@ -215,7 +225,7 @@ def _goes_back(model: PreTrainedModel) -> bool:
 
 
 def _ignores_left_padding(model: PreTrainedModel) -> bool:
-    row = random_row(ROW_LENGTHS[0], model)
+    row = random_row(model, SHORT)
     ids, mask = nn.functional.pad(row, (3, 0), value=1), nn.functional.pad(torch.ones_like(row), (3, 0))
     given = {"input_ids": ids, "attention_mask": mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
@@ -229,8 +239,8 @@ def _rows_stay_apart(model: PreTrainedModel) -> bool:
     Together they are longer than one row may be: there are models whose masks are no longer.
     """
     most = configured_positions(model.config)
-    lengths = ROW_LENGTHS * (1 if most is None or most > LONGEST else most // sum(ROW_LENGTHS) + 1)
-    rows = [random_row(length, model) for length in lengths]
+    lengths = TOGETHER * (1 if most is None or most > LONGEST else most // sum(TOGETHER) + 1)
+    rows = [random_row(model, length) for length in lengths]
     alone = torch.cat([text_states(model, input_ids=row)[0] for row in rows])
     model.set_attn_implementation(ROWS)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -273,7 +283,7 @@ def _spare_positions(model: PreTrainedModel) -> int:
 
 
 def _reads(model: PreTrainedModel, length: int) -> bool:
-    model(**text_read(random_row(length, model), model))
+    model(**text_read(model, length))
     return True
 
 
@@ -296,7 +306,7 @@ def _head_modules(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _decides_last(spec: ModelSpec, model: PreTrainedModel) -> bool:
-    row = random_row(ROW_LENGTHS[0], model)
+    row = random_row(model, SHORT)
     model.config.pad_token_id = 0  # transformers finds the last token of a row by it
     mask = torch.ones_like(row)
     other_end = torch.cat([row[:, :-1], row[:, :1]], dim=1)
@@ -306,7 +316,7 @@ def _decides_last(spec: ModelSpec, model: PreTrainedModel) -> bool:
 
 
 def _ignores_padding(spec: ModelSpec, model: PreTrainedModel) -> bool:
-    row = random_row(ROW_LENGTHS[0], model)
+    row = random_row(model, SHORT)
     padded = nn.functional.pad(row, (0, 4), value=model.config.pad_token_id or 0)
     mask = nn.functional.pad(torch.ones_like(row), (0, 4))
     alone = class_logits(model, spec, row, torch.ones_like(row))

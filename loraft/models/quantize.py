@@ -25,7 +25,7 @@ from loraft.errors import ModelError
 from loraft.kernels.linear_weights import is_quantized, product_dtype, unpacked
 from loraft.kernels.packed_experts import BLOCK, CONSTANTS_BLOCK, PackedExperts, hold, is_packable, let_go, pack
 from loraft.models.device import DTYPES, NO_FLOAT16, DeviceConfig
-from loraft.models.model_structure import stacks_experts
+from loraft.models.model_structure import expert_tensors
 from loraft.models.modules import linear_modules, modules_of
 from loraft.models.registry import ModelSpec
 
@@ -126,8 +126,7 @@ def experts_in_4_bits(model: nn.Module, family: ModelSpec, section: Quantization
     """The tensors of experts that are stored in 4 bits where a model's weights are; of one on the meta device too."""
     if section is None or section.bits != 4 or not section.experts or not family.packs_experts:
         return ()
-    named = model.named_parameters()
-    return tuple(name for name, weight in named if stacks_experts(name, weight.shape) and is_packable(weight.shape))
+    return tuple(name for name, weight in expert_tensors(model).items() if is_packable(weight.shape))
 
 
 @register_quantization_config(WITH_EXPERTS)

@@ -138,7 +138,13 @@ def _encoder(model_type: str, path: str, names: Names, classifier: tuple[str, ..
     return ModelSpec(model_type, path, *names, "encoder", classifier=classifier, packs=False, **columns)
 
 
-def _two_stacks(model_type: str, encoder: str, decoder: str, names: Names, **columns: Any) -> ModelSpec:
+def _two_stacks(
+    model_type: str,
+    names: Names,
+    encoder: str = "model.encoder.layers",
+    decoder: str = "model.decoder.layers",
+    **columns: Any,
+) -> ModelSpec:
     # In cross-attention k and v read another tensor than q: computed together, two of three products would be lost.
     return ModelSpec(
         model_type, decoder, *names, "encoder_decoder", encoder, classifier=(), packs=False, same_input=(), **columns
@@ -178,14 +184,14 @@ TABLE = (
     ModelSpec("arcee", mlp=("up_proj", "down_proj")),
     ModelSpec("mixtral", mlp=(), experts="mlp.experts"),
     _two_stacks(
-        "t5", "encoder.block", "decoder.block", T5,
+        "t5", T5, "encoder.block", "decoder.block",
         scales_if="scale_decoder_outputs", prefixed=True, stable_in_float16=False,
     ),
-    _two_stacks("mt5", "encoder.block", "decoder.block", T5, stable_in_float16=False),
-    _two_stacks("bart", "model.encoder.layers", "model.decoder.layers", BART, logits_bias="final_logits_bias"),
-    _two_stacks("mbart", "model.encoder.layers", "model.decoder.layers", BART, logits_bias="final_logits_bias"),
-    _two_stacks("m2m_100", "model.encoder.layers", "model.decoder.layers", BART),
-    _two_stacks("marian", "model.encoder.layers", "model.decoder.layers", BART, logits_bias="final_logits_bias"),
+    _two_stacks("mt5", T5, "encoder.block", "decoder.block", stable_in_float16=False),
+    _two_stacks("bart", BART, logits_bias="final_logits_bias"),
+    _two_stacks("mbart", BART, logits_bias="final_logits_bias"),
+    _two_stacks("m2m_100", BART),
+    _two_stacks("marian", BART, logits_bias="final_logits_bias"),
     _encoder("bert", "bert.encoder.layer", BERT, ("bert.pooler", "classifier")),
     _encoder("roberta", "roberta.encoder.layer", BERT, ("classifier",), spare_positions=2),
     _encoder("xlm-roberta", "roberta.encoder.layer", BERT, ("classifier",), spare_positions=2),

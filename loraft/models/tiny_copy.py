@@ -193,7 +193,7 @@ def _tables(part: dict[str, Any]) -> dict[str, Any]:
     return rows | ids
 
 
-ROW_LENGTHS = (7, 13, 5)
+SHORT, LONG = 7, 13
 """The rows of experiments: longer than the windows of a tiny copy."""
 CLOSE = 1e-4
 """How far from one another results may be that differ by rounding alone, in parts of how far they spread."""
@@ -208,7 +208,7 @@ def tried(experiment: Callable[..., bool], *given: Any) -> bool:
         return False
 
 
-def random_row(length: int, model: PreTrainedModel) -> Tensor:
+def random_row(model: PreTrainedModel, length: int = LONG) -> Tensor:
     """A row of tokens that are no special ones, `[1, length]`."""
     generator = torch.Generator().manual_seed(length)
     vocabulary = model.config.get_text_config().vocab_size
@@ -218,8 +218,9 @@ def random_row(length: int, model: PreTrainedModel) -> Tensor:
     return row
 
 
-def text_read(row: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
-    """A row `[1, time]` as all that a forward reads: with its mask, and as what a decoder says too."""
+def text_read(model: PreTrainedModel, length: int = LONG) -> dict[str, Tensor]:
+    """Such a row as all that a forward reads: with its mask, and as what a decoder says too."""
+    row = random_row(model, length)
     target = {"decoder_input_ids": row} if model.config.is_encoder_decoder else {}
     return {"input_ids": row, "attention_mask": torch.ones_like(row), **target}
 

@@ -16,6 +16,7 @@ from loraft.adapters.adapter_files import AdapterFiles
 from loraft.adapters.effect import begins_as_the_base
 from loraft.adapters.start_from import biases_of_b, start_of
 from loraft.adapters.targets import TargetModules, family_notes, targets_in
+from loraft.config.change_config import with_values
 from loraft.config.schema import RunConfig
 from loraft.config.sections import FROM_WEIGHTS, QuantizationSection
 from loraft.dataset.build import PreparedData, prepare
@@ -314,8 +315,8 @@ def _fitting_length(config: RunConfig, context: int | None) -> tuple[RunConfig, 
     """`data.max_length`, where it is not set, no more than the positions of the model."""
     if context is None or "max_length" in config.data.model_fields_set or config.data.max_length <= context:
         return config, []
-    data = config.data.model_copy(update={"max_length": context})
-    return config.model_copy(update={"data": data}), [f"data.max_length is {context}: the model has no more positions"]
+    changed = with_values(config, {"data.max_length": context})
+    return changed, [f"data.max_length is {context}: the model has no more positions"]
 
 
 def _collected(problems: list[Problem], decide: Callable[[], Result]) -> Result | None:

@@ -10,7 +10,7 @@ from loraft.adapters.targets import TargetModules
 from loraft.config.schema import RunConfig
 from loraft.errors import ModelError
 from loraft.models.hf_config import quietly
-from loraft.models.model_structure import ROUTERS, stacks_experts
+from loraft.models.model_structure import ROUTERS, expert_tensors
 from loraft.models.modules import is_within, states_and_router_loss
 from loraft.models.registry import ModelSpec, place_in
 from loraft.models.tiny_copy import text_read, tiny_copy
@@ -65,10 +65,9 @@ def _has_router_loss(model: PreTrainedModel, family: ModelSpec) -> bool:
         small = tiny_copy(model.config)
         if small is None:
             return False
-        read = text_read(torch.arange(1, 9)[None], small)
         try:
             with torch.enable_grad():
-                _, loss = states_and_router_loss(small, plain=family.plain, **read)
+                _, loss = states_and_router_loss(small, plain=family.plain, **text_read(small))
         except Exception:  # what an architecture cannot do, it refuses in a way of its own
             return False
     return isinstance(loss, Tensor) and loss.requires_grad
@@ -76,8 +75,7 @@ def _has_router_loss(model: PreTrainedModel, family: ModelSpec) -> bool:
 
 def _reaches_routers(model: PreTrainedModel, family: ModelSpec, targets: TargetModules | None) -> bool:
     """Whether something that is trained is a router of the last layer that has one, or comes before it."""
-    stacked = (name for name, weight in model.named_parameters() if stacks_experts(name, weight.shape))
-    experts = [name for name in stacked if place_in(family.stacks, name).inside not in family.unreached]
+    experts = [name for name in expert_tensors(model) if place_in(family.stacks, name).inside not in family.unreached]
     if targets is None or targets.rows or not experts:
         return True
     last = max(place_in(family.stacks, name).layer for name in experts)

@@ -250,23 +250,25 @@ def _resolved(known: KnownRun) -> KnownRun:
     optim, note = resolve_optim(training, device=known.placement.device)
     asks = config.method == "qlora" and config.quantization.compute_dtype == "auto"
     compute = dtype if asks else config.quantization.compute_dtype
-    coefficient = known.shape.router_aux_loss_coef
-    settled = training.model_copy(update={"learning_rate": rate, "optim": optim, "router_aux_loss_coef": coefficient})
+    values = {
+        "model.dtype": dtype,
+        "quantization": known.shape.quantization or config.quantization,
+        "quantization.compute_dtype": compute,
+        "training.learning_rate": rate,
+        "training.optim": optim,
+        "training.router_aux_loss_coef": known.shape.router_aux_loss_coef,
+    }
+    settled = with_values(config, values)
     if not known.placement.stated:
-        require_optimizer(settled, known.placement.device)
-    notes = [*([note] if note else []), *_optimizer_notes(known.shape, config, settled)]
+        require_optimizer(settled.training, known.placement.device)
+    notes = [*([note] if note else []), *_optimizer_notes(known.shape, config, settled.training)]
     if training.learning_rate == "auto":
         of_task = "" if known.task.rate_share == 1 else f" and task {config.task}"
         notes.append(f"training.learning_rate auto is {rate:g} for method {config.method}{of_task}")
     if training.max_steps is not None and "num_train_epochs" in training.model_fields_set:
         notes.append(f"training.max_steps {training.max_steps} decides; num_train_epochs is not used")
-    changed = {
-        "model": config.model.model_copy(update={"dtype": dtype}),
-        "quantization": (known.shape.quantization or config.quantization).model_copy(update={"compute_dtype": compute}),
-        "training": settled,
-    }
     notes = [*known.notes, *known.data.renderer.notes, *notes, *known.data.report.notes]
-    return replace(known, config=config.model_copy(update=changed), notes=tuple(notes))
+    return replace(known, config=settled, notes=tuple(notes))
 
 
 def _optimizer_notes(shape: ModelSummary, config: RunConfig, settled: TrainingSection) -> Iterator[str]:
