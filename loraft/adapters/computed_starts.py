@@ -39,7 +39,7 @@ from loraft.models.load_model import LoadedModel
 from loraft.models.modules import modules_of
 from loraft.models.safetensors_index import header_of, mapped_tensor, read_headers
 from loraft.tasks.batches import Batch
-from loraft.tokenization.examples import IGNORED
+from loraft.tokenization.examples import IGNORED, Example
 
 MOST_BATCHES = 2000
 """How many batches are read at most until the directions no longer turn."""
@@ -139,7 +139,7 @@ def _original(name: str, loaded: LoadedModel, *, transposed: bool) -> Tensor:
     if header is None:
         message = f"the files of the base do not hold the weight of {name} as it was before it was quantized"
         remedy = "Leave lora.init at default, or take pissa."
-        raise ModelError(message, where=loaded.name, key="lora.init", remedy=remedy)
+        raise ModelError(message, where=loaded.name, key=KEY, remedy=remedy)
     weight = mapped_tensor(header).to(loaded.placement.dtype)
     return weight.T if transposed else weight
 
@@ -153,6 +153,22 @@ def as_plain(config: LoraConfig, start: str) -> None:
     config.lora_alpha *= grows  # type: ignore[assignment]  # peft takes any number
     config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
     config.alpha_pattern = {name: grows * alpha for name, alpha in (config.alpha_pattern or {}).items()}
+
+
+def learned_from(example: Example) -> int:
+    """The tokens of an example that directions are made of, by the stack that has fewer."""
+    return min(len(example.input_ids), example.trained) if example.target_tokens else example.trained
+
+
+def require_tokens(least: int, examples: Iterable[Example]) -> None:
+    """Refuse `lora.init: eva` where there are fewer tokens than the directions that the highest rank needs.
+
+    Raises:
+        AdapterError: There are.
+    """
+    if sum(map(learned_from, examples)) < least:
+        message = f"eva begins with {least} directions of what is learned, and the rows have fewer tokens than that"
+        raise AdapterError(message, key=KEY, remedy="Take a lower lora.r, more rows, or another lora.init.")
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from loraft.adapters.computed_starts import require_tokens
 from loraft.adapters.effect import begins_as_the_base
 from loraft.adapters.model_card import shown
 from loraft.config.change_config import with_values
@@ -31,7 +32,6 @@ from loraft.optimization.optimizer import require_optimizer, resolve_optim
 from loraft.optimization.schedule import require_schedule
 from loraft.planning.known_run import KnownRun, ModelSummary, known_run
 from loraft.planning.memory import MemoryPlan, Saving
-from loraft.planning.start_tokens import require_tokens
 from loraft.planning.strategy import spread
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept

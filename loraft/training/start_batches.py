@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from torch.nn.functional import pad
 
-from loraft.adapters.computed_starts import begin_from_data
+from loraft.adapters.computed_starts import begin_from_data, learned_from, require_tokens
 from loraft.adapters.inject import AdaptedModel
 from loraft.dataset.streaming import StreamingSampler
 from loraft.planning.run_plan import RunPlan
-from loraft.planning.start_tokens import learned_from, require_tokens
 from loraft.tasks.batches import Batch
 from loraft.tasks.loss import TaskLoss
 from loraft.tokenization.examples import IGNORED, Example
