@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from loraft.models.base_files import BaseFiles
+from loraft.models.base_files import ModelInFiles
 from loraft.models.packed_weights import PackedHeader
 from loraft.models.safetensors_index import DTYPES, TensorHeader, header_of
 
@@ -58,7 +58,7 @@ class Storage:
         return header.tensor(torch.float32)
 
 
-def read_storage(base: BaseFiles) -> Storage:
+def read_storage(base: ModelInFiles) -> Storage:
     """How a model is stored; one without weights is told by its config."""
     if not base.headers:
         config = base.model.config

@@ -28,7 +28,7 @@ from loraft.adapters.token_rows import refuse_untrained_rows
 from loraft.config.sections import QuantizationSection
 from loraft.errors import AdapterError, ModelError
 from loraft.merging.merge_plan import MergePlan, WeightedAdapter, plan_merge
-from loraft.models.base_files import BaseFiles, base_files, require_tensors
+from loraft.models.base_files import ModelInFiles, base_files, require_tensors
 from loraft.models.device import DTYPES
 from loraft.models.hf_config import code_notes, own_code
 from loraft.models.load_model import load_config
@@ -64,7 +64,7 @@ class Merge:
     """
 
     target: ResolvedTarget
-    base: BaseFiles
+    base: ModelInFiles
     family: ModelSpec
     adapters: tuple[WeightedAdapter, ...]
     plan: MergePlan
@@ -207,7 +207,7 @@ def _shown(folder: Path) -> str:
 
 
 def _sources(
-    base: BaseFiles, held: Collection[str]
+    base: ModelInFiles, held: Collection[str]
 ) -> tuple[dict[str, TensorHeader], dict[str, tuple[TensorHeader, ...]]]:
     """Where the files have the tensors of a model: as they are, and those that loading computes from others."""
     whole_numbers = (name for name, tensor in base.model.state_dict().items() if not tensor.is_floating_point())

@@ -46,17 +46,18 @@ BESIDE_PACKED = (".bias", ".scales")
 
 
 @dataclass(frozen=True, eq=False)
-class BaseFiles:
+class ModelInFiles:
     """A model on the meta device, and what the files in a folder hold of it.
 
     Attributes:
-        headers: Every tensor of the files by its name there, a quantized one as the weight that it stands for; none
-            where there are no weights to look at.
+        has_weights: There are weights to look at.
+        headers: Every tensor of the files by its name there, a quantized one as the weight that it stands for.
         origins: What the model's tensors are in the files, by their names in the model.
         notes: What there is to say about ties, a sentence.
     """
 
     folder: Path
+    has_weights: bool
     model: PreTrainedModel
     headers: Mapping[str, TensorHeader]
     origins: Mapping[str, Origin]
@@ -80,7 +81,7 @@ class BaseFiles:
         return [header for name, header in self.headers.items() if name not in placed]
 
 
-def base_files(config: PreTrainedConfig, folder: Path, *, has_weights: bool = True) -> BaseFiles:
+def base_files(config: PreTrainedConfig, folder: Path, *, has_weights: bool = True) -> ModelInFiles:
     """The model of a config on the meta device, with what the files in a folder hold of it.
 
     transformers leaves apart what a config ties where the files hold other numbers for each. The config then says so
@@ -95,11 +96,11 @@ def base_files(config: PreTrainedConfig, folder: Path, *, has_weights: bool = Tr
     if not tied or not all(
         name in origins and of in origins and _are_apart(origins[name], origins[of]) for name, of in tied.items()
     ):
-        return BaseFiles(folder, model, headers, origins)
+        return ModelInFiles(folder, has_weights, model, headers, origins)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     both = " and ".join(next(iter(tied.items())))
     note = f"config.json ties {both}, and the files hold other numbers for each: both are used as they are"
-    return BaseFiles(folder, meta_model(config), headers, origins, (note,))
+    return ModelInFiles(folder, has_weights, meta_model(config), headers, origins, (note,))
 
 
 def _are_apart(one: Origin, other: Origin) -> bool:
@@ -123,7 +124,7 @@ class ModelTensors:
     unused: tuple[TensorHeader, ...]
 
 
-def require_tensors(base: BaseFiles, labels: Sequence[str]) -> ModelTensors:
+def require_tensors(base: ModelInFiles, labels: Sequence[str]) -> ModelTensors:
     """Refuse files that lack something of a model, the head of a classifier apart; where there are none it is new.
 
     The module that decides between the classes is new too where the files have it for other classes: it would begin
@@ -135,7 +136,7 @@ def require_tensors(base: BaseFiles, labels: Sequence[str]) -> ModelTensors:
     """
     model, new = base.model, tuple[str, ...]()
     head = spec_of(model.config, "classifier").classifier if labels else ()
-    if not base.headers:
+    if not base.has_weights:
         return ModelTensors({}, head, ())
     expected = expected_tensors(model)
     if head:
@@ -160,7 +161,7 @@ def require_tensors(base: BaseFiles, labels: Sequence[str]) -> ModelTensors:
     return ModelTensors(held, new, unused)
 
 
-def unpacked_tensors(base: BaseFiles, dtype: torch.dtype) -> dict[str, Tensor]:
+def unpacked_tensors(base: ModelInFiles, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every tensor of the files by its name there, those that are quantized as the weights that they stand for.
 
     Raises:

@@ -22,7 +22,7 @@ from loraft.errors import ModelError
 from loraft.io.checksums import altered_settings, is_weights, refuse_altered, remade
 from loraft.kernels.layer_stream import Fed, LayerStream
 from loraft.models.auto_model import class_of, from_pretrained
-from loraft.models.base_files import BaseFiles, base_files, require_tensors, unpacked_tensors
+from loraft.models.base_files import ModelInFiles, base_files, require_tensors, unpacked_tensors
 from loraft.models.device import DeviceConfig, own_device
 from loraft.models.hf_config import (
     AUTO_MAP,
@@ -153,7 +153,7 @@ def _stream_of(
 
 
 def _with_weights(
-    base: BaseFiles,
+    base: ModelInFiles,
     config: PreTrainedConfig,
     stored: StoredWeights | None,
     family: ModelSpec,

@@ -16,7 +16,7 @@ from loraft.errors import ModelError
 from loraft.figures import listed
 from loraft.kernels.fused.fuse import gated_parts
 from loraft.kernels.layer_stream import uses_of_parameters
-from loraft.models.base_files import BaseFiles
+from loraft.models.base_files import ModelInFiles
 from loraft.models.hf_config import class_names, heads_in, is_classifier
 from loraft.models.load_model import load_any_config
 from loraft.models.model_structure import ends_of, placed_layers
@@ -147,13 +147,13 @@ def layer_sizes(model: PreTrainedModel, path: str, feed_forward: Collection[str]
 
 
 def in_few_bits(
-    base: BaseFiles, family: ModelSpec, quantization: QuantizationSection | None, stored: StoredWeights | None
+    base: ModelInFiles, family: ModelSpec, quantization: QuantizationSection | None, stored: StoredWeights | None
 ) -> FewBits:
     """What of a model is stored in few bits: what quantizing takes, or what its files have so."""
     if quantization is None:
         return FewBits({}, {})
     model, linear = base.model, linear_modules(base.model)
-    quantized = base.packed_modules if stored is not None and base.headers else quantizable_modules(model)
+    quantized = base.packed_modules if stored is not None and base.has_weights else quantizable_modules(model)
     experts = experts_in_4_bits(model, family, quantization)
     shapes = {name: tuple(model.get_parameter(name).shape) for name in experts}
     return FewBits({name: linear[name] for name in quantized if name in linear}, shapes)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -24,7 +23,7 @@ from loraft.errors import InvalidInputError, ModelError, Problem
 from loraft.io.hub_access import hub_problems
 from loraft.io.paths import cache_folder
 from loraft.models.auto_model import generation_defaults_in
-from loraft.models.base_files import base_files, require_tensors
+from loraft.models.base_files import ModelInFiles, base_files, require_tensors
 from loraft.models.device import DTYPES, DeviceConfig, StatedDevice, select_device
 from loraft.models.hf_config import check_dtype, context_of, own_code
 from loraft.models.load_model import load_config, load_noted_tokenizer, stored_in
@@ -154,11 +153,10 @@ def summarize_model(
         ModelError: Its files lack tensors or have others, or its decoder has no start token.
         AdapterError: The `lora` section names what the model does not have, or goes on from another adapter.
     """
-    group = TASKS[run.task].group
-    config, folder = load_config(model, group, labels), model.small_files
-    family, base = spec_of(config, group), base_files(config, folder, has_weights=model.has_weights)
+    config = load_config(model, group := TASKS[run.task].group, labels)
+    family, base = spec_of(config, group), base_files(config, model.small_files, has_weights=model.has_weights)
     skeleton = base.model
-    _require_start(skeleton, folder, family, labels)
+    _require_start(base, family, labels)
     tensors, head = require_tensors(base, labels), family.classifier if labels else ()
     _refuse_own_code(run, config)
     own_rows, stored = grow(skeleton, tokens) if tokens else 0, stored_in(model)
@@ -170,7 +168,7 @@ def summarize_model(
     targets = None
     if run.method != "full":
         targets = targets_in(skeleton, family, run.lora, quantized=few_bits.modules, head=head, tokens=tokens)
-        targets, about_start = _going_on(targets, start_of(run.lora, targets, labels), folder if base.headers else None)
+        targets, about_start = _goes_on(targets, start_of(run.lora, targets, labels), base)
         notes = [*about_start, *notes]
     coefficient, about_routers = router_loss(run, skeleton, family, targets)
     notes += about_new_tokens(run.model.add_tokens if tokens else (), skeleton, own_rows, targets)
@@ -210,9 +208,9 @@ def _lowest_saved(skeleton: PreTrainedModel, family: ModelSpec, targets: TargetM
     return lowest
 
 
-def _going_on(targets: TargetModules, start: AdapterFiles | None, base: Path | None) -> tuple[TargetModules, list[str]]:
-    """What is trained where training goes on from an adapter, and what there is to say of it and its base's folder."""
-    notes = list(start.check_base(fingerprint(base))) if start is not None and base is not None else []
+def _goes_on(targets: TargetModules, start: AdapterFiles | None, base: ModelInFiles) -> tuple[TargetModules, list[str]]:
+    """What is trained where training goes on from an adapter, and what there is to say of it and its base."""
+    notes = list(start.check_base(fingerprint(base.folder))) if start is not None and base.has_weights else []
     of_b = biases_of_b(start)
     if not of_b:
         return targets, notes
@@ -226,10 +224,11 @@ def _refuse_own_code(run: RunConfig, config: PreTrainedConfig) -> None:
         raise ModelError(message, key="method", remedy="Write method: lora, whose adapter goes with the base.")
 
 
-def _require_start(skeleton: PreTrainedModel, folder: Path, family: ModelSpec, labels: Sequence[str]) -> None:
+def _require_start(base: ModelInFiles, family: ModelSpec, labels: Sequence[str]) -> None:
     if family.encoder_path is None or labels:
         return
-    skeleton.generation_config = generation_defaults_in(folder) or skeleton.generation_config
+    skeleton = base.model
+    skeleton.generation_config = generation_defaults_in(base.folder) or skeleton.generation_config
     some_token = (skeleton.config.pad_token_id or 0) + 1  # mBART looks for the last one that is no padding
     decoder_inputs(skeleton, torch.full((1, 1), some_token))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from loraft.errors import ModelError
 from loraft.models.auto_model import meta_model
-from loraft.models.base_files import as_model_names
+from loraft.models.base_files import as_model_names, base_files, require_tensors
 from loraft.models.safetensors_index import check_weights, expected_tensors, read_headers
 from tests.models.test_probe import EXPERTS, small
 from tests.tiny import save_tiny, tiny_model
@@ -50,3 +53,11 @@ def test_the_language_part_of_a_larger_model_has_other_names_in_its_files(tmp_pa
 def test_where_nothing_is_renamed_each_tensor_is_its_own(tmp_path: Path, model_type: str) -> None:
     found = as_model_names(tiny_model(model_type), read_headers(save_tiny(tmp_path, model_type)))
     assert not any(origin.converted or len(origin.parts) > 1 for origin in found.values())
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_a_file_without_a_tensor_is_refused_and_is_not_the_same_as_no_file(tmp_path: Path, has_weights: bool) -> None:
+    save_file({}, save_tiny(tmp_path) / "model.safetensors")
+    base = base_files(AutoConfig.from_pretrained(tmp_path), tmp_path, has_weights=has_weights)
+    with pytest.raises(ModelError, match="tensors are missing") if has_weights else nullcontext():
+        require_tensors(base, ())
