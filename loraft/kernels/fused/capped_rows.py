@@ -16,6 +16,11 @@ from loraft.kernels.transfer import to_device
 
 BLOCK = 128
 """Tokens of a block, as flex attention has them."""
+VARIANTS = 64
+"""How often it may be compiled: for a trial and a model, gradients or none, many blocks or one.
+
+After 8 times torch would take what is not compiled, which holds the scores of all pairs of tokens.
+"""
 AT_ONCE = "capped_rows_at_once"
 """The attribute of an attention module whose capped scores take this kernel."""
 
@@ -55,8 +60,10 @@ def compiled() -> Callable[..., Any]:
 
     Not with `dynamic=True`, by which torch 2.13 takes the cap for a number that changes, and cannot compile it.
     """
+    from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 
+    config.recompile_limit = max(config.recompile_limit, VARIANTS)
     return torch.compile(flex_attention)
 
 

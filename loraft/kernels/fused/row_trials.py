@@ -17,7 +17,7 @@ from loraft.kernels.packed_attention import attend_rows
 CAPPED = "attention with capped scores"
 HEADS, KEY_HEADS, CAP, SCALE = 4, 2, 5.0, 0.3
 TRIED: tuple[tuple[list[int], int | None], ...] = (([130, 1, 64, 233], None), ([300, 257], 33))
-"""Two lengths of all rows, so that what is compiled for any length is compiled before the first step."""
+"""Two lengths of all rows, so that what is compiled for any length is tried too."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Of the norm, from products in float32: weights and outputs are rounded."""
 

@@ -57,6 +57,13 @@ def test_a_trial_finds_the_numbers_of_products_written_out(counted: list[str]) -
     assert len(counted) == told, "what was compiled in the trial takes any other length"
 
 
+@pytest.mark.filterwarnings("ignore")  # of what a compiler imports
+def test_it_may_be_compiled_for_all_that_a_run_asks_of_it() -> None:
+    """A trial has it compiled four times, training and evaluation twice each, a reference once more: 8 are too few."""
+    capped_rows.compiled.__wrapped__()
+    assert torch._dynamo.config.recompile_limit >= capped_rows.VARIANTS
+
+
 def test_what_cannot_be_compiled_or_is_off_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     for answer, said in (
