@@ -21,6 +21,7 @@ from transformers.cache_utils import StaticLayer
 
 from loraft.errors import first_line
 from loraft.kernels.decoding import name_of_cache
+from loraft.kernels.layer_stream import is_fed
 from loraft.kernels.transfer import refusing_waits
 from loraft.models.registry import FAMILIES
 
@@ -47,7 +48,8 @@ def why_not_fixed(model: PreTrainedModel) -> str | None:
         return f"a {config.model_type!r} looks on the host whether its table of positions has to grow"
     if not config.is_encoder_decoder and "position_ids" not in inspect.signature(model.forward).parameters:
         return f"a {config.model_type!r} tells positions from a mask that grows"
-    if len({parameter.device for parameter in model.parameters()}) > 1:
+    weights = list(model.parameters())
+    if len({weight.device for weight in weights}) > 1 or any(map(is_fed, weights)):
         return "some of its weights lie elsewhere than others, and are brought when they are needed"
     return None
 

@@ -18,6 +18,8 @@ from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import complete_batch, stream
 from loraft.inference.fixed_decoding import Step, why_not_fixed
 from loraft.inference.sampling import GREEDY, SamplingParams
+from loraft.kernels.layer_stream import LayerStream
+from loraft.models.model_structure import layers_of
 from loraft.models.registry import FAMILIES
 from tests.cli.running import loraft
 from tests.inference.tape import on_tape
@@ -137,6 +139,9 @@ def test_what_cannot_be_recorded_is_told_beforehand() -> None:
     assert why_not_fixed(model) is None
     model.lm_head.to("meta")
     assert "lie elsewhere" in (why_not_fixed(model) or "")
+    fed = tiny_model("llama")
+    LayerStream(fed, layers_of(fed, FAMILIES["llama"]), torch.device("cpu"))
+    assert "lie elsewhere" in (why_not_fixed(fed) or "")
 
 
 @pytest.mark.usefixtures("taped")
