@@ -217,8 +217,8 @@ def _without_effect(known: KnownRun, ranks: Ranks, strategy: Strategy) -> Iterat
     if ranks.world == 1:
         named = [*([KEY] if settings.strategy != "auto" else []), *said]
         if named:
-            yield f"{' and '.join(named)} change nothing: one process trains alone"
+            yield f"nothing changes by {' and '.join(named)}: one process trains alone"
     elif strategy == "ddp" and said:
-        yield f"{' and '.join(said)} change nothing: they are of fsdp2"
+        yield f"nothing changes by {' and '.join(said)}: fsdp2 alone has that"
     elif strategy == "fsdp2" and settings.cpu_offload and not has_own_memory(known.placement.device):
         yield "distributed.cpu_offload changes nothing on a CPU: the parts are in main memory as it is"
