@@ -132,7 +132,11 @@ def shrunk(config: PreTrainedConfig, depth: int, *, narrow: bool = True, keeps_l
 
 
 def _parts(values: dict[str, Any]) -> list[dict[str, Any]]:
-    inner = [value for name, value in values.items() if name.endswith("_config") and isinstance(value, dict)]
+    inner = [
+        value
+        for name, value in values.items()
+        if isinstance(value, dict) and (name.endswith("_config") or "model_type" in value)
+    ]
     return [values, *(part for value in inner for part in _parts(value))]
 
 
