@@ -11,7 +11,7 @@ from loraft.config.choices import RowFormat, TaskName, TextBy
 from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import shortened
 from loraft.errors import DataError, Problem
-from loraft.rows.fields import COLUMNS, Fields, column_of, columns_of, read_names, unread_columns
+from loraft.rows.fields import COLUMNS, Columns, Fields, column_of, columns_of, read_names, unread_columns
 from loraft.rows.formats import LanguagePair, Record
 from loraft.rows.other_names import ELSEWHERE
 from loraft.rows.raw_rows import RowsRead, read_rows, text_by_of
@@ -34,7 +34,7 @@ class FormatMatch:
 
     task: TaskName
     format: RowFormat
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _unread(read: RowsRead, fit: FormatMatch) -> tuple[str, ...]:
 def _fit(
     columns: Collection[str],
     tasks: Collection[TaskName],
-    renamed: Mapping[str, str],
+    renamed: Columns,
     row_format: RowFormat | None,
 ) -> FormatMatch:
     """How the columns are read: by their names, or else by those that they may stand for.
@@ -184,7 +184,7 @@ def _as_turns(read: RowsRead, fit: FormatMatch) -> FormatMatch:
     return replace(fit, columns={"instruction": "prompt"}) if printed and are_text else fit
 
 
-def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
+def _check_names(columns: Collection[str], renamed: Columns) -> None:
     ours = sorted({name for form in OURS for name in columns_of(form)})
     for name, theirs in renamed.items():
         if name not in ours:
@@ -193,9 +193,7 @@ def _check_names(columns: Collection[str], renamed: Mapping[str, str]) -> None:
             raise DataError(f"there is no column {theirs!r}", remedy=f"The columns are {', '.join(columns)}.")
 
 
-def _fit_nothing(
-    columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]], renamed: Mapping[str, str]
-) -> DataError:
+def _fit_nothing(columns: Collection[str], readings: Sequence[tuple[Task, RowFormat]], renamed: Columns) -> DataError:
     is_known = len({task.name for task, _ in readings}) == 1
     usual: RowFormat = "prompt_completion"
     form = next((form for _, form in readings if is_known and len(OURS[form]) > 1), usual)

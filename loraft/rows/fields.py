@@ -17,6 +17,8 @@ from loraft.rows.json_rows import RepeatedKeyError, loads
 from loraft.rows.other_names import instead_of_turns
 from loraft.rows.row import Row
 
+Columns = Mapping[str, str]
+"""Our column names: theirs; `translation.en` is the field `en` of a column that holds objects."""
 COLUMNS: Mapping[RowFormat, tuple[tuple[str, ...], ...]] = {
     "messages": (("messages",),),
     "sharegpt": (("conversations",),),
@@ -52,12 +54,12 @@ def column_of(name: str, columns: Container[str]) -> str:
     return name if name in columns else name.partition(".")[0]
 
 
-def has_columns(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> bool:
+def has_columns(columns: Collection[str], row_format: RowFormat, theirs: Columns) -> bool:
     """Whether `columns` are all that a format needs, under the names that `theirs` gives them."""
     return bool(_fitting(columns, row_format, theirs))
 
 
-def _fitting(columns: Collection[str], row_format: RowFormat, theirs: Mapping[str, str]) -> list[tuple[str, ...]]:
+def _fitting(columns: Collection[str], row_format: RowFormat, theirs: Columns) -> list[tuple[str, ...]]:
     """Of the columns that a format needs, the alternatives that are there."""
     return [
         needed
@@ -72,7 +74,7 @@ def columns_of(row_format: RowFormat, *, optional: bool = True) -> tuple[str, ..
     return (*needed, *OPTIONAL_COLUMNS.get(row_format, ())) if optional else needed
 
 
-def read_names(columns: Collection[str], row_format: RowFormat, renamed: Mapping[str, str]) -> tuple[str, ...]:
+def read_names(columns: Collection[str], row_format: RowFormat, renamed: Columns) -> tuple[str, ...]:
     """Our names of what is read of rows with such columns: an instruction and its input are not beside a prompt."""
     names = columns_of(row_format)
     instructs = "instruction" in renamed or ("instruction" in columns and "prompt" not in columns)
@@ -82,9 +84,9 @@ def read_names(columns: Collection[str], row_format: RowFormat, renamed: Mapping
 
 
 def unread_columns(
-    columns: Sequence[str], row_format: RowFormat, renamed: Mapping[str, str], *, as_pair: bool = False
+    columns: Sequence[str], row_format: RowFormat, renamed: Columns, *, as_pair: bool = False
 ) -> tuple[str, ...]:
-    """Which of `columns` nothing is read from in rows of a format; `renamed` has our column names: theirs.
+    """Which of `columns` nothing is read from in rows of a format.
 
     `as_pair` says that an instruction is a source, which has no system prompt.
     """
@@ -99,7 +101,7 @@ def unread_columns(
 
 
 def refuse_preferences(
-    columns: Collection[str], renamed: Mapping[str, str], formats: Collection[RowFormat], *, learns_them: str
+    columns: Collection[str], renamed: Columns, formats: Collection[RowFormat], *, learns_them: str
 ) -> None:
     """Refuse better and worse answers, unless `renamed` says what is to be learned of them.
 
@@ -140,14 +142,10 @@ def refuse_preferences(
 
 @dataclass(frozen=True)
 class Fields:
-    """A row's fields under our names.
-
-    Attributes:
-        columns: Our column names: theirs; `translation.en` is the field `en` of a column that holds objects.
-    """
+    """A row's fields under our names."""
 
     row: Row
-    columns: Mapping[str, str]
+    columns: Columns
 
     def text(self, name: str) -> str:
         """The text of a field that must have some."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from loraft.config.choices import RowFormat
 from loraft.errors import DataError
-from loraft.rows.fields import Fields, class_label, kind, shown, text_in_language
+from loraft.rows.fields import Columns, Fields, class_label, kind, shown, text_in_language
 from loraft.rows.other_names import instead_of_a_turn, instead_of_content
 from loraft.rows.row import Row
 from loraft.rows.turns import calls_of_text, check_arguments, says_trained
@@ -158,15 +158,15 @@ NO_LANGUAGES = LanguagePair()
 def to_record(
     row: Row,
     row_format: RowFormat,
-    columns: Mapping[str, str],
+    columns: Columns,
     *,
     languages: LanguagePair = NO_LANGUAGES,
     as_pair: bool = False,
 ) -> Record:
     """What a row says.
 
-    `columns` has our column names: theirs. `languages` says which of a `translation` row are the source and the target.
-    `as_pair` gives a source and a target, whatever the format; without it an instruction becomes a conversation.
+    `languages` says which of a `translation` row are the source and the target. `as_pair` gives a source and a target,
+    whatever the format; without it an instruction becomes a conversation.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.
@@ -194,14 +194,14 @@ def to_record(
 
 
 def to_question(
-    row: Row, languages: LanguagePair = NO_LANGUAGES, columns: Mapping[str, str] = MappingProxyType({})
+    row: Row, languages: LanguagePair = NO_LANGUAGES, columns: Columns = MappingProxyType({})
 ) -> Conversation:
     """What a row asks: its prompt, its source, or its conversation up to where an answer is due; its `system` before.
 
     An empty `system` says that there is none; a row without one leaves it to whoever asks.
 
-    `languages` says which of a `translation` row is the source, and `columns` has our column names: theirs. A `prompt`
-    among them is asked, whatever others there are.
+    `languages` says which of a `translation` row is the source. A `prompt` among `columns` is asked, whatever others
+    there are.
 
     Raises:
         DataError: A field is missing, empty or of the wrong type; it is named with file and line.

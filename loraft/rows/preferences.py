@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loraft.figures import shared_beginning
-from loraft.rows.fields import Fields, shown
+from loraft.rows.fields import Columns, Fields, shown
 from loraft.rows.formats import (
     CHATS,
     Conversation,
@@ -26,7 +26,7 @@ LABELS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": Fals
 """How files write that an answer is desirable, and that it is not."""
 
 
-def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
+def to_pair(row: Row, columns: Columns) -> PreferencePair:
     """What a row says: `chosen` and `rejected`, or `messages` with `rejected_response`.
 
     Texts behind a `prompt` are read as they stand; behind an `instruction` they are turns of a conversation. Of two
@@ -49,7 +49,7 @@ def to_pair(row: Row, columns: Mapping[str, str]) -> PreferencePair:
     return _by_turns(fields, chosen, rejected)
 
 
-def to_unpaired(row: Row, columns: Mapping[str, str]) -> UnpairedAnswer:
+def to_unpaired(row: Row, columns: Columns) -> UnpairedAnswer:
     """What a row says: `prompt` or `instruction`, `completion` and `label`, or `messages` that end with the answer.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from loraft.config.choices import RowFormat
-from loraft.rows.fields import Fields, columns_of
+from loraft.rows.fields import Columns, Fields, columns_of
 from loraft.rows.formats import CHATS, MORE
 from loraft.rows.row import Row
 
@@ -16,10 +16,10 @@ READ = {*MORE, "train", "weight", *(key for chat in CHATS.values() for key in (c
 SAY_NOTHING = {"id"}
 
 
-def unread_keys(row: Row, row_format: RowFormat, columns: Mapping[str, str]) -> Iterator[str]:
+def unread_keys(row: Row, row_format: RowFormat, columns: Columns) -> Iterator[str]:
     """The keys of a row's turns that are not empty and that nothing is read from, such as `messages[].function_call`.
 
-    `columns` has our column names: theirs. Of a column of objects of which one key is read, the others are such too.
+    Of a column of objects of which one key is read, the others are such too.
     """
     yield from _beside_what_is_read(row, columns)
     fields = Fields(row, columns)
@@ -33,7 +33,7 @@ def unread_keys(row: Row, row_format: RowFormat, columns: Mapping[str, str]) -> 
                 yield from (f"{columns.get(name, name)}[].{key}" for key in keys)
 
 
-def _beside_what_is_read(row: Row, columns: Mapping[str, str]) -> Iterator[str]:
+def _beside_what_is_read(row: Row, columns: Columns) -> Iterator[str]:
     """The other keys of columns of objects of which some are read, as `{prompt: input.messages}` says."""
     theirs = [each for each in columns.values() if each not in row.values]
     for column in dict.fromkeys(each.partition(".")[0] for each in theirs):

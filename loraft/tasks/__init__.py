@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from loraft.config.choices import TASKS_OF_GROUP, RowFormat, TaskName
 from loraft.errors import DataError
-from loraft.rows.fields import COLUMNS, column_of, columns_of, has_columns, refuse_preferences
+from loraft.rows.fields import COLUMNS, Columns, column_of, columns_of, has_columns, refuse_preferences
 from loraft.tasks.causal_lm import CausalLM
 from loraft.tasks.preference import Preference
 from loraft.tasks.seq2seq_lm import Seq2SeqLM
@@ -29,7 +29,7 @@ METRIC_FACTS: Mapping[str, MetricFacts] = {
 """What there is to know of every metric."""
 
 
-def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, str] | None = None) -> RowFormat:
+def detect_format(columns: Collection[str], task: Task, renamed: Columns | None = None) -> RowFormat:
     """The first of the task's formats that `columns` are of; `renamed` says ours: theirs, and is used where it can be.
 
     Raises:
@@ -56,7 +56,7 @@ def detect_format(columns: Collection[str], task: Task, renamed: Mapping[str, st
     raise DataError(message, key="data.format", remedy=remedy)
 
 
-def refuse_answers_to_compare(columns: Collection[str], task: Task, renamed: Mapping[str, str]) -> None:
+def refuse_answers_to_compare(columns: Collection[str], task: Task, renamed: Columns) -> None:
     """Refuse better and worse answers where a task learns none, and name the one that does.
 
     Raises:
@@ -79,7 +79,7 @@ def check_names(renamed: Collection[str], task: Task) -> None:
         raise DataError(message, key="data.columns", remedy=f"ours are {', '.join(sorted(known))}")
 
 
-def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Mapping[str, str]) -> str:
+def _of_another_case(columns: Collection[str], formats: Sequence[RowFormat], theirs: Columns) -> str:
     """What to say where the columns of a format are there, in other letters than ours, or with blanks."""
     by_small = {column.strip().lower(): column for column in columns}
     for name in formats:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loraft.errors import DataError
-from loraft.rows.fields import Fields
+from loraft.rows.fields import Columns, Fields
 from loraft.rows.formats import (
     Answer,
     Conversation,
@@ -36,7 +35,7 @@ class Seq2SeqPreference(ComparedAnswers, Seq2SeqLM):
     one = Seq2SeqLM()
     only_if_asked = ()
 
-    def record(self, row: Row, row_format: str, columns: Mapping[str, str], languages: LanguagePair) -> Record:
+    def record(self, row: Row, row_format: str, columns: Columns, languages: LanguagePair) -> Record:
         """The two targets that a row has, each behind its source, or the one with its label.
 
         Raises:
