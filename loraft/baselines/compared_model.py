@@ -24,14 +24,13 @@ from loraft.evaluation.evaluator import Answer, EvalModel, RowScore
 from loraft.evaluation.open_model import of_classes, telling, writing
 from loraft.events import Observer, tell
 from loraft.inference.batch_generate import BATCH_SIZE
-from loraft.inference.classifier import open_classifier
+from loraft.inference.classifier import Classifier, open_classifier
 from loraft.inference.completion import Detokenizer, PartialCompletion
 from loraft.inference.decoder_state import DecoderState
 from loraft.inference.engine import Settings, stream
 from loraft.inference.requests import GenerationRequest, ModelRequest
 from loraft.inference.sampling import SamplingParams
-from loraft.inference.session import open_session
-from loraft.models.load_model import LoadedModel
+from loraft.inference.session import Session, open_session
 from loraft.models.modules import wrapped_model
 from loraft.planning.known_run import KnownRun
 from loraft.tasks import TASKS
@@ -56,6 +55,9 @@ class Writing:
     bytes_a_token: float
 
 
+Write = Callable[[Sequence[int], int], Writing]
+
+
 @dataclass(frozen=True, eq=False)
 class ComparedModel:
     """A model in the comparison.
@@ -71,7 +73,7 @@ class ComparedModel:
     parameters: int
     trained: int
     gradients: Gradients
-    write: Callable[[Sequence[int], int], Writing] | None
+    write: Write | None
 
 
 class TimedReading:
@@ -135,9 +137,16 @@ def open_compared(known: KnownRun, found: ResolvedTarget, *, tuned: bool, observ
     Raises:
         ModelError: Its tokens are not those of the config's model.
     """
-    name = FINE_TUNED if tuned else BASE
-    opened = _classifier(found, name, observer) if known.data.renderer.labels else _writer(known, found, name, observer)
-    loaded, compared = opened
+    name, write = FINE_TUNED if tuned else BASE, None
+    opened: Session | Classifier
+    if known.data.renderer.labels:
+        opened = open_classifier(ModelRequest(None), found)
+        inner, model = opened.loaded.model, telling(opened, name, base=False)
+    else:
+        opened = open_session(ModelRequest(None), found)
+        inner, (model, write) = wrapped_model(opened.model), _writing(known, opened, name)
+    tell(observer, *opened.notes)
+    loaded, task = opened.loaded, known.task
     if loaded.tokenizer.get_vocab() != known.data.renderer.tokenizer.get_vocab():
         message = "its tokenizer is not that of the config's model: figures of other tokens are no comparison"
         raise _unlike(message, Path(found.base), str(found.adapter or found.base))
@@ -145,26 +154,14 @@ def open_compared(known: KnownRun, found: ResolvedTarget, *, tuned: bool, observ
     added = sum(tensor.numel() for key, tensor in tensors.items() if ".lora_" in key)
     trained = sum(tensor.numel() for tensor in tensors.values())
     whole = known.shape.total_parameters
-    return replace(compared, parameters=whole + added, trained=trained if tensors else whole * tuned)
-
-
-def _classifier(found: ResolvedTarget, name: str, observer: Observer) -> tuple[LoadedModel, ComparedModel]:
-    opened = open_classifier(ModelRequest(None), found)
-    tell(observer, *opened.notes)
-    loaded, placement = opened.loaded, opened.loaded.placement
-    task = TASKS[task_of(found)]
-    loss = task.loss(loaded.model, loaded.family, placement.autocast)
-    gradients = of_transformer(loaded.model, loss, task, placement.device)
-    return loaded, ComparedModel(name, telling(opened, name, base=False), 0, 0, gradients, None)
-
-
-def _writer(known: KnownRun, found: ResolvedTarget, name: str, observer: Observer) -> tuple[LoadedModel, ComparedModel]:
-    session = open_session(ModelRequest(None), found)
-    tell(observer, *session.notes)
-    voice, loaded, task = session.voice(), session.loaded, known.task
-    inner = wrapped_model(session.model)
     loss = task.loss(inner, loaded.family, loaded.placement.autocast)
-    longest = known.config.generation.max_new_tokens
+    gradients = of_transformer(inner, loss, task, loaded.placement.device)
+    return ComparedModel(name, model, whole + added, trained if tensors else whole * tuned, gradients, write)
+
+
+def _writing(known: KnownRun, session: Session, name: str) -> tuple[EvalModel, Write]:
+    """What a session writes, as it is evaluated, and what that takes."""
+    voice, longest = session.voice(), known.config.generation.max_new_tokens
     settings = voice.settings(GenerationRequest(temperature=0, num_beams=1, max_new_tokens=longest))
 
     def write(prompt: Sequence[int], count: int) -> Writing:
@@ -179,9 +176,7 @@ def _writer(known: KnownRun, found: ResolvedTarget, name: str, observer: Observe
             growth = (context.cache_bytes - held) / grown if grown else 0.0
             return Writing(written, seconds, context.cache_bytes, growth)
 
-    model = replace(writing(session, voice.name, settings, BATCH_SIZE), name=name)
-    gradients = of_transformer(inner, loss, task, loaded.placement.device)
-    return loaded, ComparedModel(name, model, 0, 0, gradients, write)
+    return replace(writing(session, voice.name, settings, BATCH_SIZE), name=name), write
 
 
 def compared_recurrent(model: RecurrentModel, renderer: RowRenderer, longest: int) -> ComparedModel:
