@@ -26,8 +26,12 @@ VALUES: Mapping[str, str] = {
     "tools": "[…]",
 }
 """What stands in columns that hold something else than text."""
-UNSEEN: Mapping[RowFormat, tuple[str, ...]] = {"preferences": ("prompt", "chosen", "rejected")}
-"""The columns of rows to begin with, where they are more than such rows need."""
+USUAL: Mapping[RowFormat, tuple[str, ...]] = {
+    "alpaca": ("instruction", "input", "output"),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "translation": ("source", "target"),
+}
+"""The columns that rows of a format have for the most part, where they are not those that come first in `COLUMNS`."""
 METHODS: Mapping[Method, str] = {
     "lora": "Small updates beside frozen weights. qlora stores those in 4 bits, full trains every weight.",
     "qlora": "Small updates beside frozen weights in 4 bits: a quarter of the memory, a little slower than lora.",
@@ -114,7 +118,7 @@ def _said(start: Start) -> Iterator[Said]:
 def _data(start: Start) -> Iterator[Said]:
     found = "Rows look like" if start.rows is None else f"{start.rows:,} rows. They are read as"
     yield from TASKS[start.task].starter_loss(start.method, start.format)
-    yield "data.train", start.train, f"{found} {_row(start)}"
+    yield "data.train", start.train, f"{found} {example_row(start.format, start.read, start.languages)}"
     if start.name:
         yield "data.name", start.name, "The configuration of the dataset, or the sheet of the workbook."
     if start.split:
@@ -133,12 +137,12 @@ def _data(start: Start) -> Iterator[Said]:
         yield _max_length(start)
 
 
-def _row(start: Start) -> str:
-    """A row as it is read: with the columns that were found, or those that such rows have."""
-    texts = ", ".join(f'"{name}": {TEXT}' for name in start.languages[:2])
-    values = {**VALUES, "translation": f"{{{texts}}}", "label": "true" if start.format == "unpaired" else TEXT}
-    names = ("translation",) if texts else start.read or UNSEEN.get(start.format, COLUMNS[start.format][-1])
-    return "{" + ", ".join(f'"{name}": {values.get(name, TEXT)}' for name in names) + "}"
+def example_row(row_format: RowFormat, names: Sequence[str] = (), languages: Sequence[str] = ()) -> str:
+    """A row with the columns of these names, or with those that such rows have; of a translation in its languages."""
+    texts = ", ".join(f'"{name}": {TEXT}' for name in languages[:2])
+    values = {**VALUES, "translation": f"{{{texts}}}", "label": "true" if row_format == "unpaired" else TEXT}
+    shown = ("translation",) if texts else names or USUAL.get(row_format, COLUMNS[row_format][0])
+    return "{" + ", ".join(f'"{name}": {values.get(name, TEXT)}' for name in shown) + "}"
 
 
 def _evaluation(start: Start) -> Said:

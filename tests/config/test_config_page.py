@@ -13,8 +13,8 @@ from loraft.config.schedules import ScheduleKwargs
 from loraft.config.schema import RunConfig
 from loraft.config.schema_info import METHODS, USED_BY, expected, path_of
 from loraft.config.sections import DataSource, Section, StackLayers
-from loraft.inspection.starter import ROWS
-from loraft.rows.fields import OPTIONAL_COLUMNS
+from loraft.inspection.starter import example_row
+from loraft.rows.fields import COLUMNS, OPTIONAL_COLUMNS
 from loraft.tasks import TASKS
 
 PAGE = Path(__file__).parents[2] / "docs/config.md"
@@ -85,7 +85,8 @@ def _part(name: str, section: type[Section]) -> Iterator[str]:
 
 
 def _formats() -> Iterator[str]:
-    for row_format, row in ROWS.items():
+    for row_format in COLUMNS:
+        row = example_row(row_format)
         tasks = ", ".join(f"`{name}`" for name, task in TASKS.items() if row_format in task.formats)
         besides = ", ".join(f"`{column}`" for column in OPTIONAL_COLUMNS.get(row_format, ()) if column not in row)
         yield f"| `{row_format}` | {tasks} | `{row}` | {besides} |"
@@ -117,7 +118,7 @@ def test_every_key_of_the_schema_is_on_the_page() -> None:
         DataSource,
     ]
     keys = [key for section in sections for key in section.model_fields if not (section is RunConfig and _section(key))]
-    assert text.count("\n| `") == len(keys) + len(ROWS)
+    assert text.count("\n| `") == len(keys) + len(COLUMNS)
     assert all(f"\n| `{key}` | " in text for key in keys)
 
 
