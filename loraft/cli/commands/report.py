@@ -30,7 +30,7 @@ LABEL_WIDTH = 18
 class ReportOptions:
     """Which run is reported, and how much is asked of its model."""
 
-    run: str = argument("RUN", "The folder of a run, or of one of its checkpoints.")
+    run_folder: str = argument("RUN", "The folder of a run, or of one of its checkpoints.")
     quick: bool = flag("Load no model: tell what the run wrote down.")
     data: str | None = option("FILE", "Rows to compare the model with its base on [default: those that it held out].")
     limit: int = option("N", "Read at most so many rows, evenly over all.", default=500, min=1)
@@ -49,8 +49,9 @@ def report(given: ReportOptions, as_json: JsonOption = False) -> None:
     key of the config to change next. `loraft train` writes the page at its end with what needs no model.
     """
     refuse((given.quick and given.data is not None, "--quick asks no model: leave --data out."))
+    asked = {**vars(given)}
     with watching("report") as view:
-        found = api.report(**vars(given), observer=view)
+        found = api.report(asked.pop("run_folder"), **asked, observer=view)
     page = given.output or Path(found.run) / "report.html"
     if as_json:
         print_json({**found.as_dict(), "page": str(page)})
