@@ -20,11 +20,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequ
     """A table that scrolls by itself where the screen is narrow; columns but `texts` are numbers."""
 
     def cells(row: Sequence[str], kind: str) -> str:
-        shapes = [
-            'class="text"' if place in texts and kind == "td" else "" if place in texts else 'class="n"'
-            for place in range(len(row))
-        ]
-        return "".join(f"<{kind} {shape}>{escape(cell)}</{kind}>" for shape, cell in zip(shapes, row, strict=True))
+        text, number = 'class="text"' if kind == "td" else "", 'class="n"'
+        return "".join(
+            f"<{kind} {text if place in texts else number}>{escape(cell)}</{kind}>" for place, cell in enumerate(row)
+        )
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     head = f"<thead><tr>{cells(headings, 'th')}</tr></thead>"
