@@ -162,7 +162,7 @@ def prepare_merge(
     grown = _grown(model, target.model.tokens, adapters)
     sources, converted = _sources(files, held)
     _refuse_another_base(adapters, sources, model.all_tied_weights_keys)
-    trained_storage, storage, about_storage = _as_filed(target, base) if files.is_packed else _storages(target, base)
+    trained_storage, storage, about_storage = _storages(target, base, is_packed=files.is_packed)
     plan = _with_tied_rows(plan_merge(model, adapters, held), sources, model.all_tied_weights_keys)
     own, about_code = fingerprint(folder), code_notes(folder, *(adapter.files.folder for adapter in adapters))
     linear = (f"{name}.weight" for name in quantized_modules(model))
@@ -273,30 +273,24 @@ def _are_mixed(target: ResolvedTarget) -> bool:
     return len({each.quantization for each in target.adapters}) > 1
 
 
-def _as_filed(
-    target: ResolvedTarget, base: BaseChoice | None
-) -> tuple[QuantizationSection | None, QuantizationSection | None, list[str]]:
-    """`_storages` for a base whose files are quantized: it is merged into as it is, dequantized.
-
-    Raises:
-        AdapterError: The `original` base is asked for, which these files are not.
-    """
-    if base == "original":
-        message = "the base's files hold quantized weights: there is no other base here to merge into"
-        remedy = "Leave `base` out, or name the unquantized model: `base_model=MODEL`."
-        raise AdapterError(message, parameter="base", remedy=remedy)
-    note = "the base's files hold quantized weights: the merged model has them dequantized, and is larger"
-    return None, None, [note]
-
-
 def _storages(
-    target: ResolvedTarget, base: BaseChoice | None
+    target: ResolvedTarget, base: BaseChoice | None, *, is_packed: bool
 ) -> tuple[QuantizationSection | None, QuantizationSection | None, list[str]]:
     """How the base was stored in training, how it is quantized for the merge, and what there is to say of it.
 
+    A base whose files are quantized (`is_packed`) is merged into as it is, dequantized.
+
     Raises:
-        AdapterError: The adapters were trained on bases that were stored differently, and the base is not `original`.
+        AdapterError: The adapters were trained on bases that were stored differently, and the base is not `original`;
+            or it is to be, and the files are quantized.
     """
+    if is_packed:
+        if base == "original":
+            message = "the base's files hold quantized weights: there is no other base here to merge into"
+            remedy = "Leave `base` out, or name the unquantized model: `base_model=MODEL`."
+            raise AdapterError(message, parameter="base", remedy=remedy)
+        note = "the base's files hold quantized weights: the merged model has them dequantized, and is larger"
+        return None, None, [note]
     mixed = _are_mixed(target)
     if mixed and base != "original":
         raise AdapterError(
