@@ -155,7 +155,7 @@ def _sacrebleu(name: Literal["BLEU", "CHRF"]) -> RowMetric:
 
 
 METRICS: Mapping[str, Callable[[], RowMetric]] = {
-    "exact_match": partial(_means, ("exact_match",), lambda given, right: [given.strip() == right.strip()]),
+    "exact_match": partial(_means, ("exact_match",), lambda *texts: [is_exact_match(*texts)]),
     "valid_json": partial(_means, ("valid_json",), lambda given, _: [is_valid_json(given)]),
     "bleu": partial(_sacrebleu, "BLEU"),
     "chrf": partial(_sacrebleu, "CHRF"),
@@ -167,6 +167,11 @@ exact_match and valid_json are the share of answers that equal their reference, 
 those that are JSON, whole. bleu and chrf, 0 to 100, are those of the corpus as sacrebleu computes them (Post 2018),
 whose signature says how: BLEU of Papineni et al. 2002, and chrF2 of Popović 2015.
 """
+
+
+def is_exact_match(prediction: str, reference: str) -> bool:
+    """Whether a prediction equals its reference, white space around both aside."""
+    return prediction.strip() == reference.strip()
 
 
 def is_valid_json(text: str) -> bool:
