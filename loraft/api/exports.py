@@ -111,7 +111,7 @@ def export(
 def _modelfile_beside(out: Path, *, overwrite: bool) -> Path:
     beside = out.with_name(NAME)
     if beside.exists() and (beside.is_dir() or not overwrite):
-        raise RunFolderError("is there already", where=str(beside), remedy="Replace it by `overwrite`, or move it.")
+        raise RunFolderError("is there already", where=beside, remedy="Replace it by `overwrite`, or move it.")
     return beside
 
 

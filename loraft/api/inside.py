@@ -202,7 +202,7 @@ def _weights_of(trained: str, config: RunConfig) -> Path:
     folder = found.adapter or Path(found.base)
     method = "an adapter" if found.adapters else "a model that was trained whole" if found.own.task else "a base"
     if method != ("a model that was trained whole" if config.method == "full" else "an adapter"):
-        raise AdapterError(f"it is {method}, and the config's method is {config.method}", where=str(folder))
+        raise AdapterError(f"it is {method}, and the config's method is {config.method}", where=folder)
     return folder
 
 
@@ -214,7 +214,7 @@ def _as_trained(adapted: AdaptedModel, folder: Path) -> tuple[str, ...]:
     except AdapterError as error:
         message = f"it is not what the config trains: {error.in_short}"
         remedy = "Leave out what changes the model or its adapter."
-        raise AdapterError(message, where=str(folder), remedy=remedy) from error
+        raise AdapterError(message, where=folder, remedy=remedy) from error
     return notes
 
 

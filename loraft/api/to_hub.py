@@ -156,7 +156,7 @@ def _notes(folder: Path, texts: dict[str, str]) -> tuple[str, ...]:
         return (f"the adapter's base is {base}, which plain PEFT does not find: name the Hub's in {ADAPTER_CONFIG}",)
     if Path(base).is_absolute() or Path(base).is_dir():
         remedy = f"Write the base's name on the Hub as base_model_name_or_path in {folder / ADAPTER_CONFIG}."
-        raise AdapterError(f"names its base by a path of this machine, {base}", where=str(folder), remedy=remedy)
+        raise AdapterError(f"names its base by a path of this machine, {base}", where=folder, remedy=remedy)
     return ()
 
 
@@ -169,4 +169,4 @@ def _refused(repo: str, folder: Path, error: Exception) -> RunError:
     said = getattr(error, "server_message", None) or str(error).split("\n")[0] or type(error).__name__
     otherwise = f"the Hub did not take it: {said}", "Try again; nothing of it is there."
     message, remedy = reasons.get(status or 0, otherwise)
-    return RunError(message, where=str(folder), remedy=remedy)
+    return RunError(message, where=folder, remedy=remedy)

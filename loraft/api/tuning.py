@@ -122,7 +122,7 @@ def tune(
         job.save()
     best = _best(job, candidates)
     if best.eval_loss is None:
-        raise RunError(f"no trial ended: {best.failed}", where=str(folder), remedy="Begin with a lower learning rate.")
+        raise RunError(f"no trial ended: {best.failed}", where=folder, remedy="Begin with a lower learning rate.")
     return Tuned(tuple(job.trials), best, {**best.changes, "training.max_steps": best.best_step or best.steps}, folder)
 
 
@@ -202,7 +202,7 @@ class _Trials:
             return
         if not file.is_file():
             message = f"holds something else than a tuning: there is no {STATE}"
-            raise RunFolderError(message, where=str(folder), remedy="name another folder")
+            raise RunFolderError(message, where=folder, remedy="name another folder")
         if overwrite:
             shutil.rmtree(folder)
             return
@@ -211,10 +211,10 @@ class _Trials:
             digest, self.steps, self.trials = held["digest"], held["steps"], [Trial(**each) for each in held["trials"]]
         except (KeyError, TypeError):
             message = "is damaged: which trials were made is not known"
-            raise RunFolderError(message, where=str(file), remedy="replace the tuning by `overwrite`") from None
+            raise RunFolderError(message, where=file, remedy="replace the tuning by `overwrite`") from None
         if digest != self.digest:
             message = "holds a tuning of another config or another budget"
-            raise RunFolderError(message, where=str(folder), remedy="replace it by `overwrite`, or name another folder")
+            raise RunFolderError(message, where=folder, remedy="replace it by `overwrite`, or name another folder")
 
     def save(self) -> None:
         """Keep what there is."""

@@ -42,7 +42,7 @@ class LaunchFile:
         check_output_file(self.path, error=ConfigError)
         if self.path.exists() and not overwrite:
             remedy = "Name another config, or replace it with `overwrite`."
-            raise ConfigError("is there already", where=str(self.path), remedy=remedy)
+            raise ConfigError("is there already", where=self.path, remedy=remedy)
 
     def write(self) -> Path:
         """Write it, and give its place."""

@@ -119,7 +119,7 @@ class ConfigOptions:
         path = Path(self.config)
         written = path.with_name(f"{path.stem}-{ending}{path.suffix}")
         if written.is_dir() or (written.exists() and not replaces(written)):
-            raise ConfigError("is there already", where=str(written), remedy="Remove it, or give it another name.")
+            raise ConfigError("is there already", where=written, remedy="Remove it, or give it another name.")
         return written
 
     def changed(self, values: Mapping[str, object]) -> str:

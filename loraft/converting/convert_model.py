@@ -95,7 +95,7 @@ def convert(
 
 def _refuse_taken(out: Path) -> None:
     if os.path.lexists(out):
-        raise RunFolderError("is there already, and nothing is written over", where=str(out), remedy=ANOTHER)
+        raise RunFolderError("is there already, and nothing is written over", where=out, remedy=ANOTHER)
 
 
 def _ties(weights: PickledWeights) -> Mapping[str, str]:
@@ -120,13 +120,13 @@ def _write(weights: PickledWeights, staging: Path, observer: Observer) -> tuple[
 
         written = rewritten(file.absolute(), staging.absolute() / name, ties, partial(tell, before=before))
         if twice := sorted(sums.keys() & written["sums"].keys()):
-            raise ModelError(f"the tensor {twice[0]} stands in another file too", where=str(file))
+            raise ModelError(f"the tensor {twice[0]} stands in another file too", where=file)
         sums |= written["sums"]
         tied += written["tied"]
         before += file.stat().st_size
     if absent := sorted(weights.listed.keys() - sums.keys() - set(tied)):
         message = f"no file holds {listed(absent)}, which the index lists"
-        raise ModelError(message, where=str(weights.folder / MODEL_INDEX))
+        raise ModelError(message, where=weights.folder / MODEL_INDEX)
     return sums, tied
 
 
@@ -141,7 +141,7 @@ def _verified(staging: Path, weights: PickledWeights, sums: Mapping[str, str], t
     wrong = [name for name in sums if found.get(name) != sums[name]]
     if wrong or headers.keys() != sums.keys():
         message = f"{listed(wrong or sorted(headers.keys() ^ sums.keys()))} was written otherwise than it was read"
-        raise VerificationError(message, where=str(weights.folder), remedy="Try another disk.")
+        raise VerificationError(message, where=weights.folder, remedy="Try another disk.")
     if len(weights.files) > 1:
         places = {name: header.file.name for name, header in headers.items()}
         write_index(staging, places, sum(header.num_bytes for header in headers.values()))

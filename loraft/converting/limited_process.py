@@ -39,4 +39,4 @@ def rewritten(source: Path, out: Path, ties: Mapping[str, str], progress: Callab
                     return written
     except ProcessEndedError as ended:
         why = TOO_SLOW if ended.code == -signal.SIGXCPU else str(ended)
-    raise ModelError(why, where=str(source), remedy="Do not use this file.")
+    raise ModelError(why, where=source, remedy="Do not use this file.")

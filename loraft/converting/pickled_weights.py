@@ -89,7 +89,7 @@ def _in_shards(folder: Path) -> PickledWeights:
     listed = weight_map(folder / MODEL_INDEX, ".bin")
     shards = sorted(set(listed.values()))
     if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-        raise ModelError("the file is missing, and the index lists it", where=str(folder / absent[0]))
+        raise ModelError("the file is missing, and the index lists it", where=folder / absent[0])
     if len(shards) == 1:
         return PickledWeights(folder, {folder / shards[0]: SINGLE}, listed)
     names = (f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1))

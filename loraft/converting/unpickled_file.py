@@ -89,7 +89,7 @@ def rewrite(source: Path, out: Path, ties: Mapping[str, str], progress: Callable
 
 
 def _refuse(source: Path, message: str, remedy: str | None = AGAIN) -> NoReturn:
-    raise ModelError(message, where=str(source), remedy=remedy)
+    raise ModelError(message, where=source, remedy=remedy)
 
 
 def _sizes_in_archive(source: Path) -> Counter[int] | None:

@@ -34,7 +34,7 @@ class PastRun:
         if not is_text_as_sealed(config := self.folder / "config.yaml"):
             message = "was edited or damaged since the run wrote it: which rows were held out can no longer be told"
             remedy = "Put it back as it was, or name a file of rows that were not learned: `data=FILE`."
-            raise DataError(message, where=str(config), remedy=remedy)
+            raise DataError(message, where=config, remedy=remedy)
         if not read_sealed(manifest := self.folder / "manifest.json"):
             yield f"{manifest} is missing or damaged: whether its rows have changed since the run began is not known"
         learned, held_out = expand_sources(self.config.data)
@@ -62,7 +62,7 @@ class PastRun:
             message = "the run drew the rows that it held out in another way than this version of loraft does: "
             message += "which they were can no longer be told"
             remedy = "Name a file of rows that were not learned: `data=FILE`."
-            raise DataError(message, where=str(self.folder), remedy=remedy)
+            raise DataError(message, where=self.folder, remedy=remedy)
 
     def about_rows(self, rows: DataSource) -> Iterator[str]:
         """A sentence where rows to evaluate on are what it was trained on, under whatever name."""
@@ -106,7 +106,7 @@ def run_in(folder: Path) -> PastRun:
     found = past_run(folder) or past_run(folder / "adapter")
     if found is None:
         message = "it is no run, and belongs to none: there is no config.yaml that it was trained by"
-        raise AdapterError(message, where=str(folder), remedy="Name the folder of a run or of one of its checkpoints.")
+        raise AdapterError(message, where=folder, remedy="Name the folder of a run or of one of its checkpoints.")
     return found
 
 

@@ -117,4 +117,4 @@ def refuse_taken_file(out: Path, *, base: str, overwrite: bool) -> None:
         message, remedy = "is there already", "Replace it by `overwrite`, or name another `out`."
     else:
         return
-    raise RunFolderError(message, where=str(out), remedy=remedy)
+    raise RunFolderError(message, where=out, remedy=remedy)

@@ -63,7 +63,7 @@ def read_foreign_file(path: Path, peer: Peer | None = None) -> ForeignFile:
     """
     text = file_text(str(path))
     if not text.strip():
-        raise ConfigError("is empty", where=str(path))
+        raise ConfigError("is empty", where=path)
     if holds_a_command(text):
         command = read_command(text, str(path))
         found = {**command.flags}
@@ -114,11 +114,11 @@ def _recognised(path: Path, keys: Mapping[str, ForeignKey], otherwise: str | Non
         isinstance(keys[section].value, dict) and {*keys[section].value} <= {*keys_of((section,))}  # type: ignore[misc]
         for section in ("model", "data")
     ):
-        raise ConfigError("is a config of loraft already", where=str(path), remedy="`loraft.check` reads it as it is.")
+        raise ConfigError("is a config of loraft already", where=path, remedy="`loraft.check` reads it as it is.")
     if of := next((tool for key, tool in OF_PROCESSES.items() if key in keys), None):
         message = f"is a config of {of}: it says how processes share a run, and not what is trained"
         remedy = "Import the file of the training; how processes share it is said in the section distributed."
-        raise ConfigError(message, where=str(path), remedy=remedy)
+        raise ConfigError(message, where=path, remedy=remedy)
     counts: dict[Peer, int] = {peer: len(marks & keys.keys()) for peer, marks in MARKS.items()}
     if "model_name_or_path" in keys:  # axolotl calls it base_model
         counts["axolotl"] = 0
@@ -128,5 +128,5 @@ def _recognised(path: Path, keys: Mapping[str, ForeignKey], otherwise: str | Non
         named = ", ".join(NAMES.values())
         message = f"is not recognised by its keys as a file of {named}"
         remedy = otherwise or f"If it is of one of them, say which: `peer='axolotl'`; {OTHERS}"
-        raise ConfigError(message, where=str(path), remedy=remedy)
+        raise ConfigError(message, where=path, remedy=remedy)
     return likely[0]

@@ -87,7 +87,7 @@ def import_config(
             write_whole(target, done.text)
         except OSError as error:
             remedy = "Name a file in another folder."
-            raise ConfigError(f"cannot be written: {error.strerror}", where=str(target), remedy=remedy) from error
+            raise ConfigError(f"cannot be written: {error.strerror}", where=target, remedy=remedy) from error
     return done
 
 
@@ -129,7 +129,7 @@ def translated(file: ForeignFile) -> list[TranslatedKey]:
 def _refuse_without_a_model(translation: Translation) -> None:
     file = translation.file
     if not file.keys:
-        raise ConfigError("says nothing", where=str(file.path))
+        raise ConfigError("says nothing", where=file.path)
     if translation.value(*MODEL.values()) is not None:
         return
     for name in ELSEWHERE:
@@ -139,7 +139,7 @@ def _refuse_without_a_model(translation: Translation) -> None:
                 name, f"is no key of {translation.tool}, which calls its base {MODEL[file.peer]}", remedy
             )
     message = f"names no base model ({MODEL[file.peer]})"
-    raise ConfigError(message, where=str(file.path), remedy="Name it there, a Hub id or a folder.")
+    raise ConfigError(message, where=file.path, remedy="Name it there, a Hub id or a folder.")
 
 
 def _refuse_without_rows(translation: Translation) -> None:
@@ -150,7 +150,7 @@ def _refuse_without_rows(translation: Translation) -> None:
         if translation.value(name):
             translation.refuse(name, "is of a file that trains nothing", f"loraft {command} does what it is for.")
     message = f"names no rows to learn from ({' or '.join(names)})"
-    raise ConfigError(message, where=str(translation.file.path), remedy="Name them there, or write data.train by hand.")
+    raise ConfigError(message, where=translation.file.path, remedy="Name them there, or write data.train by hand.")
 
 
 def _checked(file: ForeignFile, rows: list[TranslatedKey]) -> tuple[list[TranslatedKey], RunConfig]:

@@ -89,12 +89,12 @@ def _explained(translation: Translation, folder: Value) -> Mapping[str, Any] | N
         try:
             known = json.loads(place.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot be read: {error}", where=str(place), remedy="It must hold JSON.") from None
+            raise ConfigError(f"cannot be read: {error}", where=place, remedy="It must hold JSON.") from None
         if isinstance(known, dict):
             return {key: value for key, value in known.items() if isinstance(value, dict)} | {
                 "": {"": str(place.parent)}
             }
-        raise ConfigError("must hold a mapping of datasets", where=str(place))
+        raise ConfigError("must hold a mapping of datasets", where=place)
     return None
 
 

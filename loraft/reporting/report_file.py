@@ -29,7 +29,7 @@ def check_report_file(path: Path) -> None:
     check_output_file(path, parameter=OUTPUT)
     if path.exists() and not begins_with(path, MARK):
         message = "is there already, and is no report of loraft"
-        raise DataError(message, where=str(path), parameter=OUTPUT, remedy="Name another file.")
+        raise DataError(message, where=path, parameter=OUTPUT, remedy="Name another file.")
 
 
 def write_report(report: RunReport, path: Path) -> None:
@@ -41,7 +41,7 @@ def write_report(report: RunReport, path: Path) -> None:
     try:
         write_whole(path, page_of(report), errors="replace")
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path), parameter=OUTPUT) from error
+        raise DataError(f"cannot be written: {error.strerror}", where=path, parameter=OUTPUT) from error
 
 
 @dataclass

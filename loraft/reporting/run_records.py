@@ -127,7 +127,7 @@ def read_records(folder: Path) -> RunRecords:
     if not steps:
         message = "there is nothing to report: no step of the run was logged"
         remedy = "Let it train for training.logging_steps steps at least."
-        raise RunFolderError(message, where=str(folder / "metrics.jsonl"), remedy=remedy)
+        raise RunFolderError(message, where=folder / "metrics.jsonl", remedy=remedy)
     manifest = read_sealed(folder / "manifest.json")
     planned = _part(manifest, "planned")
     notes = [] if not unread else [f"{counted(unread, 'line')} of metrics.jsonl cannot be read, and left out"]

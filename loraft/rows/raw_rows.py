@@ -168,7 +168,7 @@ def rows_to_answer(path: Path, parameter: str) -> RowsRead:
 
     if not lies_in_files(str(path)):
         remedy = f"Write it as {ALL_TYPES}."
-        raise DataError("is no file of rows", where=str(path), parameter=parameter, remedy=remedy)
+        raise DataError("is no file of rows", where=path, parameter=parameter, remedy=remedy)
     try:
         return read_rows(DataSource(path=str(path)))
     except DataError as error:

@@ -97,9 +97,9 @@ def _read(path: Path) -> str:
         text = path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DataError(f"cannot be read: {reason}", where=str(path), key="data.chat_template") from None
+        raise DataError(f"cannot be read: {reason}", where=path, key="data.chat_template") from None
     if not text.strip():
-        raise DataError("is empty, and no chat template", where=str(path), key="data.chat_template")
+        raise DataError("is empty, and no chat template", where=path, key="data.chat_template")
     return text
 
 

@@ -34,10 +34,10 @@ def check_plot(path: Path | None) -> None:
         raise ConfigError.several([problem])
     if path.suffix.lower() not in KINDS:
         message, remedy = "a picture is a .png or a .svg file", "Name one that ends so."
-        raise ConfigError(message, where=str(path), parameter="plot", remedy=remedy)
+        raise ConfigError(message, where=path, parameter="plot", remedy=remedy)
     check_output_file(path, parameter="plot", error=ConfigError)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError("cannot be written", where=str(path), parameter="plot")
+        raise ConfigError("cannot be written", where=path, parameter="plot")
 
 
 def print_plotted(
@@ -89,4 +89,4 @@ def picture(
     try:
         path.write_bytes(drawn.getvalue())
     except OSError as error:
-        raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from None
+        raise RunError(f"cannot be written: {error.strerror}", where=path) from None

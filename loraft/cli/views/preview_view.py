@@ -269,9 +269,7 @@ def check_page(path: Path, config: RunConfig, config_path: Path, *, overwrite: b
     check_output_file(path, reads=(config_path, *rows), parameter=HTML)
     if path.exists() and not overwrite and not begins_with(path, MARK):
         remedy = "Name another file, or replace it with --overwrite."
-        raise DataError(
-            "is there already, and is no page of loraft preview", where=str(path), parameter=HTML, remedy=remedy
-        )
+        raise DataError("is there already, and is no page of loraft preview", where=path, parameter=HTML, remedy=remedy)
 
 
 def write_page(preview: Preview, path: Path, title: str) -> None:
@@ -279,7 +277,7 @@ def write_page(preview: Preview, path: Path, title: str) -> None:
     try:
         write_whole(path, page(preview, title), errors="replace")  # a file's name may be no text
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path), parameter=HTML) from error
+        raise DataError(f"cannot be written: {error.strerror}", where=path, parameter=HTML) from error
 
 
 def page(preview: Preview, title: str) -> str:
