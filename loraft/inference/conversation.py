@@ -15,7 +15,7 @@ import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from loraft.errors import DataError
+from loraft.errors import DataError, DiskFullError
 from loraft.figures import shared_beginning
 from loraft.inference.completion import Completion, Stream, Token, TokenStream
 from loraft.inference.decoder_state import DecoderState
@@ -23,6 +23,7 @@ from loraft.inference.engine import stream
 from loraft.inference.prompt_limits import learned_positions, prompt_limit, trained_positions
 from loraft.inference.requests import GenerationRequest
 from loraft.inference.session import BASE, Session, Speaker
+from loraft.io.atomic import write_whole
 from loraft.io.resources import memory_errors
 from loraft.rows.formats import Message
 
@@ -174,14 +175,12 @@ def save_conversation(path: Path, messages: Sequence[Message]) -> int:
     if not answers:
         raise DataError("there is no answer to save yet", where=path)
     row = {"messages": [{"role": message.role, "content": message.content} for message in kept]}
+    if os.path.lexists(path):
+        raise DataError("is there already, and is left as it is", where=path, remedy="Name another file.")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError as error:
-        text = "is there already, and is left as it is"
-        raise DataError(text, where=path, remedy="Name another file.") from error
+        write_whole(path, json.dumps(row, ensure_ascii=False) + "\n")
+    except DiskFullError as error:  # the conversation goes on
+        raise DataError.several(error.problems) from error
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=path) from error
     return answers

@@ -23,6 +23,7 @@ from loraft.rows.formats import Message, to_record
 from loraft.rows.row import Row
 from loraft.tasks import TASKS, detect_format
 from loraft.tokenization.plain_text_rows import Seq2SeqRenderer
+from tests.faults.small_disk import files_of_at_most
 from tests.inference.voices import adapter_in, base_in
 from tests.tokenization.test_template_printer import renderer_of
 from tests.tokenization.test_trl_templates import TEMPLATES
@@ -133,6 +134,14 @@ def fresh_after(conversation: ChatSession, text: str) -> tuple[int, ...]:
     """As `fresh`, for a question that was just asked."""
     conversation.undo()
     return fresh(conversation, text)
+
+
+def test_a_conversation_for_which_there_is_no_room_leaves_nothing_and_can_be_saved_again(tmp_path: Path) -> None:
+    messages, file = [Message("user", "a"), Message("assistant", "b" * 5000)], tmp_path / "talk.jsonl"
+    with files_of_at_most(1000), pytest.raises(DataError, match="disk"):
+        save_conversation(file, messages)
+    assert list(tmp_path.iterdir()) == []
+    assert save_conversation(file, messages) == 1
 
 
 @pytest.mark.slow
