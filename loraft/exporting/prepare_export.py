@@ -78,7 +78,7 @@ def prepare_export(
         **({} if template is None else {"tokenizer.chat_template": template.text}),
     }
     notes = [*merge.notes, *settings.notes, *about_tokenizer, *about_tokens, *about_stops]
-    notes += [*about_types(tensors, outtype), *_about_asking(speaker, rules)]
+    notes += [*about_types(tensors, outtype), *_about_asking(speaker, rules, told_beside=named is not None)]
 
     def numbers(tensor: GgufTensor, run: Run) -> Iterable[Tensor]:
         own = settings.factors.get(tensor.name)
@@ -181,14 +181,14 @@ def about_types(tensors: Sequence[GgufTensor], outtype: OutType) -> Iterator[str
         yield f"{len(others)} tensors are in {others[0].kind}: their rows cannot be parted into blocks of {outtype}"
 
 
-def _about_asking(speaker: Speaker, rules: SamplingParams) -> Iterator[str]:
-    """What decides an answer here and has no place in the file."""
+def _about_asking(speaker: Speaker, rules: SamplingParams, *, told_beside: bool) -> Iterator[str]:
+    """What decides an answer here and has no place in the file, nor `told_beside` it in Ollama's."""
     yield from speaker.notes
     begin, template = str(speaker.tokenizer.bos_token), speaker.renderer.prompt_template
     begins = template is not None and template.prompt([Message("user", "a")]).startswith(begin)
     if template is not None and not begins and adds_beginning(speaker.tokenizer):
         yield f"llama.cpp begins a conversation with {begin}, which the chat template does not print"
-    if speaker.renderer.system_prompt:
+    if speaker.renderer.system_prompt and not told_beside:
         yield "the system prompt that it was trained with has no place in the file: `ollama` writes it beside it"
     if rules.num_beams > 1:
         yield f"it answers with {rules.num_beams} beams, which GGUF has no key for"

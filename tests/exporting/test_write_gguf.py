@@ -8,6 +8,7 @@ import pytest
 
 from loraft import api
 from loraft.errors import NonFiniteError, RunFolderError
+from tests.inference.voices import adapter_in
 from tests.tiny import save_tiny
 from tests.words import Wording
 
@@ -26,6 +27,15 @@ def test_what_is_there_is_replaced_only_where_that_is_asked_for(tmp_path: Path, 
     assert (tmp_path / "Modelfile").read_text().startswith("FROM ./m.gguf\n")
     with pytest.raises(RunFolderError):  # it would be read while it is written
         api.export(str(out), out, overwrite=True)
+
+
+def test_a_system_prompt_is_told_as_left_out_where_nothing_beside_the_file_has_it(tmp_path: Path) -> None:
+    adapter = adapter_in(tmp_path / "adapter", save_tiny(tmp_path / "base"), system_prompt="Be brief.")
+    alone = api.export(str(adapter), tmp_path / "m.gguf").warnings
+    beside = api.export(str(adapter), tmp_path / "other" / "m.gguf", ollama=True)
+    assert set(alone) - set(beside.warnings) == {each for each in alone if "system prompt" in each}
+    assert len(alone) == len(beside.warnings) + 1
+    assert "SYSTEM" in (tmp_path / "other" / "Modelfile").read_text()
 
 
 def test_a_number_that_is_too_large_for_the_type_leaves_the_place_as_it_was(tmp_path: Path) -> None:
