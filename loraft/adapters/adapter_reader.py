@@ -29,6 +29,7 @@ from loraft.adapters.lora_factors import (
     weights_file,
 )
 from loraft.errors import AdapterError
+from loraft.figures import listed
 from loraft.io.atomic import read_json
 from loraft.models.safetensors_index import WORDS
 
@@ -182,7 +183,7 @@ def _refuse_broken(updates: Mapping[str, Mapping[str, Tensor]], where: str) -> N
     """Refuse an update of which a factor is absent, or whose factors make no product."""
     if halves := sorted(name for name, parts in updates.items() if not {"A", "B"} <= parts.keys()):
         missing = "A" if "A" not in updates[halves[0]] else "B"
-        raise AdapterError(f"{halves[0]} and {len(halves) - 1} more have no {missing}", where=where)
+        raise AdapterError(f"there is no {missing} of {listed(halves, 1)}", where=where)
     for name, parts in updates.items():
         a, b = (list(parts[part].shape) for part in ("A", "B"))
         if a[0] != b[1] or not a[0]:

@@ -306,7 +306,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         inspect_layers(str(folder))
     file.write_bytes(whole)
     edit(folder, lambda tensors: tensors.pop("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"))
-    with pytest.raises(AdapterError, match=r"model\.layers\.0\.self_attn\.q_proj and 0 more have no B"):
+    with pytest.raises(AdapterError, match=r"no B of model\.layers\.0\.self_attn\.q_proj$"):
         inspect_layers(str(folder))
     file.rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match="pickled weights can run code"):
