@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -114,12 +115,15 @@ class ConfigOptions:
         """Where a config lies that is made of this one: `run-fit.yaml` beside `run.yaml`.
 
         Raises:
-            ConfigError: Something is there that it does not replace.
+            ConfigError: Something is there that it does not replace, or nothing can be written there.
         """
         path = Path(self.config)
         written = path.with_name(f"{path.stem}-{ending}{path.suffix}")
         if written.is_dir() or (written.exists() and not replaces(written)):
             raise ConfigError("is there already", where=written, remedy="Remove it, or give it another name.")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            remedy = "Copy the config into a folder that you may write to."
+            raise ConfigError("cannot be written", where=written, remedy=remedy)
         return written
 
     def changed(self, values: Mapping[str, object]) -> str:
