@@ -273,11 +273,12 @@ def _slices(lengths: Sequence[int]) -> list[slice]:
 def _causal_weights(scores: Tensor, time: int) -> Tensor:
     """Softmax of `[batch, groups · time, time]` scores under the causal mask, in their own dtype."""
     by_group = scores.view(scores.shape[0], -1, time, time)
-    return by_group.add_(_causal_bias(time, scores.dtype)).softmax(-1).view_as(scores)
+    return by_group.add_(causal_bias(time, scores.dtype)).softmax(-1).view_as(scores)
 
 
 @lru_cache(maxsize=64)
-def _causal_bias(time: int, dtype: torch.dtype) -> Tensor:
+def causal_bias(time: int, dtype: torch.dtype) -> Tensor:
+    """What is added to `[time, time]` scores so that no token sees those behind it."""
     return torch.full((time, time), float("-inf"), dtype=dtype).triu_(1)
 
 

@@ -27,8 +27,10 @@ from loraft.figures import counted, perplexity
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.held_memory import give_back_at_once, peak_bytes, release_before, release_freed, reset_peak
 from loraft.io.resources import disk_errors
+from loraft.kernels.dropout import patch_dropout
 from loraft.kernels.fused.fuse import fuse_chosen
 from loraft.kernels.layer_stream import Fed
+from loraft.kernels.line_attention import attend_by_lines
 from loraft.kernels.offloaded_inputs import keep_inputs_on_host
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.packed_experts import PackedExperts
@@ -193,10 +195,13 @@ def build_model(plan: RunPlan, ranks: Ranks = ALONE) -> AdaptedModel:
     torch.manual_seed(plan.config.seed)
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)
+    elif placement.device == "cpu" and plan.config.model.attn_implementation == "auto":
+        attend_by_lines(loaded.model)
     if in_parts and plan.shape.targets is not None and plan.shape.targets.saved:
         gather_in(loaded.model, ranks, besides=layers_of(loaded.model, loaded.family))
     adapted = attach(loaded, plan.config, partial(whole_meanwhile, ranks=ranks) if in_parts else nullcontext)
     patch_rms_norm(loaded.model)
+    patch_dropout(loaded.model)
     if plan.config.training.kernels == "auto":
         told = fuse_chosen(loaded.model, plan.placement.device, plan.placement.dtype)
         adapted = replace(adapted, notes=(*adapted.notes, *told))
