@@ -73,7 +73,7 @@ def of_strategy(
 def memory_alone(plan: RunPlan) -> MemoryPlan:
     """The memory of a rank that holds everything."""
     drawn = batch_sampler(plan.config, plan.data.train, plan.data.train_sources)
-    return plan_memory(plan, drawn, packed=plan.layout.packed)[0]
+    return plan_memory(plan, drawn, plan.layout)[0]
 
 
 def times_as_fast(plan: RunPlan, exchange: Exchange, ranks: Ranks) -> tuple[float, float] | None:

@@ -169,7 +169,7 @@ def _read(plan: RunPlan, stack: str, batches: Iterable[Sequence[Example]], steps
     for batch in batches:
         lengths = [length for example in batch for length in plan.task.read_by(stack, example)]
         if not plan.layout.packed:
-            lengths = [max(lengths)] * len(lengths)
+            lengths = [plan.layout.filled(max(lengths))] * len(lengths)
         tokens += sum(lengths)
         squares += sum(length * length for length in lengths)
     return Read(tokens / steps, squares / steps)

@@ -142,11 +142,6 @@ def chunks(items: Sequence[T], size: int) -> list[list[T]]:
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def positions(lengths: Sequence[int], *, packed: bool) -> int:
-    """How many positions a batch of rows of these lengths has: laid end to end, or padded to the longest."""
-    return sum(lengths) if packed else max(lengths) * len(lengths)
-
-
 def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Fill rows of `capacity` tokens with examples, longest first, each into the fullest row that takes it.
 

@@ -94,6 +94,15 @@ class StackSizes:
         """The numbers that go into the layers that keep activations."""
         return self.batch_tokens * self.layer.hidden * self.graph_layers
 
+    def dropped(self, width: int, device: str) -> int:
+        """The bytes that a layer keeps of each token to tell what dropout left of it.
+
+        There are two hidden states, of which CUDA keeps a byte for each number; a CPU keeps numbers of `width` bytes,
+        of the attention weights too.
+        """
+        hidden = 2 * self.layer.hidden
+        return width * (hidden + self.layer.heads * self.longest_row) if device == "cpu" else hidden
+
     def of_a_tile(self, *, fused: bool) -> int:
         """The numbers that a feed-forward part keeps of one tile while that goes backward; 0 where it is whole."""
         layer = self.layer

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from loraft.config.choices import Checkpointing
 from loraft.config.sections import QuantizationSection
-from loraft.dataset.sampler import BatchSampler, positions
+from loraft.dataset.sampler import BatchSampler
 from loraft.io.held_memory import held_bytes
 from loraft.kernels.cross_entropy import targets_in_chunk
 from loraft.kernels.layer_stream import SLOTS
@@ -20,10 +19,12 @@ from loraft.kernels.packed_attention import PRODUCTS_UP_TO
 from loraft.kernels.tiled_mlp import TILE
 from loraft.kernels.transfer import has_own_memory, pinned_bytes
 from loraft.models.device import main_memory
+from loraft.models.hf_config import noise_of
 from loraft.models.quantize import quantized_bytes
 from loraft.optimization.optimizer import KINDS
 from loraft.planning.base_weights import NO_EXPERTS, ExpertSizes, StackSizes
 from loraft.planning.known_run import KnownRun
+from loraft.tasks.batches import BatchLayout
 from loraft.tokenization.examples import Example
 
 ROOM = 0.9
@@ -50,6 +51,7 @@ class TrainingSizes:
         quantized_rows: The outputs of the modules whose weights these are.
         experts: The experts of a mixture in a layer.
         largest_trained: The numbers of the largest trained tensor.
+        drops: Layers drop attention weights and hidden states in training.
         start_parameters: What an adapter began with, where it is kept and saved beside what is trained.
         streamed: The bytes of each layer that is fed to the device from the host.
         ends: Those of embeddings and head, where these are.
@@ -70,6 +72,7 @@ class TrainingSizes:
     optimizer_bytes: int
     device: str
     largest_trained: int = 0
+    drops: bool = False
     start_parameters: int = 0
     fused: bool = False
     experts: ExpertSizes = NO_EXPERTS
@@ -233,10 +236,16 @@ def _one_layer(stack: StackSizes, sizes: TrainingSizes) -> int:
     if sizes.whole_model and width < 4:
         a_token += 16 * layer.hidden
     products_up_to = PRODUCTS_UP_TO[torch.float32 if width == 4 else torch.bfloat16]
-    if sizes.device == "cpu" and stack.longest_row <= products_up_to:
+    if sizes.device == "cpu" and (sizes.drops or stack.longest_row <= products_up_to):
         a_token += width * layer.heads * stack.longest_row
+    if sizes.drops:
+        a_token += stack.dropped(width, sizes.device)
     a_token += stack.update.of_a_token(width, sizes.device)
     return stack.batch_tokens * a_token
+
+
+Held = Callable[[MemoryPlan], MemoryPlan]
+"""From what a step holds to what each rank holds of it."""
 
 
 class Saving(NamedTuple):
@@ -253,10 +262,10 @@ class Saving(NamedTuple):
 
 
 def plan_memory(
-    known: KnownRun, batches: BatchSampler, *, packed: bool, held: Callable[[MemoryPlan], MemoryPlan] = lambda one: one
+    known: KnownRun, batches: BatchSampler, layout: BatchLayout, *, held: Held = lambda one: one
 ) -> tuple[MemoryPlan, Saving]:
     """Predict the peak of one that is `held` so, and decide what is computed again: layers, then parts in tiles."""
-    sizes, training = _training_sizes(known, batches, packed=packed), known.config.training
+    sizes, training = _training_sizes(known, batches, layout), known.config.training
     layers, tiles = training.gradient_checkpointing, training.tiled_mlp
     tiled = replace(sizes, stacks=tuple(replace(stack, tile=TILE) for stack in sizes.stacks))
     splits = any(stack.in_tiles for stack in tiled.stacks)
@@ -285,14 +294,14 @@ def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
     return f"the run keeps about {kept / 1e9:.1f} GB in main memory, and {available / 1e9:.1f} GB of that are available"
 
 
-def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> TrainingSizes:
+def _training_sizes(known: KnownRun, batches: BatchSampler, layout: BatchLayout) -> TrainingSizes:
     """The sizes of a run whose largest batch is that of its first epoch."""
 
     def read(stack: str, examples: Sequence[Example]) -> list[int]:
         return [length for example in examples for length in known.task.read_by(stack, example)]
 
-    shape, data, cells = known.shape, known.data, partial(positions, packed=packed)
-    largest = max(batches.epoch(0), key=lambda rows: cells([batches.lengths[i] for i in rows]))
+    shape, data = known.shape, known.data
+    largest = max(batches.epoch(0), key=lambda rows: layout.positions([batches.lengths[i] for i in rows]))
     rows = [data.train[i] for i in largest]
     whole_model, on_cuda = shape.targets is None, known.placement.device == "cuda"
     return TrainingSizes(
@@ -305,8 +314,8 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
                 layer=shape.layers[stack],
                 update=shape.updates[stack],
                 graph_layers=shape.graph_layers(stack),
-                batch_tokens=cells(read(stack, rows)),
-                longest_row=max(read(stack, data.train)),
+                batch_tokens=layout.positions(read(stack, rows)),
+                longest_row=layout.filled(max(read(stack, data.train))),
             )
             for stack in shape.depths
         ),
@@ -319,6 +328,7 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, *, packed: bool) -> 
         quantized_rows=shape.few_bits.rows,
         optimizer_bytes=sum(map(KINDS[known.config.training.optim].state_bytes, shape.trained)),
         largest_trained=max((math.prod(tensor.shape) for tensor in shape.trained), default=0),
+        drops=noise_of(shape.config) is not None,
         start_parameters=known.kept_starts,
         experts=shape.experts,
         streamed=_streamed(known),

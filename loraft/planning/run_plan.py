@@ -37,8 +37,9 @@ from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept
 
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
-LINE_STEP = 32
-"""On a CPU the kernels of 16-bit products are made anew for each length, which costs more than some padding."""
+LINE_STEP, BINARY_DIGITS = 32, 4
+"""Of lines of rows end to end, and of the length of padded lines: on a CPU the kernels of 16-bit products are made anew
+for each length and kept, which costs more than some padding."""
 CAPPED = "{} caps the scores of attention, which are written out row by row: a row takes memory by its length squared"
 CAPPED_AT_ONCE = "{} caps the scores of attention: flex attention is compiled for them, and tried before the first step"
 TILED = f"training.tiled_mlp auto is on: without it, {TILE:,} tokens at a time, the run would not fit in memory"
@@ -100,12 +101,12 @@ def plan_run(
     chosen_by_itself = config.training.optim == "auto"
     known = _on_its_device(_resolved(known_run(config, stated)), ranks)
     _require_tiles(known)
-    config, data, packed = known.config, known.data, _packed(known)
+    config, data, layout = known.config, known.data, _layout(known)
     drawn = _sampler(known, batches_a_step or config.training.gradient_accumulation_steps * ranks.world)
     if data.stream is None and config.lora.init == "eva" and (targets := known.shape.targets) is not None:
         require_tokens(max(targets.ranks.values()), (data.train[row] for batch in drawn.epoch(0) for row in batch))
     batches = drawn if data.stream is None else streaming_sampler(data.stream, drawn, ranks)
-    known, memory, saving, spread_notes = spread(known, drawn, ranks, packed=packed, pages=chosen_by_itself)
+    known, memory, saving, spread_notes = spread(known, drawn, layout, ranks, pages=chosen_by_itself)
     config = known.config
     _require_whole_reference(known, ranks)
     memory_notes = [*spread_notes, *_saving_notes(config.training, saving)]
@@ -116,7 +117,7 @@ def plan_run(
         config=config.model_copy(update={"training": training}),
         notes=(
             *known.notes,
-            *_packing_notes(known, drawn, packed=packed),
+            *_packing_notes(known, drawn, packed=layout.packed),
             *memory_notes,
             *_host_notes(memory),
             *require_schedule(training, steps),
@@ -124,7 +125,6 @@ def plan_run(
             *base_notes(config),
         ),
     )
-    layout = _layout(known, packed=packed)
     return RunPlan(
         **vars(known),
         batches=batches,
@@ -207,13 +207,14 @@ def _packed(known: KnownRun) -> bool:
     return packed
 
 
-def _layout(known: KnownRun, *, packed: bool) -> BatchLayout:
+def _layout(known: KnownRun) -> BatchLayout:
     in_16_bits_on_cpu = known.placement.device == "cpu" and known.placement.dtype != torch.float32
-    pad_id = known.data.renderer.tokenizer.pad_token_id
+    pad_id, packed = known.data.renderer.tokenizer.pad_token_id, _packed(known)
     return BatchLayout(
         packed,
         pad_id if isinstance(pad_id, int) else 0,
-        multiple_of=LINE_STEP if in_16_bits_on_cpu else 1,
+        *((LINE_STEP, BINARY_DIGITS) if in_16_bits_on_cpu else (1, 0)),
+        most=min(filter(None, known.task.length_limits(known.config.data).values())),
         shares=packed and shares_prefix(known),
     )
 

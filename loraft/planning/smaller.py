@@ -143,7 +143,7 @@ def memory_with(plan: RunPlan, changes: Values, ranks: Ranks) -> MemoryPlan:
         shape = summarize_model(config, plan.model, data.renderer.labels, tokens)
     changed = replace(plan, config=config, data=data, shape=shape)
     drawn = batch_sampler(config, data.train, data.train_sources)
-    return spread(changed, drawn, ranks, packed=plan.layout.packed, pages=False)[1]
+    return spread(changed, drawn, plan.layout, ranks, pages=False)[1]
 
 
 def _held_in_a_step(memory: MemoryPlan) -> int:

@@ -22,6 +22,7 @@ from loraft.models.quantize import quantized_bytes
 from loraft.optimization.optimizer import SMALLER, require_optimizer
 from loraft.planning.known_run import KnownRun
 from loraft.planning.memory import ROOM, MemoryPlan, Saving, plan_memory, too_large
+from loraft.tasks.batches import BatchLayout
 
 KEY = "distributed.strategy"
 PAGED = "training.optim auto is paged_adamw_32bit: with adamw the run might not fit in memory"
@@ -139,13 +140,13 @@ def parts_of(known: KnownRun, plan: MemoryPlan, ranks: Ranks) -> Parts:
 
 
 def spread(
-    known: KnownRun, drawn: BatchSampler, ranks: Ranks, *, packed: bool, pages: bool
+    known: KnownRun, drawn: BatchSampler, layout: BatchLayout, ranks: Ranks, *, pages: bool
 ) -> tuple[KnownRun, MemoryPlan, Saving, tuple[str, ...]]:
     """The run with what each rank holds of it: its memory, what is computed again, and what there is to say.
 
     Where it would not fit, the state of the optimizer is paged if that may be, and then weights are in parts.
     """
-    plan = partial(plan_memory, batches=drawn, packed=packed)
+    plan = partial(plan_memory, batches=drawn, layout=layout)
     whole, notes, asked = known, tuple[str, ...](), known.config.distributed.strategy
     memory, saving = plan(known)
     if pages and (asked != "fsdp2" or ranks.world == 1) and pages_instead(known, memory):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from loraft.kernels.shared_prefix import places_of, shared_prefix
@@ -24,13 +25,29 @@ class BatchLayout:
         pad_id: The token at padded positions, where no real token attends to it; every vocabulary has 0.
         multiple_of: A line of rows end to end is filled to a multiple of this many tokens by one more row, of padding,
             where new lengths cost time.
+        binary_digits: A line of one row is filled by padding to a length of so many binary digits, of four to 9, 18,
+            36 or 72 say, where new lengths cost time and memory; 0 leaves lines as long as the longest of their batch.
+        most: No line of one row is filled beyond this many tokens.
         shares: What all rows of a line begin with is in it once, where that is worth it.
     """
 
     packed: bool = False
     pad_id: int = 0
     multiple_of: int = 1
+    binary_digits: int = 0
+    most: int = 0
     shares: bool = False
+
+    def filled(self, longest: int) -> int:
+        """The length of lines that each hold a row, of which the longest has so many tokens."""
+        step = 1 << max(0, longest.bit_length() - self.binary_digits) if self.binary_digits else 1
+        return max(longest, min(-(-longest // step) * step, self.most))
+
+    def positions(self, lengths: Sequence[int], shared: int = 0) -> int:
+        """The positions of a batch of such rows, padding counted; end to end they have `shared` tokens once."""
+        if not self.packed:
+            return self.filled(max(lengths)) * len(lengths)
+        return -(-(sum(lengths) - shared * (len(lengths) - 1)) // self.multiple_of) * self.multiple_of
 
 
 @dataclass(frozen=True)
@@ -101,14 +118,14 @@ def collate_texts(examples: Sequence[Example], layout: BatchLayout) -> Batch:
         row[:1] = IGNORED
     if layout.packed:
         return _end_to_end(rows, torch.cat(labels), targets, layout)
-    flat = pad_sequence(labels, batch_first=True, padding_value=IGNORED).flatten()
+    flat = _padded(labels, IGNORED, layout).flatten()
     places = (flat != IGNORED).nonzero().squeeze(1)
     return Batch(
-        pad_sequence(rows, batch_first=True, padding_value=layout.pad_id),
+        _padded(rows, layout.pad_id, layout),
         flat[places],
         tokens=sum(map(len, rows)),
         text_targets=targets,
-        real=_padded([[1] * len(row) for row in rows], 0),
+        real=_padded([torch.ones_like(row) for row in rows], 0, layout),
         target_positions=places - 1,
     )
 
@@ -143,7 +160,7 @@ def _end_to_end(rows: Sequence[Tensor], labels: Tensor, targets: tuple[int, ...]
 
 def collate_pairs(examples: Sequence[Example], layout: BatchLayout) -> Batch:
     """Lay sources and targets, a line each, both padded on the right."""
-    labels = _padded([example.labels for example in examples], IGNORED)
+    labels = _padded([torch.tensor(example.labels) for example in examples], IGNORED, layout)
     places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
     return replace(_lines(examples, layout, labels), target_positions=places)
 
@@ -173,17 +190,19 @@ def collate_labelled(examples: Sequence[Example], layout: BatchLayout) -> Batch:
     """Lay texts with a class, a line each, padded on the right."""
     types = None
     if any(example.token_type_ids is not None for example in examples):
-        types = _padded([example.token_type_ids or [0] * len(example.input_ids) for example in examples], 0)
+        given = (example.token_type_ids or [0] * len(example.input_ids) for example in examples)
+        types = _padded([torch.tensor(each) for each in given], 0, layout)
     return _lines(examples, layout, torch.tensor([example.labels[0] for example in examples]), types)
 
 
 def _lines(examples: Sequence[Example], layout: BatchLayout, labels: Tensor, types: Tensor | None = None) -> Batch:
-    ids = _padded([example.input_ids for example in examples], layout.pad_id)
-    mask = _padded([[1] * len(example.input_ids) for example in examples], 0)
+    rows = [torch.tensor(example.input_ids, dtype=torch.long) for example in examples]
+    ids, mask = _padded(rows, layout.pad_id, layout), _padded([torch.ones_like(row) for row in rows], 0, layout)
     tokens, targets = sum(example.tokens for example in examples), tuple(example.trained for example in examples)
     return Batch(ids, labels, tokens, targets, attention_mask=mask, token_type_ids=types)
 
 
-def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:
+def _padded(rows: Sequence[Tensor], filling: int, layout: BatchLayout) -> Tensor:
     """`[rows, time]`, filled on the right."""
-    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=filling)
+    padded = pad_sequence(list(rows), batch_first=True, padding_value=filling)
+    return pad(padded, (0, layout.filled(padded.shape[1]) - padded.shape[1]), value=filling)

@@ -142,11 +142,7 @@ def kept_positions(batches: Iterable[Sequence[list[int]]], layout: BatchLayout) 
 
 
 def _positions(rows: Sequence[list[int]], layout: BatchLayout) -> int:
-    lengths = [len(row) for row in rows]
-    if not layout.packed:
-        return len(lengths) * max(lengths)
-    once = shared_prefix(rows) if layout.shares else 0
-    return -(-(sum(lengths) - once * (len(rows) - 1)) // layout.multiple_of) * layout.multiple_of
+    return layout.positions([len(row) for row in rows], shared_prefix(rows) if layout.shares else 0)
 
 
 def why_not_kept(config: RunConfig, family: ModelSpec, frozen: int, outside: Sequence[str], noise: str | None) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from loraft.dataset.prepared_steps import PreparedStep
-from loraft.dataset.sampler import BatchSampler, StepBatches, chunks, fills, positions
+from loraft.dataset.sampler import BatchSampler, StepBatches, chunks, fills
 from loraft.dataset.streaming import StreamingSampler
 from loraft.distributed.ranks import buckets
 from loraft.events import Note
@@ -28,6 +28,7 @@ from loraft.io.held_memory import peak_bytes, reset_peak
 from loraft.kernels.transfer import has_own_memory
 from loraft.optimization.optimizer import KINDS, optimizer_of
 from loraft.planning.run_plan import RunPlan
+from loraft.tasks.batches import BatchLayout
 from loraft.tokenization.examples import Example
 from loraft.training.checkpoint import restore_rng, rng_state
 from loraft.training.out_of_memory import memory_explained
@@ -50,10 +51,10 @@ def try_longest_batch(run: Trainer, *, goes_on: bool = False) -> None:
     wanted, device = run.settings.try_longest_batch, run.plan.placement.device
     if not (has_own_memory(device) if wanted == "auto" else wanted):
         return
-    began, packed = time.perf_counter(), run.plan.layout.packed
+    began, layout = time.perf_counter(), run.plan.layout
     reset_peak(device)
     prepared = run.prepare(longest_step(run.plan, alone=run.ranks.world == 1))
-    tried = sorted(range(len(prepared.rows)), key=lambda number: read_in(prepared.rows[number], packed=packed))[-2:]
+    tried = sorted(range(len(prepared.rows)), key=lambda number: read_in(prepared.rows[number], layout))[-2:]
     what = _in_words(prepared.rows[tried[-1]])
     rows, explained = _longest_evaluated(run), partial(memory_explained, run.plan, run.ranks, goes_on=goes_on)
     with _put_back(run):
@@ -74,14 +75,14 @@ def longest_step(plan: RunPlan, *, alone: bool) -> StepBatches:
 
     The rows of a step are dealt anew where several read it: there it is the step with the most.
     """
-    batches, packed, train = plan.batches, plan.layout.packed, plan.data.train
+    batches, train = plan.batches, plan.data.train
     if isinstance(batches, StreamingSampler):
         rows = sorted(train, key=lambda row: -row.tokens)[: batches.batch_size * batches.accumulation]
         return StepBatches(chunks(rows, batches.batch_size), ends_epoch=False)
 
     def most(step: StepBatches) -> int:
         dealt = step.batches if alone or fills(plan.config) else [[row for rows in step.batches for row in rows]]
-        return max(read_in(rows, packed=packed) for rows in dealt)
+        return max(read_in(rows, plan.layout) for rows in dealt)
 
     return max(_steps(plan, batches), key=most)
 
@@ -93,9 +94,9 @@ def _steps(plan: RunPlan, batches: BatchSampler) -> Iterator[StepBatches]:
     return islice(chain.from_iterable(windows), plan.steps)
 
 
-def read_in(rows: Sequence[Example], *, packed: bool) -> int:
+def read_in(rows: Sequence[Example], layout: BatchLayout) -> int:
     """How many positions a batch of these rows has."""
-    return positions([row.tokens for row in rows], packed=packed)
+    return layout.positions([row.tokens for row in rows])
 
 
 def _in_words(rows: Sequence[Example]) -> str:
@@ -169,8 +170,7 @@ def _update(run: Trainer, gradients: Mapping[nn.Parameter, Tensor]) -> None:
 def _longest_evaluated(run: Trainer) -> list[Example]:
     """The evaluation batch in which the most is read; no rows where nothing is evaluated."""
     batches = chunks(run.plan.data.eval, run.settings.per_device_eval_batch_size)
-    packed = run.plan.layout.packed
-    return max(batches, key=lambda rows: read_in(rows, packed=packed), default=[])
+    return max(batches, key=lambda rows: read_in(rows, run.plan.layout), default=[])
 
 
 def _try_evaluation(run: Trainer, rows: Sequence[Example], explained: Explained) -> None:

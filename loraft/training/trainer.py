@@ -27,10 +27,10 @@ from loraft.figures import counted, perplexity
 from loraft.io.checksums import sha256_of_facts
 from loraft.io.held_memory import give_back_at_once, peak_bytes, release_before, release_freed, reset_peak
 from loraft.io.resources import disk_errors
-from loraft.kernels.dropout import patch_dropout
+from loraft.kernels.cpu.dropout import patch_dropout
+from loraft.kernels.cpu.line_attention import attend_by_lines
 from loraft.kernels.fused.fuse import fuse_chosen
 from loraft.kernels.layer_stream import Fed
-from loraft.kernels.line_attention import attend_by_lines
 from loraft.kernels.offloaded_inputs import keep_inputs_on_host
 from loraft.kernels.packed_attention import ROWS
 from loraft.kernels.packed_experts import PackedExperts

@@ -52,6 +52,40 @@ def test_rows_padded_on_the_right() -> None:
     assert batch.tokens == 7
 
 
+@pytest.mark.parametrize(
+    ("longest", "most", "filled"),
+    [
+        (1, 99, 1),
+        (9, 99, 9),
+        (15, 99, 15),
+        (17, 99, 18),
+        (37, 99, 40),
+        (65, 99, 72),
+        (65, 70, 70),
+        (65, 65, 65),
+        (7, 4, 7),
+    ],
+)
+def test_padded_lines_are_of_few_lengths_where_these_cost_memory(longest: int, most: int, filled: int) -> None:
+    layout = BatchLayout(binary_digits=4, most=most)
+    assert layout.filled(longest) == filled
+    assert layout.positions([longest, 1, 1]) == 3 * filled
+    assert BatchLayout(most=most).filled(longest) == longest
+
+
+def test_rows_in_a_filled_line_are_what_they_are_in_a_short_one() -> None:
+    rows = [Example.of_text([*range(1, 38)], [-100, *range(2, 38)], "a:1"), TWO]
+    short, filled = (collate_texts(rows, BatchLayout(binary_digits=digits, most=99)) for digits in (0, 4))
+    assert filled.input_ids.shape == filled.real.shape == (2, 40)
+    assert torch.equal(filled.input_ids[:, :37], short.input_ids)
+    assert not filled.input_ids[:, 37:].any()
+    assert not filled.real[:, 37:].any()
+    assert torch.equal(filled.labels, short.labels)
+    assert (filled.tokens, filled.text_targets) == (short.tokens, short.text_targets)
+    predicted = [batch.input_ids.flatten()[batch.target_positions + 1] for batch in (short, filled)]
+    assert torch.equal(*predicted)
+
+
 def test_c1_a_padding_token_that_is_a_target_stays_one() -> None:
     """C1: labels decide, never the id of the padding."""
     batch = collate_texts(

@@ -105,6 +105,18 @@ def test_on_a_cpu_attention_weights_of_short_rows_are_kept() -> None:
     assert kept == HOLES * 10 * 3 * 2 * 2 * 512
 
 
+def test_what_dropout_left_is_kept_for_the_backward_pass() -> None:
+    """Of three layers: of two hidden states of 8, and on a CPU of the weights of 2 heads over rows of 5 besides."""
+    plain, drops = (replace(SIZES, drops=drops) for drops in (False, True))
+    on_cuda, on_a_cpu = (
+        predict(replace(drops, device=device), checkpointing=False).activations
+        - predict(replace(plain, device=device), checkpointing=False).activations
+        for device in ("cuda", "cpu")
+    )
+    assert on_cuda == 3 * 10 * 2 * 8
+    assert on_a_cpu == HOLES * 3 * 10 * 2 * (2 * 8 + 2 * 5)
+
+
 def test_checkpointing_keeps_the_layers_borders_and_one_layer() -> None:
     with_it, without = (predict(SIZES, checkpointing=on) for on in (True, False))
     assert with_it.activations < without.activations

@@ -111,6 +111,7 @@ def test_what_was_kept_under_another_name_goes(tmp_path: Path) -> None:
 def test_positions_are_those_of_the_batches_as_they_are_laid() -> None:
     batches = [[[1, 2, 3], [1, 2, 3, 4, 5]], [[1] * 7]]
     assert kept_positions(batches, BatchLayout(packed=False, pad_id=0)) == 2 * 5 + 7
+    assert kept_positions(batches, BatchLayout(binary_digits=2, most=99)) == 2 * 6 + 8
     assert kept_positions(batches, BatchLayout(packed=True, pad_id=0)) == 15
     assert kept_positions(batches, BatchLayout(packed=True, pad_id=0, multiple_of=8)) == 16
     assert kept_positions(batches, BatchLayout(packed=True, pad_id=0, shares=True)) == 13

@@ -118,13 +118,13 @@ def test_it_is_the_batch_of_all_epochs_in_which_the_most_is_read(tmp_path: Path,
     plan = plan_run(
         tiny_config(tmp_path, **{"training__max_steps": 9, "training__gradient_accumulation_steps": 2, **settings})
     )
-    packed, left, sizes = plan.layout.packed, plan.steps, []
+    left, sizes = plan.steps, list[int]()
     for epoch in range(plan.steps):
         for window in plan.batches.windows(plan.data.train, epoch, 0, (0, 0)):
-            sizes += [read_in(rows, packed=packed) for rows in window.batches] if left > 0 else []
+            sizes += [read_in(rows, plan.layout) for rows in window.batches] if left > 0 else []
             left -= 1
     found = longest_step(plan, alone=True)
-    assert max(read_in(rows, packed=packed) for rows in found.batches) == max(sizes)
+    assert max(read_in(rows, plan.layout) for rows in found.batches) == max(sizes)
 
 
 def test_of_several_batches_the_two_longest_are_read_and_all_is_put_back(tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_of_several_batches_the_two_longest_are_read_and_all_is_put_back(tmp_pat
     with room_for(10**6) as read:
         try_longest_batch(run)
     step = longest_step(run.plan, alone=True)
-    longest = sorted(read_in(rows, packed=True) for rows in step.batches)[-2:]
-    held_out = read_in(run.plan.data.eval[:8], packed=True)
+    longest = sorted(read_in(rows, run.plan.layout) for rows in step.batches)[-2:]
+    held_out = read_in(run.plan.data.eval[:8], run.plan.layout)
     assert read == [*longest, held_out]
     for ours, theirs in zip(state_of(run), before, strict=True):
         assert torch.equal(ours, theirs)

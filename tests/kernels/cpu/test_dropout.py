@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from loraft.kernels.dropout import drawn, patch_dropout
+from loraft.kernels.cpu.dropout import drawn, patch_dropout
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from loraft.kernels.dropout import drawn
+from loraft.kernels.cpu.dropout import drawn
 from loraft.kernels.linear_weights import product_dtype
 from loraft.kernels.packed_attention import PRODUCTS_UP_TO, causal_bias
 

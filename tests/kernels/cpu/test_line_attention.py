@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from loraft.kernels import line_attention
-from loraft.kernels.dropout import drawn
-from loraft.kernels.line_attention import LINES, attend_by_lines, lines_attention
+from loraft.kernels.cpu import line_attention
+from loraft.kernels.cpu.dropout import drawn
+from loraft.kernels.cpu.line_attention import LINES, attend_by_lines, lines_attention
 from loraft.kernels.packed_attention import PRODUCTS_UP_TO
 from tests.tiny import TELLING, TINY_MODEL_TYPES, TINY_OTHERS, mostly_slow, tiny_model
 

@@ -1,0 +1,1 @@
+"""What only a CPU takes while it trains."""
