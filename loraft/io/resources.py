@@ -83,7 +83,7 @@ def require_free_bytes(folder: Path, needed: int, purpose: str, *, remedy: str =
     """
     if (free := free_bytes(folder)) < needed:
         message = f"{purpose} needs {needed:,} bytes, and {free:,} are free"
-        raise ResourceError(message, where=existing_part(folder), remedy=remedy)
+        raise ResourceError(message, where=existing_part(folder.absolute()), remedy=remedy)
 
 
 @contextmanager

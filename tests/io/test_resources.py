@@ -1,12 +1,14 @@
-"""Memory that runs out, as one error with a remedy."""
+"""Memory that runs out, and a disk that is too small, as one error with a remedy."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from loraft.errors import OutOfMemoryError
-from loraft.io.resources import memory_errors
+from loraft.errors import OutOfMemoryError, ResourceError
+from loraft.io.resources import memory_errors, require_free_bytes
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,13 @@ def test_what_was_told_stays_unless_the_caller_knows_better() -> None:
 def test_all_else_passes(rewords: bool) -> None:
     with pytest.raises(RuntimeError, match="shapes"), memory_errors("out", remedy=None, rewords=rewords):
         raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.parametrize("folder", [".", "not/there"])
+def test_a_disk_that_is_too_small_is_told_by_a_folder_that_is_found_again(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResourceError) as told:
+        require_free_bytes(Path(folder), 2**80, "all of it")
+    assert told.value.problems[0].where == str(tmp_path)
