@@ -82,7 +82,7 @@ ONLY_OF_ITS_FAMILY: dict[str, dict[str, Any]] = {
     "mt5": {"num_decoder_layers": 2, "d_ff": 48, "relative_attention_num_buckets": 8, "d_kv": 8},
     "bart": TWO_STACKS,
     "mbart": TWO_STACKS,
-    "m2m_100": TWO_STACKS,
+    "m2m_100": {**TWO_STACKS, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0},  # or a step may train no layer
     "marian": TWO_STACKS,
     "distilbert": {"hidden_dim": 48},
     "deberta-v2": {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"],
