@@ -72,8 +72,11 @@ class DatasetProfile:
     @property
     def read(self) -> tuple[str, ...]:
         """Our names of the columns that are read."""
-        ours = {column_of(theirs, self.columns): name for name, theirs in self.fit.columns.items()}
-        return tuple(ours.get(each, each) for each in self.columns if each and each not in self.unread)
+        ours: dict[str, list[str]] = {}
+        for name, theirs in self.fit.columns.items():  # a column of objects may hold several
+            ours.setdefault(column_of(theirs, self.columns), []).append(name)
+        read = (each for each in self.columns if each and each not in self.unread)
+        return tuple(name for each in read for name in ours.get(each, [each]))
 
 
 def profile_dataset(source: DataSource, *, tasks: Collection[TaskName] = ()) -> DatasetProfile:

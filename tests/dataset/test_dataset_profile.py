@@ -82,3 +82,4 @@ def test_what_objects_and_turns_hold_besides_is_not_read(tmp_path: Path) -> None
     assert found.unread == ("id", "input.tools", "preferred_output[].audio")
     with_tools = profile_dataset(source.model_copy(update={"columns": {**columns, "tools": "input.tools"}}))
     assert with_tools.unread == ("id", "preferred_output[].audio")
+    assert with_tools.read == ("prompt", "tools", "chosen", "rejected")
