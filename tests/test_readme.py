@@ -93,6 +93,16 @@ def anchors(page: Path) -> list[str]:
     return [re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
 
 
+def test_what_is_said_to_stand_in_a_module_is_there() -> None:
+    """As in CONTRIBUTING, which says where something new has its place."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    found = re.findall(r"`([A-Za-z_]\w+)`(?:,? (?:of|in)\s+|\s+\()`(\w+/[\w/]+\.py)`", text)
+    assert len(found) > 10
+    for name, place in found:
+        file = next(path for path in (ROOT / "loraft" / place, ROOT / place) if path.is_file())
+        assert re.search(rf"\b{name}\b", file.read_text()), f"{name} is not in {place}"
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     """By links, over other pages where need be."""
     reached, to_read = {README}, [README]
