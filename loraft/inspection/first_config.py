@@ -190,7 +190,8 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
     if names := ", ".join(f"{theirs} as {ours}" for ours, theirs in found.fit.columns.items() if ours != theirs):
         notes.append(f"the columns of {found.source.path} are read by other names: {names}")
     if found.unread:
-        notes.append(f"nothing is read from {', '.join(found.unread)} (`columns` says which are which)")
+        ways = " (`columns` says which are which)" if any("[]." not in name for name in found.unread) else ""
+        notes.append(f"nothing is read from {', '.join(found.unread)}{ways}")
     if found.fit.format == "text" and (more := beside_text(found.unread, found.fit.columns.get("text", "text"))):
         notes.append(f"{more.said}: `columns={dict(more.columns)}`" if more.columns else more.said)
     if said := told_of_no_class([*found.labels]):

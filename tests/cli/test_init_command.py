@@ -190,6 +190,13 @@ def test_columns_that_rows_may_have_besides_are_not_lost(
     assert "nothing is read from category" in result.stderr
 
 
+def test_what_turns_alone_say_besides_is_told_without_an_option_that_would_not_read_it(here: Path) -> None:
+    rows = [{"messages": [{**turn, "mood": "glad"} for turn in row("messages", n)["messages"]]} for n in (1, 2)]
+    write_rows(Path("rows.jsonl"), rows)
+    said = init("c.yaml", "--data", "rows.jsonl").stderr
+    assert ("nothing is read from messages[].mood" in said, "--columns" in said) == (True, False)
+
+
 def test_columns_that_look_like_an_answer_beside_a_text_are_told_with_the_option_that_reads_them(here: Path) -> None:
     write_rows(
         Path("rows.jsonl"), [{"text": f"Add 1 and {n}.", "solution": f"1 + {n}", "test_list": []} for n in (1, 2)]
