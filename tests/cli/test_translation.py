@@ -22,11 +22,11 @@ model: {name_or_path: base}
 data: {train: tavi.jsonl, eval: held-tavi.jsonl, source_lang: en, target_lang: tavi, max_length: 64}
 training:
   output_dir: tavi
-  max_steps: 900
+  max_steps: 1200
   per_device_train_batch_size: 64
   learning_rate: 1e-3
-  eval_steps: 450
-  save_steps: 900
+  eval_steps: 600
+  save_steps: 1200
 generation: {max_new_tokens: 40}
 """
 BY_LORA = """\
