@@ -45,13 +45,12 @@ from loraft.dataset.statistics import (
 from loraft.dataset.streaming import RowStream, streamed
 from loraft.dataset.token_cache import TokenCache, contents_of, identity_of
 from loraft.errors import DataError, Problem
-from loraft.figures import counted
+from loraft.figures import counted, listed
 from loraft.tasks import TASKS
 from loraft.tasks.task import Task
 from loraft.tokenization.examples import DatasetFacts, Example, RowRenderer
 
 SAMPLES = 3
-SHOWN_COLUMNS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,9 +284,8 @@ def _unread(sources: Sequence[SourceRows]) -> Iterable[str]:
     columns = list(dict.fromkeys(column.strip() or "(no name)" for source in sources for column in source.unread))
     paths = " and ".join(dict.fromkeys(source.counts.source for source in sources))
     formats = " and ".join(dict.fromkeys(source.counts.format for source in sources))
-    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
     besides = next((f"; {said}" for source in sources if (said := source.beside)), "")
-    yield f"not read in {paths}, as rows of {formats}: {', '.join(columns[:SHOWN_COLUMNS])}{more}{besides}"
+    yield f"not read in {paths}, as rows of {formats}: {listed(columns)}{besides}"
 
 
 def _keeping(report: DataReport, train: Sequence[SourceRows]) -> str:

@@ -14,6 +14,7 @@ from loraft.dataset.build import prepare
 from loraft.dataset.dataset_profile import DatasetProfile, profile_dataset
 from loraft.dataset.statistics import DataReport
 from loraft.errors import ConfigError, DataError, ModelError
+from loraft.figures import listed
 from loraft.inspection.starter import Start, starter, starter_config
 from loraft.io.atomic import write_whole
 from loraft.io.paths import check_config_place
@@ -191,7 +192,7 @@ def _notes(found: DatasetProfile | None, chosen: Start) -> tuple[str, ...]:
         notes.append(f"the columns of {found.source.path} are read by other names: {names}")
     if found.unread:
         ways = " (`columns` says which are which)" if any("[]." not in name for name in found.unread) else ""
-        notes.append(f"nothing is read from {', '.join(found.unread)}{ways}")
+        notes.append(f"nothing is read from {listed(found.unread)}{ways}")
     if found.fit.format == "text" and (more := beside_text(found.unread, found.fit.columns.get("text", "text"))):
         notes.append(f"{more.said}: `columns={dict(more.columns)}`" if more.columns else more.said)
     if said := told_of_no_class([*found.labels]):

@@ -197,6 +197,13 @@ def test_what_turns_alone_say_besides_is_told_without_an_option_that_would_not_r
     assert ("nothing is read from messages[].mood" in said, "--columns" in said) == (True, False)
 
 
+def test_of_an_object_with_many_keys_the_first_that_are_not_read_are_named(here: Path) -> None:
+    """Keys may be others in each row, numbers of documents say."""
+    write_rows(Path("rows.jsonl"), [{"page": {"body": f"text {n}", f"key-{n}": 1}} for n in range(100)])
+    said = " ".join(init("c.yaml", "--data", "rows.jsonl", "--columns", "text=page.body").stderr.split())
+    assert ("page.key-7 and 92 more" in said, "page.key-8" in said) == (True, False)
+
+
 def test_columns_that_look_like_an_answer_beside_a_text_are_told_with_the_option_that_reads_them(here: Path) -> None:
     write_rows(
         Path("rows.jsonl"), [{"text": f"Add 1 and {n}.", "solution": f"1 + {n}", "test_list": []} for n in (1, 2)]
