@@ -114,7 +114,7 @@ class SourceRows:
         examples: What is left of them as tokens.
         lengths: The tokens of each record, before any is cut; of its source where there is a target.
         problems: What is wrong with its bad rows.
-        unread: The columns, and the keys of turns, that nothing is read from.
+        unread: The columns, and the keys of turns and of objects, that nothing is read from.
         notes: What there is to say about where its rows come from, a sentence each.
     """
 
