@@ -107,9 +107,9 @@ class TrainingSection(Section):
     that memory runs out then, and not hours later; all is put back to the bit. auto does so where the device has memory
     of its own: it takes the time of a step."""
     kernels: Literal["auto", "plain"] = "auto"
-    """What CUDA computes norms, rotary positions and gated products with while training: auto is loraft's fused
-    kernels, each of which is tried on the GPU before the first step and taken where its numbers are those of the plain
-    form; plain is torch's own operations. Not used on a CPU."""
+    """What training computes with: plain is torch's own operations; auto is loraft's fused kernels for norms, rotary
+    positions and gated products on CUDA, each of which is tried on the GPU before the first step and taken where its
+    numbers are those of the plain form, and on a CPU its own dropout, and its own attention where rows are padded."""
     tiled_mlp: Auto | bool = "auto"
     """Compute the feed-forward part of a layer 4,096 tokens at a time, so that what is inside it never stands there for
     a whole long row; the backward pass computes it anew. auto does so where the run would otherwise be predicted not to

@@ -177,8 +177,6 @@ def _on_its_device(known: KnownRun, ranks: Ranks) -> KnownRun:
     if has_own_memory(known.placement.device):
         return known
     config, notes = known.config, list(known.notes)
-    if config.training.kernels != "auto":
-        notes.append(f"training.kernels {config.training.kernels} is not used on a CPU")
     if config.model.stream_layers:
         notes.append("model.stream_layers changes nothing on a CPU: the layers are in main memory as it is")
     if config.training.gradient_checkpointing == "offload":
@@ -213,7 +211,8 @@ def _layout(known: KnownRun) -> BatchLayout:
     return BatchLayout(
         packed,
         pad_id if isinstance(pad_id, int) else 0,
-        *((LINE_STEP, BINARY_DIGITS) if in_16_bits_on_cpu else (1, 0)),
+        multiple_of=LINE_STEP if in_16_bits_on_cpu else 1,
+        binary_digits=BINARY_DIGITS if in_16_bits_on_cpu and known.config.training.kernels == "auto" else 0,
         most=min(filter(None, known.task.length_limits(known.config.data).values())),
         shares=packed and shares_prefix(known),
     )

@@ -53,7 +53,7 @@ HARMLESS = frozenset(
 BEFORE: Mapping[str, object] = {
     "training.kernels": "plain", "training.tiled_mlp": False, "data.shared_prefix": "off",
 }  # fmt: skip
-"""What versions did that did not have these keys, whose `auto` computes the same but for rounding."""
+"""What versions did that did not have these keys, whose `auto` computes the same but for rounding and what is drawn."""
 LENGTH = frozenset({"training.max_steps", "training.num_train_epochs"})
 ALTERED = "its config.yaml was edited or damaged"
 BY_AN_EARLIER_VERSION = (

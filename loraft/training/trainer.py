@@ -184,6 +184,7 @@ def build_model(plan: RunPlan, ranks: Ranks = ALONE) -> AdaptedModel:
     placement = replace(plan.placement, dtype=torch.float32) if method == "full" else plan.placement
     quantization = plan.config.quantization if method == "qlora" else None
     group, labels = plan.task.group, plan.data.renderer.labels
+    own_forms = plan.config.training.kernels == "auto"
     streamed: Fed | None = None
     if plan.config.model.stream_layers and has_own_memory(placement.device):
         streamed = "ends" if plan.shape.ends else "layers"
@@ -195,14 +196,14 @@ def build_model(plan: RunPlan, ranks: Ranks = ALONE) -> AdaptedModel:
     torch.manual_seed(plan.config.seed)
     if plan.layout.packed:
         loaded.model.set_attn_implementation(ROWS)
-    elif placement.device == "cpu" and plan.config.model.attn_implementation == "auto":
+    elif own_forms and placement.device == "cpu" and plan.config.model.attn_implementation == "auto":
         attend_by_lines(loaded.model)
     if in_parts and plan.shape.targets is not None and plan.shape.targets.saved:
         gather_in(loaded.model, ranks, besides=layers_of(loaded.model, loaded.family))
     adapted = attach(loaded, plan.config, partial(whole_meanwhile, ranks=ranks) if in_parts else nullcontext)
     patch_rms_norm(loaded.model)
-    patch_dropout(loaded.model)
-    if plan.config.training.kernels == "auto":
+    if own_forms:
+        patch_dropout(loaded.model)
         told = fuse_chosen(loaded.model, plan.placement.device, plan.placement.dtype)
         adapted = replace(adapted, notes=(*adapted.notes, *told))
     if plan.config.training.tiled_mlp:

@@ -13,15 +13,19 @@ from typing import Any
 import pytest
 from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
+from torch import nn
 
 from loraft import api
 from loraft.api import runs
 from loraft.errors import ConfigError, DataError, DiskFullError, Interrupted, RunError, RunFolderError
 from loraft.events import Event, Note
+from loraft.kernels.cpu.line_attention import LINES
+from loraft.planning.run_plan import plan_run
 from loraft.training import loop as evaluating
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import StepDone
 from loraft.training.train_step import evaluate_loss
+from loraft.training.trainer import build_model
 from tests.training.building import contrary, labelled, rows, tiny_config, write_rows
 
 CLOCK = ("tokens_per_second", "peak_bytes")
@@ -74,6 +78,18 @@ def config_of(tmp_path: Path, output: str, **overrides: Any) -> Any:
 )
 def test_stopped_at_a_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
     goes_on_from(tmp_path, 3, **options)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+def test_plain_kernels_leave_attention_dropout_and_the_length_of_lines_to_torch(tmp_path: Path, kernels: str) -> None:
+    """As before there were others: with these a run of an earlier version goes on."""
+    options = {"task": "seq_cls", "model__dtype": "bfloat16", "training__kernels": kernels}
+    tiny_config(tmp_path, task="seq_cls")
+    plan = plan_run(config_of(tmp_path, "run", **options))
+    model = build_model(plan).loaded.model
+    dropping = {type(module) for module in model.modules() if isinstance(module, nn.Dropout)}
+    found = (model.config._attn_implementation, dropping == {nn.Dropout}, plan.layout.binary_digits)
+    assert found == ((LINES, False, 4) if kernels == "auto" else ("sdpa", True, 0))
 
 
 @pytest.mark.slow
