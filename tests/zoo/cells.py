@@ -40,7 +40,8 @@ CELLS = ("check", "loss", "adapter", "resume", "peft", "generate", "merge")
 LABELS_OF_ROWS = ("late", "order", "text")
 STEPS, ROWS, PROMPT, NEW_TOKENS = 3, 6, "the order is late", 8
 TOLERANCE = {"loss": 1e-5, "peft": 1e-4, "merge": 1e-4}
-"""Of the loss relatively, of logits absolutely."""
+"""Of a loss, and of the largest logit of a text, relatively where that is above 1: float32 rounds numbers of a size
+alike. Zamba2's merged logits, of 7, are 1.2e-4 from the adapted ones, and 5e-6 in float64."""
 
 
 class CellError(AssertionError):
@@ -209,8 +210,9 @@ class Tried:
         return logits
 
     def _same(self, cell: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-        if (apart := (ours - theirs).abs().max().item()) > TOLERANCE[cell]:
-            raise CellError(f"a logit differs by {apart:.2g}")
+        largest = max(1.0, theirs.abs().max().item())
+        if (apart := (ours - theirs).abs().max().item()) > TOLERANCE[cell] * largest:
+            raise CellError(f"a logit of at most {largest:.2g} differs by {apart:.2g}")
 
 
 def task_of(group: str, *, two_stacks: bool) -> str:

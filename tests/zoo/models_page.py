@@ -34,7 +34,8 @@ CELL: Mapping[str, str] = {
     "resume": "a run that was stopped and resumed ends with the same bytes",
     "peft": "peft alone loads the adapter and gives the logits that loraft gives",
     "generate": "`loraft generate` writes the tokens of transformers' `generate`, greedy",
-    "merge": "the merged model, loaded by transformers alone, gives the logits of the adapted one, to 1e-4",
+    "merge": "the merged model, loaded by transformers alone, gives the logits of the adapted one, to 1e-4 of "
+    "the largest, or of 1",
 }
 """What each cell of the table is."""
 
