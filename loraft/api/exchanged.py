@@ -11,7 +11,8 @@ from loraft.config.distributed_section import DistributedSection
 from loraft.dataset.sampler import batch_sampler
 from loraft.distributed.exchange import Exchange
 from loraft.distributed.ranks import Ranks, gradient_bytes
-from loraft.planning.memory import MemoryPlan, plan_memory
+from loraft.planning.memory import MemoryPlan
+from loraft.planning.planned_memory import plan_memory
 from loraft.planning.run_plan import RunPlan
 from loraft.planning.strategy import hindrances, parts_of
 

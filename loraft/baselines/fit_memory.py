@@ -14,7 +14,7 @@ from loraft.errors import InvalidInputError, ResourceError
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.device import StatedDevice, select_device
 from loraft.models.remote_code import as_trusted
-from loraft.planning.memory import too_large
+from loraft.planning.planned_memory import too_large
 from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.planning.smaller import Values, alternatives, costs_of, hinders_streaming
 

@@ -33,7 +33,7 @@ from loraft.io.resources import disk_errors, memory_errors
 from loraft.kernels.packed_experts import PackedExperts
 from loraft.models.modules import modules_of
 from loraft.models.remote_code import trusting
-from loraft.planning.memory import too_large
+from loraft.planning.planned_memory import too_large
 from loraft.planning.run_plan import RunPlan, base_notes, plan_run, scaled_rate
 from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder

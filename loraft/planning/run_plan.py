@@ -31,7 +31,8 @@ from loraft.models.registry import FAMILIES
 from loraft.optimization.optimizer import require_optimizer, resolve_optim
 from loraft.optimization.schedule import require_schedule
 from loraft.planning.known_run import KnownRun, ModelSummary, known_run
-from loraft.planning.memory import MemoryPlan, Saving
+from loraft.planning.memory import MemoryPlan
+from loraft.planning.planned_memory import Saving
 from loraft.planning.strategy import spread
 from loraft.tasks.batches import BatchLayout
 from loraft.tasks.frozen_prefix import KEY, kept_positions, why_not_kept

@@ -21,7 +21,8 @@ from loraft.models.modules import is_within
 from loraft.models.quantize import quantized_bytes
 from loraft.optimization.optimizer import SMALLER, require_optimizer
 from loraft.planning.known_run import KnownRun
-from loraft.planning.memory import ROOM, MemoryPlan, Saving, plan_memory, too_large
+from loraft.planning.memory import MemoryPlan
+from loraft.planning.planned_memory import ROOM, Saving, plan_memory, too_large
 from loraft.tasks.batches import BatchLayout
 
 KEY = "distributed.strategy"

@@ -14,7 +14,7 @@ from loraft import api
 from loraft.errors import ConfigError, DiskFullError, InvalidInputError, ResourceError, RunError
 from loraft.events import Event, Note, Progress
 from loraft.io.asked_process import Answer
-from loraft.planning import memory
+from loraft.planning import planned_memory
 from tests.baselines.in_this_process import answering
 from tests.training.building import tiny_config
 
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_a_row_and_the_others_run(tmp_path: Path, monkeypat
 def test_a_prediction_decides_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a plan that `check` would refuse the prediction is told all the same."""
     answering(monkeypatch)
-    monkeypatch.setattr(memory, "too_large", lambda *_: "too large")
+    monkeypatch.setattr(planned_memory, "too_large", lambda *_: "too large")
     monkeypatch.setattr("loraft.baselines.measure_method.too_large", lambda *_: "too large")
     with pytest.raises(ResourceError) as refused:
         api.compare_methods(tiny_config(tmp_path))

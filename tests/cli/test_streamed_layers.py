@@ -21,7 +21,7 @@ from loraft.kernels.offloaded_inputs import KeptInputs
 from loraft.kernels.transfer import pinned_bytes
 from loraft.models.device import StatedDevice
 from loraft.models.quantize import quantized_bytes
-from loraft.planning.memory import too_large
+from loraft.planning.planned_memory import too_large
 from loraft.planning.run_plan import plan_run
 from tests.cli.conftest import Loraft, WriteConfig
 from tests.tiny import save_tiny
@@ -41,7 +41,7 @@ CHECKPOINTING = "training__gradient_checkpointing"
 
 @pytest.fixture
 def memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("planning.memory", "planning.run_plan", "training.trainer"):
+    for module in ("planning.planned_memory", "planning.run_plan", "training.trainer"):
         monkeypatch.setattr(f"loraft.{module}.has_own_memory", lambda _: True)
 
 

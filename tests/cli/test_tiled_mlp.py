@@ -16,7 +16,7 @@ from loraft.config.schema import RunConfig
 from loraft.errors import Interrupted
 from loraft.kernels.tiled_mlp import TILE, _Tiled, tile_mlps
 from loraft.models.device import CUDA_TAKES, StatedDevice
-from loraft.planning.memory import ROOM
+from loraft.planning.planned_memory import ROOM
 from loraft.planning.run_plan import TILED, plan_run
 from tests.cli.conftest import Loraft, WriteConfig
 from tests.cli.test_streamed_layers import memory_of_its_own, outcome  # noqa: F401 - a fixture
@@ -37,7 +37,7 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     plain = _Tiled.of_tile
     monkeypatch.setattr(_Tiled, "of_tile", lambda self, tile: (given.append(tile.shape[1]), plain(self, tile))[1])
     monkeypatch.setattr("loraft.training.trainer.tile_mlps", partial(tile_mlps, tile=SMALL))
-    monkeypatch.setattr("loraft.planning.memory.TILE", SMALL)
+    monkeypatch.setattr("loraft.planning.planned_memory.TILE", SMALL)
     return given
 
 

@@ -20,7 +20,7 @@ from loraft.distributed.ranks import ALONE, Ranks
 from loraft.models.device import CUDA_TAKES, DeviceConfig
 from loraft.models.quantize import quantized_bytes
 from loraft.models.sources import ModelHandle
-from loraft.planning.memory import too_large
+from loraft.planning.planned_memory import too_large
 from loraft.planning.run_plan import RunPlan, plan_run
 from tests.cli.running import loraft
 from tests.inspection.test_layers import LLAMA_2_7B, LLAMA_2_70B, config_alone

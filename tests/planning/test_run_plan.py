@@ -13,7 +13,7 @@ from loraft import api
 from loraft.errors import InvalidInputError
 from loraft.models import device as placement
 from loraft.models.device import DeviceConfig, StatedDevice
-from loraft.planning.memory import too_large
+from loraft.planning.planned_memory import too_large
 from loraft.planning.run_plan import RunPlan, plan_run
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.building import rows, tiny_config, write_rows
