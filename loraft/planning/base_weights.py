@@ -45,6 +45,7 @@ class LayerSizes:
         gated: The feed-forward part multiplies its inner tensor by a second one.
         written_out: Its activation function is made of several operations, each of which keeps what it read.
         fuses: It is gated in the way that has a fused kernel on CUDA.
+        products: The shapes of its linear modules' weights, each counted once.
     """
 
     hidden: int
@@ -55,6 +56,7 @@ class LayerSizes:
     written_out: bool
     fuses: bool
     heads: int
+    products: int = 0
 
     def inner_tensors(self, *, fused: bool) -> int:
         """Those that a feed-forward part keeps of its inner width, beside what its linear modules give."""
@@ -70,6 +72,8 @@ class StackSizes:
         graph_layers: Layers that keep activations: those from the first trained one up.
         batch_tokens: Tokens of the largest batch, padding included.
         tile: The tokens that a feed-forward part is computed for at a time; None where it is whole.
+        lengths: How many numbers of positions batches have.
+        attended_lengths: How many lengths of a line, or of blocks of rows that lie end to end, attention reads.
     """
 
     layer: LayerSizes
@@ -78,6 +82,8 @@ class StackSizes:
     longest_row: int
     tile: int | None = None
     update: UpdateSizes = PLAIN
+    lengths: int = 0
+    attended_lengths: int = 0
 
     @property
     def in_tiles(self) -> bool:
@@ -152,6 +158,7 @@ def layer_sizes(model: PreTrainedModel, path: str, feed_forward: Collection[str]
         written_out=any(type(part).__name__ in WRITTEN_OUT for part in layer.modules()),
         fuses=bool(gated_parts(layer)),
         heads=heads_in(model.config),
+        products=len({linear[name] for name in inside}),
     )
 
 

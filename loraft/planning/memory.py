@@ -14,6 +14,7 @@ from loraft.kernels.packed_attention import PRODUCTS_UP_TO
 from loraft.kernels.transfer import pinned_bytes
 from loraft.models.quantize import quantized_bytes
 from loraft.planning.base_weights import NO_EXPERTS, ExpertSizes, StackSizes
+from loraft.planning.product_kernels import kept_kernels
 
 HOLES, HOLES_OF_QUANTIZED = 1.25, 1.35
 """What glibc's heap takes for activations, in proportion to their bytes: measured, as they come and go, and as weights
@@ -75,7 +76,7 @@ class MemoryPlan:
         adapter: The trained weights beside them.
         activations: What the forward pass keeps for the backward pass.
         logits: The logits of one chunk, and their gradient.
-        runtime: The libraries themselves, on the CPU the process before a model is loaded.
+        runtime: The libraries themselves, on the CPU the process before a model is loaded, and kernels that are kept.
         host_weights: Of the host's memory, the layers that are fed to the device.
         host_inputs: Of the host's memory, what goes into each layer, where that is kept there.
     """
@@ -114,7 +115,7 @@ def predict(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> MemoryPlan
     weights = sizes.frozen_parameters * sizes.dtype_bytes + quantized
     weights -= sum(sizes.streamed) - SLOTS * max(sizes.streamed, default=0)
     weights -= sum(sizes.ends) - max(sizes.ends, default=0)
-    trained = 4 * sizes.trainable_parameters
+    trained, width = 4 * sizes.trainable_parameters, sizes.dtype_bytes
     activations, logits = (_on_cuda if sizes.device == "cuda" else _on_cpu)(sizes, checkpointing=checkpointing)
     layers = 1 if checkpointing else max((stack.graph_layers for stack in sizes.stacks), default=0)
     return MemoryPlan(
@@ -125,7 +126,7 @@ def predict(sizes: TrainingSizes, *, checkpointing: Checkpointing) -> MemoryPlan
         activations=activations + sizes.dtype_bytes * sizes.experts.beside(layers),
         logits=logits,
         # torch.cuda's own peak, which is what is compared, leaves out the context.
-        runtime=0 if sizes.device == "cuda" else held_bytes("cpu"),
+        runtime=0 if sizes.device == "cuda" else held_bytes("cpu") + kept_kernels(sizes.stacks) * (width == 2),
         host_weights=sum(map(pinned_bytes, (*sizes.streamed, *sizes.ends))),
         host_inputs=sum(
             stack.graph_layers * pinned_bytes(sizes.dtype_bytes * stack.inputs // stack.graph_layers)

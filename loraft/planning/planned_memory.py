@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 from loraft.config.choices import Checkpointing
 from loraft.dataset.sampler import BatchSampler
 from loraft.kernels.cross_entropy import targets_in_chunk
+from loraft.kernels.packed_attention import STEP
 from loraft.kernels.tiled_mlp import TILE
 from loraft.kernels.transfer import has_own_memory
 from loraft.models.device import main_memory
@@ -76,29 +78,18 @@ def too_large(known: KnownRun, memory: MemoryPlan) -> str | None:
 
 def _training_sizes(known: KnownRun, batches: BatchSampler, layout: BatchLayout) -> TrainingSizes:
     """The sizes of a run whose largest batch is that of its first epoch."""
-
-    def read(stack: str, examples: Sequence[Example]) -> list[int]:
-        return [length for example in examples for length in known.task.read_by(stack, example)]
-
-    shape, data = known.shape, known.data
-    largest = max(batches.epoch(0), key=lambda rows: layout.positions([batches.lengths[i] for i in rows]))
+    shape, data, epoch = known.shape, known.data, batches.epoch(0)
+    largest = max(epoch, key=lambda rows: layout.positions([batches.lengths[i] for i in rows]))
     rows = [data.train[i] for i in largest]
+    steps = known.config.training.max_steps
+    read = epoch if steps is None else epoch[: steps * batches.accumulation]
     whole_model, on_cuda = shape.targets is None, known.placement.device == "cuda"
     return TrainingSizes(
         frozen_parameters=0 if whole_model else shape.total_parameters - shape.quantized_parameters,
         quantized_parameters=shape.quantized_parameters,
         trainable_parameters=shape.trainable_parameters,
         dtype_bytes=known.placement.dtype.itemsize,
-        stacks=tuple(
-            StackSizes(
-                layer=shape.layers[stack],
-                update=shape.updates[stack],
-                graph_layers=shape.graph_layers(stack),
-                batch_tokens=layout.positions(read(stack, rows)),
-                longest_row=layout.filled(max(read(stack, data.train))),
-            )
-            for stack in shape.depths
-        ),
+        stacks=tuple(_stack_sizes(known, stack, rows, read, layout) for stack in shape.depths),
         batch_targets=sum(example.trained for example in rows),
         chunk_targets=targets_in_chunk(shape.vocabulary, known.placement.total_bytes if on_cuda else None),
         vocabulary=len(data.renderer.labels) or shape.vocabulary,
@@ -115,6 +106,29 @@ def _training_sizes(known: KnownRun, batches: BatchSampler, layout: BatchLayout)
         ends=tuple(known.placement.dtype.itemsize * numbers for numbers in shape.ends) if _feeds(known) else (),
         device=known.placement.device,
         fused=on_cuda and known.config.training.kernels == "auto",
+    )
+
+
+def _stack_sizes(
+    known: KnownRun, stack: str, largest: Sequence[Example], read: Sequence[Sequence[int]], layout: BatchLayout
+) -> StackSizes:
+    """Those of one stack, which reads the largest batch and these, of the numbers of rows."""
+
+    def lengths_of(examples: Iterable[Example]) -> list[int]:
+        return [length for example in examples for length in known.task.read_by(stack, example)]
+
+    train = known.data.train
+    batches = [lengths_of(train[i] for i in batch) for batch in read]
+    lines = (layout.filled(max(rows)) for rows in batches)
+    attended = {-(-row // STEP) for row in chain.from_iterable(batches)} if layout.packed else set(lines)
+    return StackSizes(
+        layer=known.shape.layers[stack],
+        update=known.shape.updates[stack],
+        graph_layers=known.shape.graph_layers(stack),
+        batch_tokens=layout.positions(lengths_of(largest)),
+        longest_row=layout.filled(max(lengths_of(train))),
+        lengths=len({layout.positions(rows) for rows in batches}),
+        attended_lengths=len(attended),
     )
 
 
