@@ -93,7 +93,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     refuse_changes(declared, record, where)
     tensors = _sound_tensors(weights_file(folder))
     copies = {key: tensors.pop(key) for key in [*tensors] if parse_key(key, config.bias).part == "copy"}
-    files = AdapterFiles(folder, vars(config), tensors, config, record, copies)
+    files = AdapterFiles(folder, vars(config), tensors, (), config, record, copies)
     for name, (rows, tensor) in files.tokens.items():
         if len(rows) != len(tensor):
             message = f"it names {len(rows)} rows of {name}, and the tensors hold {len(tensor)}"

@@ -42,15 +42,18 @@ class AdapterReader:
         folder: Where it lies.
         declared: What adapter_config.json says.
         tensors: `adapter_model.safetensors`.
+        unread: The keys of tensors that are passed over: whoever looks at updates of matrices sees no other.
     """
 
     folder: Path
     declared: Mapping[str, Any]
     tensors: dict[str, Tensor]
+    unread: tuple[str, ...]
 
     def _of(self, *parts: str) -> Iterator[tuple[AdapterTensor, Tensor]]:
         """The tensors of some kinds."""
-        told = ((parse_key(key, self.declared.get("bias")), tensor) for key, tensor in self.tensors.items())
+        bias, read = self.declared.get("bias"), (key for key in self.tensors if key not in self.unread)
+        told = ((parse_key(key, bias), self.tensors[key]) for key in read)
         return ((of, tensor) for of, tensor in told if of.part in parts)
 
     @cached_property
@@ -58,8 +61,7 @@ class AdapterReader:
         """The tensors of the update of each adapted module or parameter: `A`, `B`, its `bias` and `magnitude`."""
         found: dict[str, dict[str, Tensor]] = {}
         for of, tensor in self._of(*UPDATE):
-            if not _is_of_convolution(of, tensor):
-                found.setdefault(of.module, {})[of.part] = tensor
+            found.setdefault(of.module, {})[of.part] = tensor
         return found
 
     @cached_property
@@ -72,11 +74,6 @@ class AdapterReader:
         """The rows of a weight that were trained by themselves (`trainable_token_indices`): which, and the rows."""
         declared = self.declared.get("trainable_token_indices")
         return {of.name: (token_rows(declared, of.name), tensor) for of, tensor in self._of("tokens")}
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        """The keys of tensors that are no part of the update of a matrix."""
-        return tuple(key for key, tensor in self.tensors.items() if _is_of_convolution(parse_key(key), tensor))
 
     @property
     def dtypes(self) -> dict[str, int]:
@@ -128,11 +125,6 @@ class AdapterReader:
         return LoraFactors(parts["A"], parts["B"], scale, parts.get("magnitude"), experts)
 
 
-def _is_of_convolution(of: AdapterTensor, tensor: Tensor) -> bool:
-    """Whether a factor is no matrix."""
-    return of.part in ("A", "B") and tensor.dim() != 2
-
-
 def open_adapter(folder: Path) -> AdapterReader:
     """Open an adapter to look at it.
 
@@ -141,8 +133,11 @@ def open_adapter(folder: Path) -> AdapterReader:
     """
     declared = read_json(folder / ADAPTER_CONFIG)
     _refuse_other_kinds(declared, str(folder / ADAPTER_CONFIG))
-    path = weights_file(folder)
-    opened = AdapterReader(folder, declared, read_tensors(path))
+    tensors = read_tensors(path := weights_file(folder))
+    of_convolutions = (
+        key for key, tensor in tensors.items() if parse_key(key).part in ("A", "B") and tensor.dim() != 2
+    )
+    opened = AdapterReader(folder, declared, tensors, tuple(of_convolutions))
     _refuse_broken(opened.updates, str(path))
     return opened
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from loraft import api
 from loraft.adapters.effect import acting, merged
@@ -27,6 +28,7 @@ from loraft.models.device import DeviceConfig
 from loraft.models.load_model import load_model
 from tests.adapters.setting import disturb
 from tests.merging.merging import KINDS, Kind, load_base, outputs, peft_adapter, prepared, save_base, written
+from tests.tiny import SIZES, tiny_tokenizer
 
 BASES = KINDS | {"qwen2": Kind("qwen2"), "mixtral": Kind("mixtral", targets=["q_proj"])}
 FUSED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -193,6 +195,21 @@ def test_a_bias_without_a_place_is_not_merged(tmp_path: Path) -> None:
     for merge in (lambda: merged(adapted), lambda: prepared(str(adapter))):
         with pytest.raises(AdapterError, match="bias"):
             merge()
+
+
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd")  # peft's: it merges none either
+def test_an_update_of_a_convolution_is_loaded_and_refused_by_a_merge_before_it_writes(tmp_path: Path) -> None:
+    base, sizes = tmp_path / "base", {name: SIZES[name] for name in SIZES if name != "head_dim"}
+    config = Lfm2Config(**sizes, layer_types=["conv", "full_attention", "conv"], pad_token_id=0, eos_token_id=2)
+    Lfm2ForCausalLM(config).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    theirs = outputs(peft_adapter(tmp_path / "adapter", base, r=32, target_modules=["q_proj", "conv.conv"]))
+    close(outputs(loaded(base, mine=tmp_path / "adapter").model), theirs)
+    (updates,) = inspect_layers(str(tmp_path / "adapter")).adapters
+    assert {key.split(".lora_")[0][-9:] for key in updates.unread} == {"conv.conv"}
+    with pytest.raises(AdapterError, match=r"conv\.conv, a Conv1d, cannot be merged") as caught:
+        prepared(str(tmp_path / "adapter"))
+    assert caught.value.problems[0].where == str(tmp_path / "adapter/adapter_model.safetensors")
 
 
 @pytest.mark.slow
