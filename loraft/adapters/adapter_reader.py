@@ -112,16 +112,20 @@ class AdapterReader:
     @cached_property
     def ranks(self) -> dict[str, int]:
         """The rank of each adapted module or parameter, as the tensors have it."""
-        return {place: self.factors(place).rank for place, parts in self.updates.items() if {"A", "B"} <= parts.keys()}
+        rows = {place: len(parts["A"]) for place, parts in self.updates.items() if "A" in parts}
+        return {place: count // self._experts(place, count) for place, count in rows.items()}
+
+    def _experts(self, place: str, rows: int) -> int:
+        """How many experts share a parameter: peft's rank is that of each."""
+        said = (int(self.ranks_said[name]) for name in self.parameters.get(place, ()))
+        return next((rows // rank for rank in said if 0 < rank <= rows and rows % rank == 0), 1)
 
     def factors(self, place: str) -> LoraFactors:
-        """The factors of a module or a parameter as stored; peft's rank is that of each of several experts."""
-        parts, names = self.updates[place], self.parameters.get(place, [])
-        rows = len(parts["A"])
-        said = (int(self.ranks_said[name]) for name in names)
-        experts = next((rows // rank for rank in said if rank > 0 and rows % rank == 0), 1)
-        alpha = self.alphas[names[0] if names else place]
-        scale = scale_of(alpha, rows // experts, use_rslora=bool(self.declared.get("use_rslora")))
+        """The factors of a module or a parameter as stored."""
+        parts = self.updates[place]
+        experts = self._experts(place, len(parts["A"]))
+        alpha = self.alphas[next(iter(self.parameters.get(place, ())), place)]
+        scale = scale_of(alpha, len(parts["A"]) // experts, use_rslora=bool(self.declared.get("use_rslora")))
         return LoraFactors(parts["A"], parts["B"], scale, parts.get("magnitude"), experts)
 
 

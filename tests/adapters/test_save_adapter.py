@@ -346,6 +346,13 @@ def test_c23_a_rank_that_the_tensors_do_not_have(tmp_path: Path) -> None:
         load_adapters(tiny_loaded(tmp_path / "base"), {"default": folder})
 
 
+def test_c23_tensors_of_rank_0(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path)
+    edit_tensors(lambda tensors, key: tensors.update({key: tensors[key][:0]}))(folder)
+    with pytest.raises(AdapterError, match=r"rank 4 for .* the tensors have rank 0"):
+        load_adapters(tiny_loaded(tmp_path / "base"), {"default": folder})
+
+
 def test_c23_another_base_of_the_same_shape_is_refused(tmp_path: Path) -> None:
     _, folder = saved(tmp_path)
     with pytest.raises(AdapterError, match="trained on other base weights"):
