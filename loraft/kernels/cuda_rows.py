@@ -48,6 +48,8 @@ def _runs(
     try:
         with torch.no_grad():
             form(query, query, value, row_ends_of([1], device), 1, 1.0)
+    except torch.OutOfMemoryError:  # which says nothing of the kernel, and is not remembered
+        raise
     except RuntimeError:
         return False
     return True

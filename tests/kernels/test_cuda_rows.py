@@ -56,6 +56,20 @@ def test_a_kernel_that_a_gpu_lacks_gives_way_to_the_next_one(monkeypatch: pytest
     assert form_for_rows(query, query, dropout=0.0, window=None) is None
 
 
+def test_a_kernel_for_which_there_was_no_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    query = torch.empty(7, 2, 48, dtype=torch.float16, device="meta")
+    with monkeypatch.context() as patched:
+        patched.setattr(cuda_rows, "row_ends_of", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            form_for_rows(query, query, dropout=0.0, window=None)
+    form = form_for_rows(query, query, dropout=0.0, window=None)
+    assert isinstance(form, partial)
+    assert form.func is varlen_attention
+
+
 def test_rows_begin_where_the_ones_before_end() -> None:
     ends = row_ends_of([3, 1, 2], torch.device("cpu"))
     assert ends.dtype == torch.int32
