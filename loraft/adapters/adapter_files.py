@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
 from loraft.adapters.adapter_config import ADAPTER_CONFIG, Json, parse_adapter_config, refuse_changes
-from loraft.adapters.adapter_reader import AdapterReader, read_tensors
+from loraft.adapters.adapter_reader import AdapterReader, floating_tensors
 from loraft.adapters.lora_factors import ADAPTER_WEIGHTS, UPDATE, parse_key, weights_file
 from loraft.errors import AdapterError, Problem
 from loraft.figures import counted
@@ -19,7 +19,6 @@ from loraft.io.atomic import read_json
 from loraft.io.checksums import RECORD, altered_settings, refuse_altered, sha256_of
 
 OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 OF_ANOTHER_BASE = (
     "Name the base that it was trained on: `base_model=MODEL`. Where its vocabulary was made larger in training, let "
     "peft write base and adapter as one model: merge_and_unload(), then save_pretrained()."
@@ -203,12 +202,7 @@ def non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
 
 
 def _sound_tensors(path: Path) -> dict[str, torch.Tensor]:
-    tensors, where = read_tensors(path), str(path)
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATING:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            message = f"the tensor {name} holds {dtype} numbers, and adapters have floating ones"
-            raise AdapterError(message, where=where, remedy="Save the adapter in float32, float16 or bfloat16.")
+    tensors, where = floating_tensors(path), str(path)
     if flat := [key for key, tensor in tensors.items() if parse_key(key).part in UPDATE and not tensor.dim()]:
         raise AdapterError(f"the tensor {flat[0]} is one number, and has no rank", where=where)
     if said := non_finite(tensors):

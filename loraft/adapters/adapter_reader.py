@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,6 +33,8 @@ from loraft.errors import AdapterError
 from loraft.figures import listed
 from loraft.io.atomic import read_json
 from loraft.models.safetensors_index import WORDS
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +140,7 @@ def open_adapter(folder: Path) -> AdapterReader:
     """
     declared = read_json(folder / ADAPTER_CONFIG)
     _refuse_other_kinds(declared, str(folder / ADAPTER_CONFIG))
-    tensors = read_tensors(path := weights_file(folder))
+    tensors = floating_tensors(path := weights_file(folder))
     of_convolutions = (
         key for key, tensor in tensors.items() if parse_key(key).part in ("A", "B") and tensor.dim() != 2
     )
@@ -156,6 +159,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"it cannot be read: {error}", where=path) from error
+    return tensors
+
+
+def floating_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter's file.
+
+    Raises:
+        AdapterError: It is damaged, or holds numbers that no adapter is computed with.
+    """
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATING:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            message = f"the tensor {name} holds {dtype} numbers, and adapters have floating ones"
+            raise AdapterError(message, where=path, remedy="Save the adapter in float32, float16 or bfloat16.")
     return tensors
 
 

@@ -297,6 +297,15 @@ def test_what_is_no_lora_is_refused(tmp_path: Path, change: dict[str, Any], mess
         inspect_layers(str(folder))
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_numbers_that_no_adapter_has_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
+    file = folder / "adapter_model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(AdapterError, match="and adapters have floating ones"):
+        inspect_layers(str(folder))
+
+
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     folder = adapter_on(base_in(tmp_path / "base"), tmp_path / "a")
     file = folder / "adapter_model.safetensors"
