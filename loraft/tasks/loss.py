@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
@@ -173,7 +173,7 @@ class CausalLMLoss(LMLoss):
         assert batch.real is not None, "collate_texts tells what is padding"
         rows = zip(batch.input_ids, batch.real.sum(1).tolist(), strict=True)
         alone = [states(input_ids=row[None, :length])[0] for row, length in rows]
-        return _at_targets(pad_sequence(alone, batch_first=True), batch), batch.labels
+        return _at_targets(_in_lines(alone, batch.input_ids.shape[1]), batch), batch.labels
 
     def with_router_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss, and the auxiliary loss of a mixture's routers: the mean over real tokens."""
@@ -191,6 +191,12 @@ def _read(batch: Batch) -> dict[str, Any]:
         given |= {"position_ids": batch.position_ids, "row_lengths": batch.row_lengths, "row_ends": batch.row_ends}
         given |= {"shared_prefix": batch.shared_prefix} if batch.shared_prefix else {}
     return given
+
+
+def _in_lines(alone: Sequence[Tensor], time: int) -> Tensor:
+    """The states of rows that were read each by itself, as in the lines of their batch: `[rows, time, …]`."""
+    states = pad_sequence(list(alone), batch_first=True)
+    return pad(states, (0, 0, 0, time - states.shape[1]))
 
 
 def _at_targets(states: Tensor, batch: Batch) -> Tensor:
@@ -213,7 +219,7 @@ class Seq2SeqLMLoss(LMLoss):
         if self._family.alone:
             rows = zip(source, mask, read, mask.sum(1).tolist(), (batch.labels != IGNORED).sum(1).tolist(), strict=True)
             alone = [states(ids[None, :n], of[None, :n], said[None, :m])[0] for ids, of, said, n, m in rows]
-            hidden = pad_sequence(alone, batch_first=True)
+            hidden = _in_lines(alone, read.shape[1])
         else:
             hidden = states(source, mask, read)
         assert batch.target_positions is not None, "collate_pairs tells where targets are"

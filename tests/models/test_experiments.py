@@ -78,8 +78,9 @@ def test_it_is_refused_before_the_first_step(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("layout", [BatchLayout(), BatchLayout(binary_digits=2, most=99)], ids=["padded", "filled"])
 @pytest.mark.parametrize("group", ["causal", "seq2seq"])
-def test_c50_what_stands_behind_a_row_never_decides_its_loss(group: str) -> None:
+def test_c50_what_stands_behind_a_row_never_decides_its_loss(group: str, layout: BatchLayout) -> None:
     """C50: a decoder that reads a row otherwise once it is padded reads each by itself."""
     model = build("prophetnet", group)
     two_stacks = group == "seq2seq"
@@ -87,7 +88,6 @@ def test_c50_what_stands_behind_a_row_never_decides_its_loss(group: str) -> None
     assert spec.alone
     made = (Seq2SeqLMLoss if two_stacks else CausalLMLoss)(model, spec)
     examples = [_example(length, two_stacks=two_stacks) for length in (9, 4, 7)]
-    layout = BatchLayout(packed=False, pad_id=0)
     with torch.no_grad():
         together = made(made.collate(examples, layout))
         alone = sum(made(made.collate([example], layout)) for example in examples)
