@@ -6,6 +6,8 @@ backward in bfloat16 costs a multiple of the products.
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from typing import Any
 
@@ -20,11 +22,14 @@ from loraft.kernels.linear_weights import product_dtype
 from loraft.kernels.packed_attention import PRODUCTS_UP_TO, causal_bias
 
 LINES = "loraft_lines"
+ASKS_FOR_SDPA = re.compile(r"""_attn_implementation (?:==|in) [^\n]*["']sdpa["']""")
+"""In the code of a type that does something for that name alone, as DeepSeek-V3.2 hides what its indexer left out."""
 
 
 def attend_by_lines(model: PreTrainedModel) -> bool:
     """Let `model` train with `lines_attention` where its layers attend by transformers' interface; whether they do."""
-    by_interface = hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
+    code = sys.modules[type(model).__module__]
+    by_interface = hasattr(code, "ALL_ATTENTION_FUNCTIONS") and not ASKS_FOR_SDPA.search(inspect.getsource(code))
     taken = by_interface and model.config._attn_implementation == "sdpa"
     if taken:
         model.set_attn_implementation(LINES)

@@ -15,6 +15,7 @@ from loraft.kernels.cpu.dropout import drawn
 from loraft.kernels.cpu.line_attention import LINES, attend_by_lines, lines_attention
 from loraft.kernels.packed_attention import PRODUCTS_UP_TO
 from tests.tiny import TELLING, TINY_MODEL_TYPES, TINY_OTHERS, mostly_slow, tiny_model
+from tests.zoo.models import build
 
 LENGTHS = torch.tensor([7, 4])
 PADDED = (torch.arange(7) < LENGTHS[:, None])[:, None, None].expand(2, 1, 7, 7)
@@ -118,3 +119,16 @@ def test_a_model_that_attends_in_its_own_code_or_as_it_was_asked_to_is_left_alon
     asked.set_attn_implementation("eager")
     assert [attend_by_lines(model) for model in (own, asked, taken)] == [False, False, True]
     assert [model.config._attn_implementation for model in (own, asked, taken)][1:] == ["eager", LINES]
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa"])
+def test_a_model_that_does_more_where_it_attends_as_torch_does_is_left_alone(model_type: str) -> None:
+    """It hides what its indexer left out in the mask of that implementation alone."""
+    model = build(model_type, "causal")
+    model.set_attn_implementation("sdpa")
+    for module in model.modules():
+        if hasattr(module, "index_topk"):
+            module.index_topk = 4  # of nine tokens
+    expected = loss_and_gradients(model)
+    attend_by_lines(model)
+    torch.testing.assert_close(loss_and_gradients(model), expected)
