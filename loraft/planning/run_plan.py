@@ -214,7 +214,7 @@ def _layout(known: KnownRun) -> BatchLayout:
         pad_id if isinstance(pad_id, int) else 0,
         multiple_of=LINE_STEP if in_16_bits_on_cpu else 1,
         binary_digits=BINARY_DIGITS if in_16_bits_on_cpu and known.config.training.kernels == "auto" else 0,
-        most=min(filter(None, known.task.length_limits(known.config.data).values())),
+        most=max(known.task.length_limits(known.config.data).values()),
         shares=packed and shares_prefix(known),
     )
 

@@ -151,6 +151,12 @@ def test_a_family_that_cannot_be_packed_is_padded_and_it_is_said(tmp_path: Path)
         plan_run(tiny_config(tmp_path, data__packing="fill"))
 
 
+def test_sources_are_filled_whatever_length_targets_may_have(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, task="seq2seq_lm", model__dtype="bfloat16", data__max_target_length=16)
+    layout = plan_run(config).layout
+    assert [layout.filled(longest) for longest in (13, 70, 255)] == [13, 72, 256]
+
+
 def test_checkpointing_is_turned_on_where_memory_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
