@@ -46,7 +46,8 @@ SIZES = {
     **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"), HEADS),
     **dict.fromkeys(("n_head", "n_heads", "num_heads", "mamba_n_heads"), HEADS),
     **dict.fromkeys(("n_group", "num_group", "topk_group", "n_groups", "mamba_n_groups"), 1),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4), "num_experts_per_tok": 2,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token"), 2),
     "rotary_dim": 8,
 }  # fmt: skip
 """What sizes are set to where a config has them and they are larger."""

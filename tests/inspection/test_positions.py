@@ -56,6 +56,13 @@ def test_no_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (seen.kind, seen.layers, seen.theta) == ("rotary", {"decoder": (0, 1, 2)}, None)
 
 
+@pytest.mark.slow
+def test_a_mixture_that_calls_its_choice_otherwise_is_looked_into() -> None:
+    """Kimi Linear's experts of a token are `num_experts_per_token`; positions act nowhere in it."""
+    seen = found(AutoConfig.for_model("kimi_linear"))
+    assert (seen.kind, seen.applied) == ("none", "nowhere")
+
+
 @pytest.mark.parametrize(
     ("model_type", "lie", "kind"),
     [
