@@ -33,10 +33,10 @@ from loraft.models.remote_code import as_trusted
 from loraft.planning.run_plan import RunPlan, plan_run
 from loraft.tasks import TASKS
 from loraft.tokenization.boundaries import Pieces
+from loraft.training.built_model import build_model
 from loraft.training.embedding_noise import noisy_embeddings
 from loraft.training.start_batches import begin_from_rows
 from loraft.training.train_step import planned_loss
-from loraft.training.trainer import build_model
 
 PROMPT = "the prompt"
 """What errors call it."""

@@ -35,11 +35,11 @@ from loraft.models.modules import modules_of
 from loraft.models.remote_code import trusting
 from loraft.planning.planned_memory import too_large
 from loraft.planning.run_plan import RunPlan, base_notes, plan_run, scaled_rate
+from loraft.training.built_model import build_model
 from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder
 from loraft.training.save_run import save_weights
 from loraft.training.train_step import Throughput, Trainer, take_step
-from loraft.training.trainer import build_model
 
 MEMORY_OF = {"cpu": "the process (resident memory)", "cuda": "the GPU (what torch held)"}
 LAST = 4

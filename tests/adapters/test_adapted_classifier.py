@@ -24,7 +24,7 @@ from loraft.models.quantize import quantized_modules
 from loraft.models.registry import CLASSIFIERS
 from loraft.planning.run_plan import plan_run
 from loraft.tokenization.examples import Example
-from loraft.training.trainer import build_model
+from loraft.training.built_model import build_model
 from tests.adapters.setting import FACTS, disturb
 from tests.tiny import tiny_sizes, tiny_tokenizer
 from tests.training.classifiers import LABELS, SOME, classifier_config, labelled_rows

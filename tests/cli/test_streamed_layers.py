@@ -41,7 +41,7 @@ CHECKPOINTING = "training__gradient_checkpointing"
 
 @pytest.fixture
 def memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("planning.planned_memory", "planning.run_plan", "training.trainer"):
+    for module in ("planning.planned_memory", "planning.run_plan", "training.built_model"):
         monkeypatch.setattr(f"loraft.{module}.has_own_memory", lambda _: True)
 
 

@@ -36,7 +36,7 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     given: list[int] = []
     plain = _Tiled.of_tile
     monkeypatch.setattr(_Tiled, "of_tile", lambda self, tile: (given.append(tile.shape[1]), plain(self, tile))[1])
-    monkeypatch.setattr("loraft.training.trainer.tile_mlps", partial(tile_mlps, tile=SMALL))
+    monkeypatch.setattr("loraft.training.built_model.tile_mlps", partial(tile_mlps, tile=SMALL))
     monkeypatch.setattr("loraft.planning.planned_memory.TILE", SMALL)
     return given
 

@@ -33,7 +33,7 @@ from loraft.models.load_model import LoadedModel
 from loraft.models.model_structure import ends_of, layers_of
 from loraft.models.quantize import quantized_modules
 from loraft.planning.run_plan import RunPlan, plan_run
-from loraft.training import trainer
+from loraft.training import built_model
 from loraft.training.run_dir import RunFolder
 from loraft.training.train_step import Throughput, Trainer, take_step
 from tests.cuda_rehearsal.device import CUDA, rehearsal
@@ -168,8 +168,8 @@ def held(
     })  # fmt: skip
     with rehearsal() as ledger:
         plan = plan_run(config)
-        trainer.load_model = lambda *_, **__: loaded(plan)
-        adapted = trainer.build_model(plan)
+        built_model.load_model = lambda *_, **__: loaded(plan)
+        adapted = built_model.build_model(plan)
         run = Trainer(plan, RunFolder(folder / "run"), adapted, str, lambda _: None, [])
         adapted.set_training(True)
         windows = plan.batches.windows(plan.data.train, 0, 0, (0, 0))

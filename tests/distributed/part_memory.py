@@ -22,11 +22,11 @@ from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
 from loraft.io.held_memory import give_back_at_once, release_freed
 from loraft.planning.run_plan import plan_run
+from loraft.training.built_model import build_model
 from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder
 from loraft.training.save_run import save, save_result
 from loraft.training.train_step import Throughput, Trainer, take_step
-from loraft.training.trainer import build_model
 from tests.distributed.forked import forked
 
 Measure = Callable[[RunConfig, Ranks], tuple[int, int, int, int]]

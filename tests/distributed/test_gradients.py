@@ -15,9 +15,9 @@ from loraft.distributed.exchange import Exchange
 from loraft.distributed.ranks import Ranks
 from loraft.distributed.sharding import own_part
 from loraft.planning.run_plan import plan_run
+from loraft.training.built_model import build_model
 from loraft.training.run_dir import RunFolder
 from loraft.training.train_step import Throughput, Trainer, evaluate_loss, take_step
-from loraft.training.trainer import build_model
 from tests.distributed.forked import forked
 from tests.training.building import Recorder, judged, tiny_config, write_rows
 

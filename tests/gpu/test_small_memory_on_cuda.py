@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from loraft import api
 from loraft.optimization.optimizer import KINDS, optimizer_state
 from loraft.planning.run_plan import plan_run
+from loraft.training.built_model import build_model
 from loraft.training.loop import fit
-from loraft.training.trainer import build_model
 from tests.tiny import save_tiny
 from tests.training.building import tiny_fit
 from tests.training.wide import wide_config, wide_sizes

@@ -16,7 +16,7 @@ from loraft.kernels.fused.row_trials import CAPPED
 from loraft.kernels.packed_attention import attend_rows
 from loraft.planning.run_plan import plan_run
 from loraft.tasks.batches import BatchLayout, collate_texts
-from loraft.training.trainer import build_model
+from loraft.training.built_model import build_model
 from tests.training.building import tiny_fit
 from tests.training.test_every_combination import AS_ON_CUDA, task_of, train_two_steps
 from tests.training.test_trainer import stop_at

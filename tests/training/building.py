@@ -13,10 +13,10 @@ from loraft.config.schema import RunConfig
 from loraft.distributed.sharding import plain
 from loraft.events import Event
 from loraft.planning.run_plan import plan_run
+from loraft.training.built_model import build_model
 from loraft.training.checkpoint import RunState
 from loraft.training.run_dir import RunFolder
 from loraft.training.train_step import Trainer
-from loraft.training.trainer import build_model
 from tests.tiny import save_tiny
 
 WORDS = ("the order is late and the answer is in the text that the customer said about it again").split()  # noqa: SIM905

@@ -21,9 +21,9 @@ from loraft.inference.requests import ModelRequest
 from loraft.inference.session import open_session
 from loraft.io.atomic import write_json
 from loraft.planning.run_plan import plan_run
+from loraft.training.built_model import build_model
 from loraft.training.run_dir import saved_bytes
 from loraft.training.start_batches import begin_from_rows
-from loraft.training.trainer import build_model
 from tests.adapters.setting import disturb, logits
 from tests.cli.running import loraft
 from tests.training.building import pairs, tiny_config, tiny_fit, write_rows

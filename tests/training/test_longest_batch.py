@@ -91,7 +91,7 @@ def test_layers_that_are_fed_and_inputs_that_are_kept_on_the_host_are_tried_like
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool | str
 ) -> None:
     """On a CPU that takes itself for a device with memory of its own, which `auto` asks for."""
-    for module in ("planning.planned_memory", "planning.run_plan", "training.trainer", "training.longest_batch"):
+    for module in ("planning.planned_memory", "planning.run_plan", "training.built_model", "training.longest_batch"):
         monkeypatch.setattr(f"loraft.{module}.has_own_memory", lambda _: True)
     for name, tries in (("plain", False), ("tried", "auto")):
         config = config_of(

@@ -15,10 +15,10 @@ from loraft.events import Event, Note
 from loraft.inference.requests import GenerationRequest
 from loraft.tasks.batches import BatchLayout, collate_texts
 from loraft.training import train_step
+from loraft.training.built_model import build_model
 from loraft.training.loop import fit
 from loraft.training.run_events import Evaluated, StepDone, StepLogged
 from loraft.training.train_step import evaluate_loss
-from loraft.training.trainer import build_model
 from tests.training.building import close, contrary, recorded, rows, tiny_config, tiny_fit, write_rows
 
 SETUPS = {"4x1": (4, 1), "2x2": (2, 2), "1x4": (1, 4)}

@@ -22,10 +22,10 @@ from loraft.events import Event, Note
 from loraft.kernels.cpu.line_attention import LINES
 from loraft.planning.run_plan import plan_run
 from loraft.training import loop as evaluating
+from loraft.training.built_model import build_model
 from loraft.training.run_dir import RunFolder
 from loraft.training.run_events import StepDone
 from loraft.training.train_step import evaluate_loss
-from loraft.training.trainer import build_model
 from tests.training.building import contrary, labelled, rows, tiny_config, write_rows
 
 CLOCK = ("tokens_per_second", "peak_bytes")
@@ -80,16 +80,24 @@ def test_stopped_at_a_step_and_resumed_it_is_the_same_bytes(tmp_path: Path, opti
     goes_on_from(tmp_path, 3, **options)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "plain"])
-def test_plain_kernels_leave_attention_dropout_and_the_length_of_lines_to_torch(tmp_path: Path, kernels: str) -> None:
-    """As before there were others: with these a run of an earlier version goes on."""
-    options = {"task": "seq_cls", "model__dtype": "bfloat16", "training__kernels": kernels}
-    tiny_config(tmp_path, task="seq_cls")
-    plan = plan_run(config_of(tmp_path, "run", **options))
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"task": "seq_cls"}, (LINES, False, 4)),
+        ({"task": "seq_cls", "training__kernels": "plain"}, ("sdpa", True, 0)),
+        ({"task": "preference", "data__packing": "off"}, ("sdpa", False, 4)),
+    ],
+    ids=["auto", "plain", "reference"],
+)
+def test_attention_dropout_and_the_length_of_lines_are_a_cpus_own(
+    tmp_path: Path, options: dict[str, Any], expected: tuple[str, bool, int]
+) -> None:
+    """Plain ones are as before there were others, for a run of an earlier version; a reference is attended by torch."""
+    tiny_config(tmp_path, task=options["task"])
+    plan = plan_run(config_of(tmp_path, "run", model__dtype="bfloat16", **options))
     model = build_model(plan).loaded.model
     dropping = {type(module) for module in model.modules() if isinstance(module, nn.Dropout)}
-    found = (model.config._attn_implementation, dropping == {nn.Dropout}, plan.layout.binary_digits)
-    assert found == ((LINES, False, 4) if kernels == "auto" else ("sdpa", True, 0))
+    assert (model.config._attn_implementation, dropping == {nn.Dropout}, plan.layout.binary_digits) == expected
 
 
 @pytest.mark.slow

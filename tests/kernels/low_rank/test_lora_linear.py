@@ -24,7 +24,7 @@ from loraft.kernels.low_rank.dora import norms_from_factors
 from loraft.kernels.low_rank.lora_linear import Together, patch_lora_linears
 from loraft.models.registry import FAMILIES
 from loraft.planning.run_plan import plan_run
-from loraft.training.trainer import build_model
+from loraft.training.built_model import build_model
 from tests.tiny import mostly_slow, tiny_model
 from tests.training.wide import wide_config
 
