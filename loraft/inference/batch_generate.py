@@ -13,6 +13,7 @@ from loraft.config.sections import DataSource
 from loraft.dataset.source_rows import refuse_rows
 from loraft.errors import AdapterError, DataError, Problem
 from loraft.events import Note, Observer, Progress, ignored, tell
+from loraft.figures import listed
 from loraft.inference.completion import Completion, EndedBy, count_cut
 from loraft.inference.engine import complete_batch
 from loraft.inference.prompt_limits import beyond_training, prompt_limit
@@ -93,7 +94,7 @@ def read_questions(
         known -= {"input"}
     if learned is None and (unread := [name for name in read.columns if name not in known]):
         what = "no run is near that says what the rows of training called their columns"
-        observer(Note(f"{what}: nothing is read from {', '.join(unread)}"))
+        observer(Note(f"{what}: nothing is read from {listed(unread)}"))
     learned = learned or {}
     asking = () if column or any(name in read.columns for name in ASKED) else (*ASKED, *ASKED_OTHERWISE)
     there = {ours: theirs for ours, theirs in learned.items() if column_of(theirs, read.columns) in read.columns}

@@ -20,7 +20,7 @@ def drawn(like: Tensor, share: float) -> tuple[Tensor, float]:
     what is drawn is repeated.
     """
     seed = int(torch.randint(2**62, ()))
-    count, threshold = like.numel(), round(share * LEVELS)
+    count, threshold = like.numel(), min(round(share * LEVELS), LEVELS - 1)
     generator = np.random.Generator(np.random.SFC64(seed))
     words = generator.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
     numbers = torch.from_numpy(words.view(np.int16)[:count]).view(like.shape)

@@ -21,6 +21,12 @@ def test_as_much_is_dropped_as_is_asked_for(share: float, dtype: torch.dtype) ->
     assert factor == pytest.approx(1 / (1 - share), rel=1e-4)
 
 
+def test_a_share_of_almost_all_leaves_one_of_65536() -> None:
+    kept, factor = drawn(torch.empty(400_000), 0.999999)
+    assert factor == 65536
+    assert kept.sum() < 40
+
+
 def test_neighbours_are_dropped_independently() -> None:
     """Four are decided by one word of 64 bits."""
     torch.manual_seed(2)
